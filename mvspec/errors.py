@@ -1,0 +1,156 @@
+"""The errors a user can meet, and the located diagnostics that they carry."""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass
+from functools import cached_property
+
+__all__ = [
+    "Diagnostic",
+    "LimitExceeded",
+    "MvspecError",
+    "ParseError",
+    "Source",
+    "Unsupported",
+    "VerifyError",
+]
+
+
+class MvspecError(Exception):
+    """Base of every error that mvspec raises on user input."""
+
+
+class VerifyError(MvspecError):
+    """A tree breaks an invariant; the message gives the path into the tree and the fix."""
+
+    def __init__(self, address: str, message: str) -> None:
+        super().__init__(f"{address}: {message}" if address else message)
+        self.address = address
+
+
+class Unsupported(MvspecError):
+    """A form, engine or model cannot do what is asked; the message names the capability."""
+
+
+class LimitExceeded(MvspecError):
+    """A document or a run passes one of its `Limits`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One violation in a text, and the edit that repairs it.
+
+    Replacing `text[offset:end]` by `inserted` for every diagnostic of a text gives canonical
+    text, so what recovery drops is exactly `dropped` and what it adds is exactly `inserted`.
+
+    Args:
+        offset: where it starts, in characters from 0.
+        end: where the replaced span ends, in characters.
+        line, column: the same place, both from 1, columns in characters.
+        code: stable name of the kind of violation (docs/diagnostics.md lists them).
+        message: what is wrong, what was expected.
+        dropped: the text that the repair leaves out.
+        inserted: the text that the repair writes instead.
+        severity: "error" for a violation, "warning" for legal but unusual text.
+    """
+
+    offset: int
+    end: int
+    line: int
+    column: int
+    code: str
+    message: str
+    dropped: str = ""
+    inserted: str = ""
+    severity: str = "error"
+
+    def record(self) -> dict[str, object]:
+        """Return the object that `mvspec check --json` prints for this diagnostic."""
+        out: dict[str, object] = {
+            "offset": self.offset,
+            "line": self.line,
+            "column": self.column,
+            "code": self.code,
+            "message": self.message,
+        }
+        if self.dropped:
+            out["dropped"] = self.dropped
+        if self.inserted:
+            out["inserted"] = self.inserted
+        if self.severity != "error":
+            out["severity"] = self.severity
+        return out
+
+
+class Source:
+    """A text with its name; turns offsets into lines, columns and excerpts with a caret."""
+
+    def __init__(self, text: str, name: str = "<text>") -> None:
+        self.text = text
+        self.name = name
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        starts = [0]
+        at = self.text.find("\n")
+        while at >= 0:
+            starts.append(at + 1)
+            at = self.text.find("\n", at + 1)
+        return starts
+
+    def position(self, offset: int) -> tuple[int, int]:
+        """Return (line, column) of `offset`, both from 1."""
+        line = bisect.bisect_right(self._starts, offset)
+        return line, offset - self._starts[line - 1] + 1
+
+    def diagnostic(
+        self,
+        offset: int,
+        code: str,
+        message: str,
+        *,
+        end: int | None = None,
+        inserted: str = "",
+        severity: str = "error",
+    ) -> Diagnostic:
+        """Locate a diagnostic at `offset` that replaces `text[offset:end]` by `inserted`."""
+        end = offset if end is None else end
+        line, column = self.position(offset)
+        dropped = self.text[offset:end]
+        return Diagnostic(
+            offset, end, line, column, code, message, dropped, inserted, severity
+        )
+
+    def excerpt(self, offset: int, width: int = 72) -> str:
+        """Return the line around `offset`, at most `width` characters, and a caret under it."""
+        line, column = self.position(offset)
+        start = self._starts[line - 1]
+        stop = self._starts[line] - 1 if line < len(self._starts) else len(self.text)
+        left = max(start, min(offset - width // 2, stop - width))
+        right = min(stop, left + width)
+        head = "…" if left > start else ""
+        tail = "…" if right < stop else ""
+        shown = "".join(c if c.isprintable() else "·" for c in self.text[left:right])
+        gutter = f"{line:>5} | "
+        caret = " " * (len(gutter) + len(head) + offset - left) + "^"
+        return f"{gutter}{head}{shown}{tail}\n{caret}"
+
+
+class ParseError(MvspecError):
+    """A text is not of its form; carries the first violation, located.
+
+    Attributes:
+        diagnostic: the first violation.
+        cut: whether the text is a proper prefix of a well-formed one.
+    """
+
+    def __init__(self, source: Source, diagnostic: Diagnostic, *, cut: bool = False) -> None:
+        where = f"{source.name}:{diagnostic.line}:{diagnostic.column}"
+        super().__init__(
+            f"{where}: {diagnostic.message} [{diagnostic.code}]\n"
+            f"{source.excerpt(diagnostic.offset)}"
+        )
+        self.source = source
+        self.diagnostic = diagnostic
+        self.cut = cut
