@@ -1,0 +1,28 @@
+"""Limits of a generation, as data."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from mvspec.ir import MAX_DEPTH
+
+__all__ = ["Limits"]
+
+
+class Limits(BaseModel):
+    """What a generation may use; an opening that cannot be closed in time is not allowed.
+
+    Args:
+        max_depth: blocks inside blocks (the published engine: 5).
+        max_paths: paths of one block.
+        max_position: every position id is below this, in tokens; the published engine's
+            budget (8,000) is of this kind, since it bounds the critical path.
+        max_tokens: tokens of all threads together.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_depth: int = Field(default=MAX_DEPTH, ge=0, le=MAX_DEPTH)
+    max_paths: int = Field(default=64, ge=1)
+    max_position: int | None = Field(default=None, ge=0)
+    max_tokens: int | None = Field(default=None, ge=0)
