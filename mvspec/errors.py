@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,6 +34,10 @@ class Unsupported(MvspecError):
 
 class LimitExceeded(MvspecError):
     """A document or a run passes one of its `Limits`."""
+
+
+_BLOCK = 4096
+"""Characters between two places whose line is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +94,23 @@ class Source:
         self.name = name
 
     @cached_property
-    def _starts(self) -> list[int]:
-        starts = [0]
-        at = self.text.find("\n")
-        while at >= 0:
-            starts.append(at + 1)
-            at = self.text.find("\n", at + 1)
-        return starts
+    def _marks(self) -> list[tuple[int, int]]:
+        # For each block of the text: the newlines before it, and where its first line starts.
+        marks: list[tuple[int, int]] = []
+        lines = start = 0
+        for at in range(0, len(self.text) + 1, _BLOCK):
+            marks.append((lines, start))
+            lines += self.text.count("\n", at, at + _BLOCK)
+            start = max(start, self.text.rfind("\n", at, at + _BLOCK) + 1)
+        return marks
 
     def position(self, offset: int) -> tuple[int, int]:
-        """Return (line, column) of `offset`, both from 1."""
-        line = bisect.bisect_right(self._starts, offset)
-        return line, offset - self._starts[line - 1] + 1
+        """Return (line, column) of `offset`, both from 1, in bounded time."""
+        block = offset // _BLOCK
+        lines, start = self._marks[block]
+        lines += self.text.count("\n", block * _BLOCK, offset)
+        start = max(start, self.text.rfind("\n", block * _BLOCK, offset) + 1)
+        return lines + 1, offset - start + 1
 
     def diagnostic(
         self,
@@ -125,8 +133,9 @@ class Source:
     def excerpt(self, offset: int, width: int = 72) -> str:
         """Return the line around `offset`, at most `width` characters, and a caret under it."""
         line, column = self.position(offset)
-        start = self._starts[line - 1]
-        stop = self._starts[line] - 1 if line < len(self._starts) else len(self.text)
+        start = offset - column + 1
+        stop = self.text.find("\n", offset)
+        stop = len(self.text) if stop < 0 else stop
         left = max(start, min(offset - width // 2, stop - width))
         right = min(stop, left + width)
         head = "…" if left > start else ""

@@ -7,6 +7,7 @@ from typing import Literal, overload
 from mvspec.errors import Diagnostic, Source, Unsupported, VerifyError
 from mvspec.ir import Document, Message
 from mvspec.parser import parse_text, recover_text
+from mvspec.recovery import Code
 from mvspec.syntax import MULTIVERSE, UNTAGGED, Syntax
 
 __all__ = ["FORMS", "JSON", "parse", "render"]
@@ -59,8 +60,8 @@ def recover_json(text: str, name: str) -> tuple[Document, tuple[Diagnostic, ...]
     try:
         return Document.from_json(text), ()
     except VerifyError as error:
-        source = Source(text, name)
-        return Document(), (source.diagnostic(0, "not-a-document", str(error), end=len(text)),)
+        code: Code = "not-a-document"
+        return Document(), (Source(text, name).diagnostic(0, code, str(error), end=len(text)),)
 
 
 def render(document: Document | Message, form: str = "multiverse") -> str:

@@ -118,7 +118,7 @@ class Gen(Node):
         if regex is not None:
             try:
                 re.compile(regex)
-            except re.error as error:
+            except (re.error, OverflowError, RecursionError) as error:
                 raise ValueError(f"regex {regex!r} does not compile: {error}") from None
         return regex
 
@@ -133,7 +133,9 @@ class Gen(Node):
             raise ValueError(f"json_schema is not JSON text: {error}") from None
         if not isinstance(value, dict | bool):
             raise ValueError("json_schema must be a JSON object or a boolean")
-        return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return json.dumps(
+            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        )
 
     @model_validator(mode="after")
     def _one_constraint(self) -> Self:

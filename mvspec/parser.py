@@ -1,6 +1,6 @@
 """Text to tree by a lark grammar: strict, and recovering by repair.
 
-There is one parser. Recovery (mvspec/recovery.py) edits a malformed text into a canonical one,
+There is one parser. Recovery (mvspec/recovery/) edits a malformed text into a canonical one,
 which the same parser then reads; the edits are the diagnostics, so nothing is lost silently.
 """
 
@@ -15,6 +15,7 @@ from lark.exceptions import UnexpectedInput
 
 from mvspec.errors import Diagnostic, MvspecError, ParseError, Source
 from mvspec.ir import (
+    MAX_DEPTH,
     Conclusion,
     Document,
     Goal,
@@ -28,7 +29,7 @@ from mvspec.ir import (
 from mvspec.recovery import repair
 from mvspec.syntax import MULTIVERSE, Syntax, Tag
 
-__all__ = ["parse_text", "recover_text"]
+__all__ = ["apply", "parse_text", "recover_text"]
 
 
 def parse_text(text: str, syntax: Syntax = MULTIVERSE, name: str = "<text>") -> Document:
@@ -149,8 +150,6 @@ class _Build(Transformer[Token, Document]):
         return Conclusion(body=self._body(items))
 
     def block(self, items: list[Any]) -> Parallel:
-        from mvspec.ir import MAX_DEPTH
-
         goal, *paths, conclusion = items
         if [o.label for o in goal.outlines] != [p.label for p in paths]:
             raise _Mismatch("labels differ")

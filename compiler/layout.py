@@ -1,0 +1,336 @@
+"""The structural law, vectorised: one layout for training and inference.
+
+O(tokens x depth) time and memory. The same law, one token at a time: mvspec/structure.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mvspec.errors import VerifyError
+from mvspec.syntax import Tag
+
+__all__ = ["Layout", "concatenate", "lay_out", "structural_runs"]
+
+Int = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where every token sits, what it may see, and which tokens carry loss.
+
+    Args:
+        input_ids: int32 [n].
+        position_ids: int32 [n].
+        parent: int32 [n]; the token whose logits predict this one, -1 where there is none.
+        loss_mask: bool [n].
+        document_ids: int32 [n]; tokens of different documents do not see each other, and -1
+            marks padding, which sees itself alone.
+        hide_lo, hide_hi: int32 [depth, n]; at each depth q may not see k in [lo[q], hi[q]).
+
+    q sees k iff k <= q, both are of one document, and no depth hides k from q.
+    """
+
+    input_ids: Int
+    position_ids: Int
+    parent: Int
+    loss_mask: NDArray[np.bool_]
+    document_ids: Int
+    hide_lo: Int
+    hide_hi: Int
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Layout):
+            return NotImplemented
+        depth = max(self.depth, other.depth)
+        mine, theirs = self.padded_depth(depth), other.padded_depth(depth)
+        return all(
+            np.array_equal(getattr(mine, name), getattr(theirs, name))
+            for name in self.__dataclass_fields__
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def depth(self) -> int:
+        """Levels of blocks that hide anything."""
+        return len(self.hide_lo)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all arrays, in bytes."""
+        return sum(getattr(self, name).nbytes for name in self.__dataclass_fields__)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """int64 [n]: input_ids where there is loss, else -100.
+
+        Predict `labels[i]` from the logits at `parent[i]`, not at i - 1.
+        """
+        return np.where(self.loss_mask, self.input_ids, -100).astype(np.int64)
+
+    def truncate(self, length: int) -> Layout:
+        """Return the layout of the first `length` tokens."""
+        fields = {
+            name: getattr(self, name)[..., :length].copy() for name in self.__dataclass_fields__
+        }
+        return Layout(**fields)
+
+    def padded(self, length: int, *, pad_id: int = 0) -> Layout:
+        """Return the layout with padding tokens up to `length`, which see only themselves."""
+        extra = length - len(self)
+        if extra < 0:
+            raise VerifyError("layout", f"{len(self)} tokens do not fit into {length}: truncate")
+
+        def pad(array: NDArray[Any], value: int) -> NDArray[Any]:
+            widths = [(0, 0)] * (array.ndim - 1) + [(0, extra)]
+            return np.pad(array, widths, constant_values=value)
+
+        return Layout(
+            pad(self.input_ids, pad_id),
+            pad(self.position_ids, 0),
+            pad(self.parent, -1),
+            pad(self.loss_mask, 0),
+            pad(self.document_ids, -1),
+            pad(self.hide_lo, 0),
+            pad(self.hide_hi, 0),
+        )
+
+    def padded_depth(self, depth: int) -> Layout:
+        """Return the layout with empty intervals up to `depth` levels."""
+        if depth < self.depth:
+            raise VerifyError("layout", f"blocks nest {self.depth} deep, more than {depth}")
+        extra = np.zeros((depth - self.depth, len(self)), dtype=np.int32)
+        return replace(
+            self,
+            hide_lo=np.concatenate([self.hide_lo, extra]),
+            hide_hi=np.concatenate([self.hide_hi, extra]),
+        )
+
+    def _repr_html_(self) -> str:
+        from mvspec.compiler.picture import layout_html
+
+        return layout_html(self)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Stretches of tokens between forks, path starts and joins.
+
+    Args:
+        starts: index of the first token of each run.
+        positions: its position id.
+        parents: its parent.
+        hide: (lo, hi) at each depth, for all tokens of the run.
+        paths: for all tokens of the run, the innermost path that they stand in; -1 for none.
+        spans: all paths, in surface order.
+    """
+
+    starts: list[int]
+    positions: list[int]
+    parents: list[int]
+    hide: list[tuple[tuple[int, int], ...]]
+    paths: list[int]
+    spans: list[Span]
+
+
+@dataclass(slots=True)
+class Span:
+    """One path: tokens [start, end), `number` among its siblings of `block`, inside `outer`.
+
+    `tag` is the index of its `<Path>`; `fork` that of the token before the first sibling.
+    """
+
+    block: int
+    number: int
+    outer: int
+    fork: int
+    start: int
+    tag: int = -1
+    end: int = -1
+
+
+def structural_runs(
+    tags: NDArray[np.int8], ends: NDArray[np.int64], order: Sequence[Tag] = tuple(Tag)
+) -> Runs:
+    """Cut a token sequence into runs by its structural tags.
+
+    Args:
+        tags: numbers of the tags in `order`, in the order of the surface form.
+        ends: for each, the index of the token after it.
+
+    Raises:
+        VerifyError: the tags do not nest as the grammar has it; the address is the token index.
+    """
+    runs = Runs([0], [0], [-1], [()], [-1], [])
+    stack: list[_Open] = []
+    shift = blocks = 0  # shift: index minus position, in the run at hand
+
+    def run(block: _Open, start: int, position: int, parent: int, path: int) -> None:
+        siblings = ((block.first, start) if start > block.first else (0, 0),)
+        runs.starts.append(start)
+        runs.positions.append(position)
+        runs.parents.append(parent)
+        runs.hide.append(block.outside if path == block.outer else (*block.outside, *siblings))
+        runs.paths.append(path)
+
+    def open_path(block: _Open, start: int) -> None:
+        runs.spans.append(Span(block.number, block.paths, block.outer, block.fork, start))
+        run(block, start, block.position, block.fork, len(runs.spans) - 1)
+
+    for number, end in zip(tags.tolist(), ends.tolist(), strict=True):
+        tag = order[number]
+        top = stack[-1] if stack else None
+        state = top.state if top else _BODY
+        following = _NEXT.get((state, tag))
+        if following is None:
+            raise VerifyError(f"token {end - 1}", f"{tag} may not come here ({_WHERE[state]})")
+        if tag is Tag.PARALLEL:
+            stack.append(_Open(blocks, runs.hide[-1], runs.paths[-1]))
+            blocks += 1
+        elif top is not None:
+            top.state = following
+            if tag is Tag.OUTLINE:
+                top.outlines += 1
+            elif tag is Tag.END_GOAL:
+                if not top.outlines:
+                    raise VerifyError(f"token {end - 1}", "</Goal> without an outline")
+                top.first, top.position, top.fork = end, end - shift, end - 1
+                open_path(top, end)
+            elif tag is Tag.PATH:
+                runs.spans[runs.paths[-1]].tag = end - 1
+            elif tag is Tag.END_PATH:
+                runs.spans[runs.paths[-1]].end = end
+                top.paths += 1
+                top.longest = max(top.longest, end - shift)
+                if top.paths < top.outlines:
+                    open_path(top, end)
+                else:
+                    top.state = _JOIN
+                    run(top, end, top.longest, -1, top.outer)
+                shift = end - runs.positions[-1]
+            elif tag is Tag.END_PARALLEL:
+                stack.pop()
+    return runs
+
+
+class _Open:
+    """A block while its tags go by."""
+
+    __slots__ = (
+        "first", "fork", "longest", "number", "outer", "outlines", "outside", "paths",
+        "position", "state",
+    )  # fmt: skip
+
+    def __init__(self, number: int, outside: tuple[tuple[int, int], ...], outer: int) -> None:
+        self.number = number
+        self.state = _OPENED
+        self.outside = outside
+        self.outer = outer
+        self.outlines = self.paths = self.first = self.position = self.longest = 0
+        self.fork = -1
+
+
+_BODY, _OPENED, _GOAL, _OUTLINE, _BETWEEN, _PATH, _JOIN, _CONCLUSION, _DONE = range(9)
+_WHERE = (
+    "in text", "after <Parallel>", "in <Goal>", "in <Outline>", "between paths", "in <Path>",
+    "after the last path", "in <Conclusion>", "after </Conclusion>",
+)  # fmt: skip
+_NEXT = {
+    (_BODY, Tag.THINK): _BODY,
+    (_BODY, Tag.END_THINK): _BODY,
+    (_BODY, Tag.PARALLEL): _BODY,
+    (_OPENED, Tag.GOAL): _GOAL,
+    (_GOAL, Tag.OUTLINE): _OUTLINE,
+    (_OUTLINE, Tag.END_OUTLINE): _GOAL,
+    (_GOAL, Tag.END_GOAL): _BETWEEN,
+    (_BETWEEN, Tag.PATH): _PATH,
+    (_PATH, Tag.PARALLEL): _PATH,
+    (_PATH, Tag.END_PATH): _BETWEEN,
+    (_JOIN, Tag.CONCLUSION): _CONCLUSION,
+    (_CONCLUSION, Tag.END_CONCLUSION): _DONE,
+    (_DONE, Tag.END_PARALLEL): _BODY,
+}
+
+
+def lay_out(
+    ids: Int,
+    free: NDArray[np.bool_],
+    forced: NDArray[np.bool_],
+    runs: Runs,
+    *,
+    forced_loss: bool = False,
+) -> Layout:
+    """Spread runs over their tokens.
+
+    Args:
+        ids, free, forced: of the tokens [n].
+        forced_loss: let forced tokens carry loss too, where the token before them in the
+            surface form is their parent.
+    """
+    n = len(ids)
+    bounds = np.array([*runs.starts, n], dtype=np.int64)
+    lengths = np.diff(bounds)
+    # Runs without a token (a prefix that ends at a fork) leave no trace.
+    index = np.arange(n, dtype=np.int32)
+    shift = np.array(runs.starts, dtype=np.int64) - np.array(runs.positions, dtype=np.int64)
+    position_ids = index - np.repeat(shift.astype(np.int32), lengths)
+    parent = index - 1
+    kept = lengths > 0
+    parent[bounds[:-1][kept]] = np.array(runs.parents, dtype=np.int32)[kept]
+    depth = max(map(len, runs.hide))
+    table = np.zeros((2, depth, len(runs.hide)), dtype=np.int32)
+    for run, intervals in enumerate(runs.hide):
+        for level, (lo, hi) in enumerate(intervals):
+            table[:, level, run] = lo, hi
+    hide = np.repeat(table, lengths, axis=2)
+    loss = free.copy()
+    if forced_loss:
+        loss |= forced & (parent == index - 1)
+    loss &= parent >= 0
+    return Layout(ids, position_ids, parent, loss, np.zeros(n, dtype=np.int32), hide[0], hide[1])
+
+
+def concatenate(layouts: Sequence[Layout]) -> Layout:
+    """Lay documents end to end: each restarts at position 0 and sees nothing of the others."""
+    depth = max((layout.depth for layout in layouts), default=0)
+    parts = [layout.padded_depth(depth) for layout in layouts]
+    starts = np.cumsum([0, *(len(part) for part in parts)])
+    document = 0
+    parent: list[Int] = []
+    documents: list[Int] = []
+    hide_lo: list[Int] = []
+    hide_hi: list[Int] = []
+    for part, start in zip(parts, starts.tolist(), strict=False):
+        parent.append(np.where(part.parent >= 0, part.parent + start, -1).astype(np.int32))
+        real = part.document_ids >= 0
+        documents.append(np.where(real, part.document_ids + document, -1).astype(np.int32))
+        document += int(part.document_ids.max(initial=-1)) + 1
+        empty = part.hide_lo == part.hide_hi
+        hide_lo.append(np.where(empty, 0, part.hide_lo + start).astype(np.int32))
+        hide_hi.append(np.where(empty, 0, part.hide_hi + start).astype(np.int32))
+
+    def join(name: str, dtype: type) -> NDArray[Any]:
+        arrays = [getattr(part, name) for part in parts]
+        return np.concatenate([np.zeros(0, dtype=dtype), *arrays]).astype(dtype)
+
+    blank = np.zeros((depth, 0), dtype=np.int32)
+    none = np.zeros(0, dtype=np.int32)
+    return Layout(
+        join("input_ids", np.int32),
+        join("position_ids", np.int32),
+        np.concatenate([none, *parent]),
+        join("loss_mask", np.bool_),
+        np.concatenate([none, *documents]),
+        np.concatenate([blank, *hide_lo], axis=1),
+        np.concatenate([blank, *hide_hi], axis=1),
+    )

@@ -1,0 +1,137 @@
+"""A document as segments: what is tokenised on its own, and who writes it.
+
+Boundaries stand exactly where a runtime switches between writing and letting the model choose,
+so byte-pair merges never cross a place where they could not arise at inference.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from mvspec.errors import Unsupported
+from mvspec.ir import Document, Gen, Message, Text
+from mvspec.syntax import MULTIVERSE, Piece, Syntax, Tag
+
+__all__ = ["Segment", "segments"]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of text that is tokenised on its own.
+
+    Args:
+        text: its characters; "" for a tag that the form does not write, and for a hole.
+        author: "template", "outside" (a question, a tool: nothing in it is structure),
+            "engine" (forced tokens) or "model" (free tokens).
+        tag: a tag that the form does not write; it stands between two tokens.
+        hole: what a runtime fills here.
+    """
+
+    text: str
+    author: str
+    tag: Tag | None = None
+    hole: Gen | None = None
+
+
+def segments(
+    document: Document | Message,
+    tokenizer: Any = None,
+    *,
+    syntax: Syntax = MULTIVERSE,
+    template: bool | None = None,
+    forced: bool = True,
+) -> list[Segment]:
+    """Cut a document into segments.
+
+    Args:
+        document: a document, or one assistant turn.
+        tokenizer: its chat template renders what stands around the assistant's turns.
+        syntax: the surface form of the assistant's turns.
+        template: whether to use the chat template; by default, where the document has any
+            message that is not the assistant's.
+        forced: whether an engine writes fork and join headers; if not, the model writes all.
+
+    Raises:
+        Unsupported: a template is needed and the tokenizer has none, or the template drops or
+            repeats a message.
+    """
+    messages = document.messages if isinstance(document, Document) else (document,)
+    if template is None:
+        template = any(message.role != "assistant" for message in messages)
+    if not template:
+        return [segment for message in messages for segment in turn(message, syntax, forced)]
+    return list(_templated(messages, tokenizer, syntax, forced))
+
+
+def turn(message: Message, syntax: Syntax, forced: bool = True) -> Iterator[Segment]:
+    """Yield the segments of an assistant's turn: pieces of one author, joined."""
+    text, author = "", ""
+    for piece in syntax.pieces(message):
+        who = "engine" if piece.forced and forced else "model"
+        if text and (who != author or piece.hole or _unwritten(piece)):
+            yield Segment(text, author)
+            text = ""
+        if piece.hole:
+            yield Segment("", "model", hole=piece.hole)
+        elif _unwritten(piece):
+            yield Segment("", who, tag=piece.tag)
+        else:
+            text += piece.text
+            author = who
+    if text:
+        yield Segment(text, author)
+
+
+def _unwritten(piece: Piece) -> bool:
+    return piece.tag is not None and not piece.text
+
+
+def _templated(
+    messages: tuple[Message, ...], tokenizer: Any, syntax: Syntax, forced: bool
+) -> Iterator[Segment]:
+    if not getattr(tokenizer, "chat_template", None):
+        raise Unsupported(
+            "the document has messages around the assistant's turn, and the tokenizer has no "
+            "chat template: pass a transformers tokenizer that has one, set "
+            "tokenizer.chat_template, or compile the assistant's message alone"
+        )
+    nonce = secrets.token_hex(8)
+    marks = [f"mvspec{nonce}x{index}x" for index in range(len(messages))]
+    generate = messages[-1].role != "assistant"
+    chat = [{"role": m.role, "content": mark} for m, mark in zip(messages, marks, strict=True)]
+    rendered: str = tokenizer.apply_chat_template(
+        chat, tokenize=False, add_generation_prompt=generate
+    )
+    after_assistant = False
+    for message, mark in zip(messages, marks, strict=True):
+        found = rendered.count(mark)
+        if found != 1:
+            raise Unsupported(
+                f"the chat template writes the {message.role} message {found} times: "
+                "set tokenizer.chat_template to one that writes every message once"
+            )
+        before, rendered = rendered.split(mark)
+        yield from _between(before, tokenizer, after_assistant)
+        after_assistant = message.role == "assistant"
+        if after_assistant:
+            yield from turn(message, syntax, forced)
+        else:
+            for part in message.body:
+                if isinstance(part, Text):
+                    yield Segment(part.text, "outside")
+    yield from _between(rendered, tokenizer, after_assistant)
+
+
+def _between(text: str, tokenizer: Any, after_assistant: bool) -> Iterator[Segment]:
+    # The end of an assistant's turn is the model's to write.
+    if after_assistant:
+        specials = [token for token in tokenizer.all_special_tokens if text.startswith(token)]
+        end = max(specials, key=len, default="")
+        if end:
+            yield Segment(end, "model")
+            text = text[len(end) :]
+    if text:
+        yield Segment(text, "template")

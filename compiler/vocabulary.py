@@ -1,0 +1,213 @@
+"""A tokenizer as the compiler needs it: tags as single special tokens, text as plain text."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer
+
+from mvspec.errors import Unsupported
+from mvspec.syntax import Tag
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+__all__ = ["TAGS", "AnyTokenizer", "Vocabulary", "add_tags"]
+
+AnyTokenizer = "Tokenizer | PreTrainedTokenizerFast"
+TAGS = tuple(Tag)
+
+# Strings that show how a tokenizer treats the edges of a segment.
+_PROBES = ("a", " a", "\n", "1:", " b\n", "Answer", "\n\n")
+
+
+def add_tags(tokenizer: Any) -> int:
+    """Add the twelve tags to a tokenizer as special tokens; return how many were new.
+
+    Special, because a tag must be out of reach for text from outside. Resize the model's
+    embeddings afterwards (`model.resize_token_embeddings(len(tokenizer))`).
+
+    >>> from tokenizers import Tokenizer, models
+    >>> add_tags(Tokenizer(models.BPE()))
+    12
+    """
+    tags = [AddedToken(tag.value, special=True, normalized=False) for tag in Tag]
+    if isinstance(tokenizer, Tokenizer):
+        return int(tokenizer.add_special_tokens(tags))
+    return int(tokenizer.add_tokens(tags, special_tokens=True))
+
+
+class Vocabulary:
+    """A checked view of a tokenizer; `Vocabulary.of` keeps one for each tokenizer.
+
+    Args:
+        tokenizer: a transformers fast tokenizer or a `tokenizers.Tokenizer`.
+        tagged: whether the twelve tags must be there (not for the `untagged` form).
+
+    Raises:
+        Unsupported: a tag is missing, is several tokens, is not special or strips white space;
+            or the tokenizer changes text at the edges of a segment.
+    """
+
+    _recent: ClassVar[deque[Vocabulary]] = deque(maxlen=8)
+
+    @classmethod
+    def of(cls, tokenizer: Any, *, tagged: bool = True) -> Vocabulary:
+        """Return the vocabulary of a tokenizer, checked once."""
+        if isinstance(tokenizer, Vocabulary):
+            return tokenizer
+        for known in cls._recent:
+            if known.source is tokenizer and known.tagged == tagged:
+                return known
+        made = cls(tokenizer, tagged=tagged)
+        cls._recent.append(made)
+        return made
+
+    def __init__(self, tokenizer: Any, *, tagged: bool = True) -> None:
+        self.source = tokenizer
+        self.tagged = tagged
+        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        if not isinstance(backend, Tokenizer):
+            raise Unsupported(
+                f"{type(tokenizer).__name__} is no fast tokenizer: load one with "
+                "AutoTokenizer.from_pretrained(..., use_fast=True), or pass a tokenizers.Tokenizer"
+            )
+        self.backend = backend
+        self.size = backend.get_vocab_size(with_added_tokens=True)
+        self._lock = threading.Lock()
+        self._check_edges()
+        self.tag_ids: dict[Tag, int] = self._tag_ids() if tagged else {}
+
+    @property
+    def name(self) -> str:
+        """What errors call this tokenizer."""
+        return str(getattr(self.source, "name_or_path", "") or type(self.source).__name__)
+
+    def grow(self) -> None:
+        """Read the size again, after tokens were added to the tokenizer."""
+        self.size = self.backend.get_vocab_size(with_added_tokens=True)
+        self.__dict__.pop("tag_of_id", None)
+
+    # Checks
+
+    def _check_edges(self) -> None:
+        for left in _PROBES:
+            for right in _PROBES:
+                ids = self.encode(left) + self.encode(right)
+                text = self.backend.decode(ids, skip_special_tokens=False)
+                if text != left + right:
+                    raise Unsupported(
+                        f"tokenizer {self.name}: segments {left!r} and {right!r} come back as "
+                        f"{text!r}; a tokenizer that adds or strips white space at the edge of "
+                        "a segment cannot keep training and inference equal"
+                    )
+
+    def _tag_ids(self) -> dict[Tag, int]:
+        added = self.backend.get_added_tokens_decoder()
+        out: dict[Tag, int] = {}
+        missing = [tag for tag in Tag if self.backend.token_to_id(tag.value) is None]
+        if missing:
+            raise Unsupported(
+                f"tokenizer {self.name} has no token for {', '.join(missing)} "
+                f"({missing[0]} is {len(self.encode(missing[0].value))} tokens): "
+                "call mvspec.compiler.add_tags(tokenizer)"
+            )
+        for tag in Tag:
+            index = self.backend.token_to_id(tag.value)
+            token = added.get(index)
+            if token is None or not token.special:
+                raise Unsupported(
+                    f"tokenizer {self.name}: {tag} is not a special token, so text from outside "
+                    "could fork threads: call mvspec.compiler.add_tags(tokenizer)"
+                )
+            if token.lstrip or token.rstrip:
+                raise Unsupported(
+                    f"tokenizer {self.name}: {tag} strips the white space around it: "
+                    "add it with lstrip=False, rstrip=False"
+                )
+            ids = self.encode(tag.value)
+            if ids != [index]:
+                raise Unsupported(f"tokenizer {self.name}: {tag} is {len(ids)} tokens, not one")
+            out[tag] = index
+        return out
+
+    # Text to tokens
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text in which tags and control tokens are live."""
+        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Return the ids of several texts, each tokenised on its own."""
+        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def encode_outside(self, text: str) -> list[int]:
+        """Return the ids of text from outside: tags and control tokens are plain characters."""
+        with self._lock:  # the switch belongs to the whole tokenizer
+            before = self.backend.encode_special_tokens
+            self.backend.encode_special_tokens = True
+            try:
+                ids = self._encode_plain(text)
+            finally:
+                self.backend.encode_special_tokens = before
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        ids = self.encode(text)
+        if self._added_ids.isdisjoint(ids):
+            return ids
+        # Added tokens that are not special stay live: cut the text inside each of them.
+        for content in self._added_texts:
+            at = text.find(content)
+            if at >= 0 and len(content) > 1:
+                return self._encode_plain(text[: at + 1]) + self._encode_plain(text[at + 1 :])
+        return ids
+
+    @cached_property
+    def _added_ids(self) -> frozenset[int]:
+        return frozenset(self.backend.get_added_tokens_decoder())
+
+    @cached_property
+    def _added_texts(self) -> tuple[str, ...]:
+        tokens = self.backend.get_added_tokens_decoder().values()
+        return tuple(sorted((token.content for token in tokens), key=len, reverse=True))
+
+    def decode(self, ids: Any) -> str:
+        """Return the text of ids, tags and control tokens included."""
+        text: str = self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+        return text
+
+    # Tokens to structure
+
+    @cached_property
+    def tag_of_id(self) -> np.ndarray[Any, np.dtype[np.int8]]:
+        """[size]: the number of an id's tag in `TAGS`, -1 for every other token."""
+        table = np.full(self.size, -1, dtype=np.int8)
+        for number, tag in enumerate(TAGS):
+            table[self.tag_ids[tag]] = number
+        return table
+
+    @cached_property
+    def label_end_ids(self) -> frozenset[int]:
+        """The ids of tokens that end a fork header: those whose text ends with a colon."""
+        return frozenset(self._ids_where(lambda text: text.endswith(":")))
+
+    @cached_property
+    def label_ids(self) -> frozenset[int]:
+        """The ids of tokens that can stand in a fork header before its end."""
+        return frozenset(self._ids_where(lambda text: not text.strip("0123456789.\n")))
+
+    @cached_property
+    def newline_ids(self) -> frozenset[int]:
+        """The ids of the tokens that make up one newline."""
+        return frozenset(self.encode("\n"))
+
+    def _ids_where(self, test: Any) -> list[int]:
+        texts = self.backend.decode_batch([[i] for i in range(self.size)], skip_special_tokens=False)
+        return [index for index, text in enumerate(texts) if test(text)]

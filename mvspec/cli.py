@@ -1,0 +1,282 @@
+"""The command line: `mvspec check`, `show`, `stats`, `schema`.
+
+Exit status: 0 all is well, 1 some record is not, 2 the command cannot be carried out as given,
+130 interrupted, 141 the reader of the output has gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from functools import partial
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from mvspec.check import check_record, read_document, report
+from mvspec.console import Summary, corpus_table, documents_table, print_table, progress
+from mvspec.errors import MvspecError, Source
+from mvspec.forms import FORMS, JSON
+from mvspec.ir import Document
+from mvspec.metrics import Corpus, Counter, Metrics, count_words, measure, token_counter
+from mvspec.records import InputError, Record, read_records
+from mvspec.syntax import MULTIVERSE
+from mvspec.views import TEXT_LIMIT, tree_html, tree_rich, visible
+from mvspec.workers import ordered_map
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["app", "document_schema"]
+
+
+class Commands(TyperGroup):
+    """Ends every command alike: errors as one line, interrupts and closed pipes in silence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            # A name or a message may hold what the terminal's encoding cannot.
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The interpreter flushes stdout once more as it ends: let that go nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
+        except MvspecError as error:
+            typer.echo(f"mvspec: {visible(str(error))}", err=True)
+            raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Generation that forks and joins: check it, look at it, measure it.",
+)
+
+READABLE = (*(name for name, syntax in FORMS.items() if syntax.tagged), JSON)
+
+
+def known_form(form: str) -> str:
+    """Return `form` where it can be read; else a usage error."""
+    if form not in READABLE:
+        raise typer.BadParameter(f"{form!r} is not one of {', '.join(READABLE)}")
+    return form
+
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(metavar="INPUT", help="Files, folders, or - for standard input."),
+]
+Field = Annotated[
+    str | None,
+    typer.Option(help="Where a JSONL row keeps its text, such as output or result.text."),
+]
+Form = Annotated[
+    str,
+    typer.Option(help=f"Surface form: {', '.join(READABLE)}.", callback=known_form),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes to work in.")]
+
+
+@app.command()
+def check(
+    inputs: Inputs,
+    field: Field = None,
+    form: Form = MULTIVERSE.name,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="List every repair, not only the first violation.")
+    ] = False,
+    as_json: Json = False,
+    workers: Workers = 1,
+) -> None:
+    """Say of each record whether it is well-formed, and where it is not."""
+    summary = Summary()
+    function = partial(check_record, form=form, recover=recover)
+    with progress(inputs) as advance:
+        records = read_records(inputs, field, advance)
+        for verdict in ordered_map(function, records, workers, size=text_length):
+            summary.add(verdict)
+            if as_json:
+                print(json.dumps(verdict.row()), flush=True)
+            elif verdict.report:
+                print(verdict.report, flush=True)
+    if not as_json:
+        print_table(summary)
+    raise typer.Exit(0 if summary.ok == summary.records else 1)
+
+
+@app.command()
+def show(
+    inputs: Inputs,
+    field: Field = None,
+    form: Form = MULTIVERSE.name,
+    record: Annotated[
+        list[str] | None,
+        typer.Option(help="Show only the record of this id or place (runs.jsonl:3); repeatable."),
+    ] = None,
+    limit: Annotated[
+        int, typer.Option(min=0, help="Characters shown of each text; 0 shows all.")
+    ] = TEXT_LIMIT,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page to this file instead.", dir_okay=False)
+    ] = None,
+) -> None:
+    """Print each record as a tree; in a wide terminal, paths stand side by side."""
+    console = Console()
+    page: list[str] = []
+    unread = False
+    for item in selected(read_records(inputs, field), record):
+        document, diagnostics, _ = read_document(item, form, recover=True)
+        if document is None:
+            unread = True
+            typer.echo("\n".join(report(Source(item.text, item.name), diagnostics)), err=True)
+            continue
+        repairs = f"{len(diagnostics)} repair{'s' * (len(diagnostics) > 1)}"
+        title = visible(item.name) + (f" ({repairs}: see check --recover)" if diagnostics else "")
+        if html:
+            page.append(f"<h2>{escape(title)}</h2>\n{tree_html(document)}\n")
+        else:
+            console.print(Text(title, "bold yellow" if diagnostics else "bold"))
+            console.print(tree_rich(document, limit or None))
+    if html:
+        html.write_text(PAGE.format("".join(page)), "utf-8")
+    raise typer.Exit(1 if unread else 0)
+
+
+@app.command()
+def stats(
+    inputs: Inputs,
+    field: Field = None,
+    form: Form = MULTIVERSE.name,
+    count: Annotated[
+        str,
+        typer.Option(
+            help="Unit: chars, words, or the tokens of a tokenizer (its folder or tokenizer.json)."
+        ),
+    ] = "words",
+    each: Annotated[
+        bool, typer.Option("--each", help="One row a record instead of the whole corpus.")
+    ] = False,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="Count malformed records too, repaired.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how parallel the records are; those that are not well-formed are left out."""
+    counter, unit = counter_of(count)
+    corpus = Corpus()
+    rows: list[tuple[str, Metrics]] = []
+    skipped = 0
+    with progress(inputs) as advance:
+        for item in read_records(inputs, field, advance):
+            document, diagnostics, _ = read_document(item, form, recover=recover)
+            try:
+                if document is None:
+                    raise MvspecError(f"{diagnostics[0].message} [{diagnostics[0].code}]")
+                metrics = measure(document, counter, FORMS.get(form, MULTIVERSE))
+            except MvspecError as error:
+                skipped += 1
+                typer.echo(f"left out: {visible(f'{item.name}: {error}')}", err=True)
+                continue
+            corpus += metrics
+            if each and as_json:
+                print(json.dumps({"record": item.name, **metrics.record()}), flush=True)
+            elif each:
+                rows.append((item.name, metrics))
+    if as_json and not each:
+        print(json.dumps({**corpus.record(), "left_out": skipped}), flush=True)
+    elif not as_json:
+        print_table(documents_table(rows, unit) if each else corpus_table(corpus, unit))
+    raise typer.Exit(1 if skipped else 0)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of a document."""
+    print(document_schema(), end="")
+
+
+def document_schema() -> str:
+    """Return the JSON Schema of a document as text; mvspec/document.schema.json holds it.
+
+    >>> json.loads(document_schema())["title"]
+    'Document'
+    """
+    tree: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    tree |= Document.model_json_schema()
+    for part in (tree, *tree["$defs"].values()):
+        # Of a docstring, the sentence that says what the node is.
+        part["description"] = part["description"].split("\n\n")[0].replace("\n", " ")
+    return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
+
+
+PAGE = """<!doctype html>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>mvspec</title>
+{}"""
+
+
+def selected(records: Iterator[Record], names: list[str] | None) -> Iterator[Record]:
+    """Yield the records of these names or places, or all where none is given.
+
+    Raises:
+        InputError: no record has one of the names.
+    """
+    if not names:
+        yield from records
+        return
+    missing = dict.fromkeys(names)
+    for record in records:
+        if record.name in names or record.place in names:
+            missing.pop(record.name, None)
+            missing.pop(record.place, None)
+            yield record
+    if missing:
+        raise InputError(f"no record is named {', '.join(missing)}")
+
+
+def text_length(record: Record) -> int:
+    """Return the characters of a record's text, the cost of checking it."""
+    return len(record.text)
+
+
+def counter_of(count: str) -> tuple[Counter, str]:
+    """Return the counter that `--count` asks for, and the name of its unit."""
+    if count == "chars":
+        return len, "characters"
+    if count == "words":
+        return count_words, "words"
+    path = Path(count)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"--count {count}: not chars, words, a tokenizer.json or its folder")
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise InputError("--count with a tokenizer needs: pip install 'mvspec[engine]'") from None
+    try:
+        return token_counter(Tokenizer.from_file(str(file))), "tokens"
+    except Exception as error:  # tokenizers raises no narrower class
+        raise InputError(f"--count {count}: not a tokenizer: {error}") from None
+
+
+if __name__ == "__main__":
+    app(prog_name="mvspec")

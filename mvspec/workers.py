@@ -1,0 +1,80 @@
+"""A function over a stream in several processes: same results, same order, bounded memory."""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import active_children, get_context
+from typing import TypeVar
+
+__all__ = ["ordered_map"]
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+def ordered_map(
+    function: Callable[[A], B],
+    items: Iterable[A],
+    workers: int = 1,
+    *,
+    size: Callable[[A], int] = lambda item: 1,
+    batch: int = 500_000,
+) -> Iterator[B]:
+    """Yield `function(item)` for every item, in order.
+
+    Args:
+        function: picklable where there are several workers.
+        workers: processes; 1 works in this one.
+        size: the cost of an item, in the unit of `batch`.
+        batch: items are sent together until they cost this much.
+
+    >>> list(ordered_map(abs, [-1, 2]))
+    [1, 2]
+    """
+    if workers == 1:
+        yield from map(function, items)
+        return
+    # A fresh interpreter on every system: a forked one could inherit a lock held by the
+    # progress bar's thread.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_interrupts)
+    others = set(active_children())
+    pending: deque[Future[list[B]]] = deque()
+    try:
+        for group in _batches(items, size, batch):
+            pending.append(pool.submit(_each, function, group))
+            if len(pending) > 2 * workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    except BaseException:
+        # An interrupt, or a reader that has gone: nobody waits for what is under way.
+        for process in set(active_children()) - others:
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _leave_interrupts() -> None:
+    # Ctrl-C reaches every process of the terminal; the first one alone ends the others.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _each(function: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    return [function(item) for item in items]
+
+
+def _batches(items: Iterable[A], size: Callable[[A], int], limit: int) -> Iterator[list[A]]:
+    group: list[A] = []
+    cost = 0
+    for item in items:
+        group.append(item)
+        cost += size(item) + 1
+        if cost >= limit:
+            yield group
+            group, cost = [], 0
+    if group:
+        yield group
