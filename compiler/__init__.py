@@ -1,23 +1,40 @@
 """Documents to layouts, masks, packed batches and plans."""
 
+from mvspec.compiler.cost import Cost, plan_cost
 from mvspec.compiler.layout import Layout, concatenate
 from mvspec.compiler.lower import Tokens, lower
 from mvspec.compiler.lowerings import LOWERINGS, compile_document, layout_from_ids
+from mvspec.compiler.masks import additive_mask, block_mask, dense_mask, pad_batch
+from mvspec.compiler.models import check_model
+from mvspec.compiler.packing import pack
+from mvspec.compiler.plan import ExecutionPlan
+from mvspec.compiler.planning import plan_document, plan_layout
 from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.sequential import flatten
 from mvspec.compiler.vocabulary import Vocabulary, add_tags
 
 __all__ = [
     "LOWERINGS",
+    "Cost",
+    "ExecutionPlan",
     "Layout",
     "Segment",
     "Tokens",
     "Vocabulary",
     "add_tags",
+    "additive_mask",
+    "block_mask",
+    "check_model",
     "compile_document",
     "concatenate",
+    "dense_mask",
     "flatten",
     "layout_from_ids",
     "lower",
+    "pack",
+    "pad_batch",
+    "plan_cost",
+    "plan_document",
+    "plan_layout",
     "segments",
 ]

@@ -71,13 +71,13 @@ def tokens_of_segments(parts: Sequence[Segment], vocabulary: Vocabulary) -> Toke
             raise Unsupported(
                 f"hole {part.hole.name!r} has no tokens yet: plan the document, or fill it first"
             )
-    inside = [part.text for part in parts if part.author != "outside" and part.tag is None]
+    inside = [part.text for part in parts if part.author != "outside" and part.text]
     encoded = iter(vocabulary.encode_batch(inside))
     ids: list[int] = []
     lengths: list[int] = []
     unwritten: list[tuple[int, int]] = []  # (number of the tag, index of the token after it)
     for part in parts:
-        if part.tag is not None:
+        if not part.text:
             unwritten.append((TAGS.index(part.tag), len(ids)))
             new: list[int] = []
         elif part.author == "outside":

@@ -81,7 +81,7 @@ def compile_document(
     >>> block = mvspec.parallel(mvspec.branch("a", "x"), mvspec.branch("b", "yy"))
     >>> layout = compile_document(mvspec.assistant(block), tokenizer)
     >>> len(layout), int(layout.position_ids.max()) + 1
-    (59, 49)
+    (50, 41)
     """
     function = find_lowering(lowering)
     if lowering == "autoregressive":

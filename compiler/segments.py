@@ -13,7 +13,7 @@ from typing import Any
 
 from mvspec.errors import Unsupported
 from mvspec.ir import Document, Gen, Message, Text
-from mvspec.syntax import MULTIVERSE, Piece, Syntax, Tag
+from mvspec.syntax import MULTIVERSE, Syntax, Tag
 
 __all__ = ["Segment", "segments"]
 
@@ -26,7 +26,8 @@ class Segment:
         text: its characters; "" for a tag that the form does not write, and for a hole.
         author: "template", "outside" (a question, a tool: nothing in it is structure),
             "engine" (forced tokens) or "model" (free tokens).
-        tag: a tag that the form does not write; it stands between two tokens.
+        tag: of a fork header `<Path>`, of a join header `<Conclusion>`; a tag that the form
+            does not write is a segment of its own, without text.
         hole: what a runtime fills here.
     """
 
@@ -68,25 +69,22 @@ def segments(
 
 def turn(message: Message, syntax: Syntax, forced: bool = True) -> Iterator[Segment]:
     """Yield the segments of an assistant's turn: pieces of one author, joined."""
-    text, author = "", ""
+    text, author, header = "", "", None
     for piece in syntax.pieces(message):
         who = "engine" if piece.forced and forced else "model"
-        if text and (who != author or piece.hole or _unwritten(piece)):
-            yield Segment(text, author)
-            text = ""
-        if piece.hole:
-            yield Segment("", "model", hole=piece.hole)
-        elif _unwritten(piece):
-            yield Segment("", who, tag=piece.tag)
-        else:
-            text += piece.text
-            author = who
+        alone = piece.hole is not None or (piece.tag is not None and not piece.text)
+        if text and (who != author or alone):
+            yield Segment(text, author, header)
+            text, header = "", None
+        if alone:
+            yield Segment("", who, piece.tag, piece.hole)
+            continue
+        text += piece.text
+        author = who
+        if who == "engine" and piece.tag:
+            header = piece.tag
     if text:
-        yield Segment(text, author)
-
-
-def _unwritten(piece: Piece) -> bool:
-    return piece.tag is not None and not piece.text
+        yield Segment(text, author, header)
 
 
 def _templated(

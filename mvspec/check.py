@@ -14,6 +14,9 @@ from mvspec.views import excerpt, visible
 
 __all__ = ["Verdict", "check_record", "read_document", "report"]
 
+EXCERPT_WIDTH = 70
+"""Characters of a line that an excerpt shows, so that it fits 80 columns with its gutter."""
+
 REPAIR_LIMIT = 200
 """Characters shown of what a repair leaves out or writes; `--json` has all of it."""
 
@@ -103,7 +106,7 @@ def report(
         yield f"{place}: {warning}{visible(each.message)} [{each.code}]"
         # A document as JSON is one long line, of which a place is not known.
         if source.text and each.code != "not-a-document":
-            yield source.excerpt(each.offset)
+            yield source.excerpt(each.offset, EXCERPT_WIDTH)
         if repairs and each.dropped:
             yield f"      left out: {excerpt(repr(each.dropped), REPAIR_LIMIT)}"
         if repairs and each.inserted:

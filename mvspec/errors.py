@@ -126,9 +126,7 @@ class Source:
         end = offset if end is None else end
         line, column = self.position(offset)
         dropped = self.text[offset:end]
-        return Diagnostic(
-            offset, end, line, column, code, message, dropped, inserted, severity
-        )
+        return Diagnostic(offset, end, line, column, code, message, dropped, inserted, severity)
 
     def excerpt(self, offset: int, width: int = 72) -> str:
         """Return the line around `offset`, at most `width` characters, and a caret under it."""

@@ -21,7 +21,7 @@ N = TypeVar("N", bound="Node")
 class Node(BaseModel):
     """An immutable node of a document.
 
-    >>> from mvspec import branch, parallel
+    >>> from mvspec import Path, branch, parallel
     >>> block = parallel(branch("Cost", "Low."), branch("Speed", "High."), conclusion="Buy.")
     >>> [path.label for path in block.walk(Path)]
     ['1', '2']
@@ -66,7 +66,7 @@ class Node(BaseModel):
         if kind is None or isinstance(self, kind):
             yield self
         for child in self.children:
-            yield from child.walk(kind)
+            yield from child.walk() if kind is None else child.walk(kind)
 
     def addresses(self, prefix: str = "") -> Iterator[tuple[str, Node]]:
         """Yield (address, node) as `walk` does, with addresses like `messages[0].body[1]`."""
@@ -156,11 +156,14 @@ def verify_error(error: ValidationError) -> VerifyError:
     """Turn pydantic's report into one error that names the first bad place in the tree."""
     first, *rest = error.errors(include_url=False, include_input=False)
     address = ""
+    before: int | str = ""
     for step in first["loc"]:
         if isinstance(step, int):
             address += f"[{step}]"
-        elif step not in _KINDS:  # pydantic puts the union's tag among the steps
-            address += f".{step}" if address else str(step)
+        elif isinstance(before, str) or step not in _KINDS:
+            # Pydantic puts the union's tag among the steps, after an index.
+            address += f".{step}" if address else step
+        before = step
     message = first["msg"].removeprefix("Value error, ")
     if rest:
         message += f" (and {len(rest)} more)"

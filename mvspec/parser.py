@@ -117,7 +117,8 @@ class _Build(Transformer[Token, Document]):
 
     def start(self, items: list[Any]) -> Document:
         body = tuple(
-            item if not isinstance(item, Token)
+            item
+            if not isinstance(item, Token)
             else Text(text=str(item) if item.type == "TAIL" else item[:-1])
             for item in items
         )

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from contextlib import nullcontext, redirect_stderr
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 
 from filelock import FileLock
@@ -185,8 +185,7 @@ def convert(gguf: Path, folder: Path) -> None:
     from tokenizers import decoders, pre_tokenizers
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # transformers draws progress bars wherever standard error goes.
-    with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         # transformers 5.12 swaps the file's beginning and end of turn, drops its split of
         # digits ("smollm" in llama.cpp), and decodes by SentencePiece's rules as well.
@@ -205,6 +204,11 @@ def convert(gguf: Path, folder: Path) -> None:
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
         model.save_pretrained(folder)
+
+
+def quiet() -> AbstractContextManager[object]:
+    """Keep transformers' progress bars, which it draws wherever they go, to terminals."""
+    return nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
 
 
 def report(line: str) -> None:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import LimitExceeded, Unsupported
 from mvspec.ir import Document
-from mvspec.runtime.default_model import ModelError, default_model
+from mvspec.runtime.default_model import ModelError, default_model, quiet
 from mvspec.runtime.hole import Sampling, check_hole
 from mvspec.runtime.plan import fills, plan_untagged, span
 from mvspec.runtime.request import Chunk, Forward, Line, Request, additive_mask
@@ -55,14 +55,13 @@ class TorchEngine:
         """
         name = default_model() if model is None else os.fspath(model)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            loaded = AutoModelForCausalLM.from_pretrained(
-                name, dtype=torch.float32, attn_implementation="sdpa"
-            )
+            with quiet():
+                tokenizer = AutoTokenizer.from_pretrained(name)
+                loaded = AutoModelForCausalLM.from_pretrained(
+                    name, dtype=torch.float32, attn_implementation="sdpa"
+                )
         except (OSError, ValueError, ImportError) as error:
-            raise ModelError(
-                f"the model {name} cannot be loaded: {error}"
-            ) from error
+            raise ModelError(f"the model {name} cannot be loaded: {error}") from error
         return cls(loaded.eval(), tokenizer)
 
     def run(self, document: Document, sampling: Sampling | None = None) -> Result:

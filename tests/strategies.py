@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -94,7 +95,7 @@ def _joined(items: list[Node]) -> tuple[Node, ...]:
 
 def holes() -> st.SearchStrategy[Gen]:
     """A hole; its name is made unique by `documents`."""
-    constraint = st.one_of(
+    constraint: st.SearchStrategy[dict[str, Any]] = st.one_of(
         st.just({}),
         st.sampled_from([r"[0-9]+", "a|b", ""]).map(lambda regex: {"regex": regex}),
         st.lists(texts(), min_size=1, max_size=3).map(lambda each: {"choices": tuple(each)}),
@@ -112,9 +113,7 @@ def holes() -> st.SearchStrategy[Gen]:
 
 
 @st.composite
-def _blocks(
-    draw: st.DrawFn, depth: int, prefix: str, *, canonical: bool, gen: bool
-) -> Parallel:
+def _blocks(draw: st.DrawFn, depth: int, prefix: str, *, canonical: bool, gen: bool) -> Parallel:
     count = draw(st.one_of(st.integers(1, 3), st.integers(1, 8 if depth < 3 else 2)))
     labels = draw(_labels(count, prefix, canonical=canonical))
     # Each level below is narrower, so that a document of depth 4 stays small.

@@ -36,10 +36,11 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     for name in git_files():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, tree / name, follow_symlinks=False)
-    built = []
+    built: list[Path] = []
     for out, options in (("direct", ["--wheel"]), ("through-sdist", [])):
-        command = [sys.executable, "-m", "build", "--no-isolation", *options, "-o", tree / out]
-        done = subprocess.run([*command, tree], capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "build", "--no-isolation", *options]
+        command += ["--outdir", str(tree / out), str(tree)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         built += (tree / out).glob("*.whl")
         shutil.rmtree(tree / "build", ignore_errors=True)

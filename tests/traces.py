@@ -154,8 +154,8 @@ TRACES: tuple[Trace, ...] = (
           "<Think>\n<Parallel>\n<Goal>\n<Outline>\n1: a\n</Outline>\n</Goal>\n</Parallel>\n</Think>"
           "\n\nA",
           ("missing-path",),
-          "<Think>\n<Parallel>\n<Goal>\n<Outline>\n1: a\n</Outline>\n</Goal>\n<Path>\n1: \n</Path>\n"
-          f"{JOIN}{CLOSE}A"),
+          "<Think>\n<Parallel>\n<Goal>\n<Outline>\n1: a\n</Outline>\n</Goal>\n"
+          f"<Path>\n1: \n</Path>\n{JOIN}{CLOSE}A"),
     change("D5 a path twice", "missing-outline wrong-label",
            ("1.1: Check by hand.\n</Outline>\n", "1.1: Check by hand.\n</Outline>\n",
             "1.1: Check by hand.\n</Outline>\n<Outline>\n1.3: \n</Outline>\n"),
@@ -222,7 +222,8 @@ TRACES: tuple[Trace, ...] = (
            ("<Parallel>\n<Goal>\n<Outline>\n1.1", "<Parallel>\nPlan\n<Goal>\n<Outline>\n1.1",
             "Plan\n<Parallel>\n<Goal>\n<Outline>\n1.1")),
     same("a goal of bare lines", "missing-opening missing-closing missing-closing",
-         "<Outline>\n1.1: Check by hand.\n</Outline>\n<Outline>\n1.2: Check by fingers.\n</Outline>",
+         "<Outline>\n1.1: Check by hand.\n</Outline>\n"
+         "<Outline>\n1.2: Check by fingers.\n</Outline>",
          "1.1: Check by hand.\n1.2: Check by fingers."),
     # Tags in code and LaTeX
     change("tags in code", "tag-as-word tag-as-word",

@@ -1,0 +1,217 @@
+"""Plans: what a runtime does, op by op, in the order of the surface form.
+
+    %0 = start
+    extend %0 prompt 21 tokens
+    %1, %2 = fork %0
+    extend %1 6 tokens
+    generate %1 $cost max 64
+    extend %2 6 tokens
+    generate %2 $speed max 64
+    %3 = join %1, %2
+    generate %3 $verdict max 32
+
+A value is a thread between a fork and a join; `fork` and `join` use up what they take.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mvspec.errors import VerifyError
+from mvspec.ir import Document, Gen
+from mvspec.limits import Limits
+from mvspec.node import verify_error
+
+__all__ = ["Adaptive", "ExecutionPlan", "Extend", "Fork", "Generate", "Join", "Op"]
+
+Thread = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0)]
+
+
+class _Op(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Extend(_Op):
+    """Write tokens into a thread.
+
+    Args:
+        author: "prompt" (what the model is given), "engine" (written at run time), or "model"
+            (in a replay: the model chose them once, so they count as its own).
+    """
+
+    op: Literal["extend"] = "extend"
+    thread: Thread
+    tokens: tuple[TokenId, ...]
+    author: Literal["prompt", "engine", "model"] = "engine"
+
+    def __str__(self) -> str:
+        author = "" if self.author == "engine" else f" {self.author}"
+        return f"extend %{self.thread}{author} {len(self.tokens)} tokens"
+
+
+class Generate(_Op):
+    """Let the model fill a hole."""
+
+    op: Literal["generate"] = "generate"
+    thread: Thread
+    hole: Gen
+
+    def __str__(self) -> str:
+        out = f"generate %{self.thread} ${self.hole.name} max {self.hole.max_tokens}"
+        if self.hole.choices is not None:
+            return f"{out} of {len(self.hole.choices)} choices"
+        if self.hole.regex is not None:
+            return f"{out} matching {self.hole.regex!r}"
+        return f"{out} as JSON" if self.hole.json_schema is not None else out
+
+
+class Fork(_Op):
+    """Split a thread: each path goes on from its end and sees none of the others."""
+
+    op: Literal["fork"] = "fork"
+    thread: Thread
+    paths: tuple[Thread, ...] = Field(min_length=1)
+
+    def __str__(self) -> str:
+        return f"{', '.join(f'%{path}' for path in self.paths)} = fork %{self.thread}"
+
+
+class Join(_Op):
+    """Let all paths of one fork meet: the thread goes on after the longest and sees them all."""
+
+    op: Literal["join"] = "join"
+    paths: tuple[Thread, ...] = Field(min_length=1)
+    thread: Thread
+
+    def __str__(self) -> str:
+        return f"%{self.thread} = join {', '.join(f'%{path}' for path in self.paths)}"
+
+
+class Adaptive(_Op):
+    """Let the model decide when to fork, to the end of its turn or of the limits."""
+
+    op: Literal["adaptive"] = "adaptive"
+    thread: Thread
+    limits: Limits = Limits()
+
+    def __str__(self) -> str:
+        limits = self.limits.model_dump(exclude_none=True)
+        return f"adaptive %{self.thread} " + " ".join(f"{k}={v}" for k, v in limits.items())
+
+
+Op = Annotated[Extend | Generate | Fork | Join | Adaptive, Field(discriminator="op")]
+
+
+class ExecutionPlan(BaseModel):
+    """A verified sequence of ops; thread %0 is there at the start.
+
+    Args:
+        ops: in the order of the surface form: all of path 1, then all of path 2.
+        form: the surface form of the assistant's turn.
+        document: what was planned; results are put into its holes.
+
+    >>> plan = ExecutionPlan(ops=(Extend(thread=0, tokens=(5, 6), author="prompt"),
+    ...     Fork(thread=0, paths=(1, 2)), Extend(thread=1, tokens=(7,)),
+    ...     Extend(thread=2, tokens=(8,)), Join(paths=(1, 2), thread=3)))
+    >>> print(plan)
+    %0 = start
+    extend %0 prompt 2 tokens
+    %1, %2 = fork %0
+    extend %1 1 tokens
+    extend %2 1 tokens
+    %3 = join %1, %2
+    >>> ExecutionPlan.from_json(plan.to_json()) == plan
+    True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ops: tuple[Op, ...]
+    form: str = "multiverse"
+    document: Document | None = None
+
+    def __str__(self) -> str:
+        return "\n".join(["%0 = start", *map(str, self.ops)])
+
+    @property
+    def holes(self) -> tuple[Gen, ...]:
+        """The holes that the plan fills, in surface order."""
+        return tuple(op.hole for op in self.ops if isinstance(op, Generate))
+
+    def to_json(self, indent: int | None = None) -> str:
+        """Return the plan as JSON text; `ExecutionPlan.from_json` reads it back."""
+        return self.model_dump_json(indent=indent)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> ExecutionPlan:
+        """Read and verify JSON text.
+
+        Raises:
+            VerifyError: it is not a plan; the address says which op.
+        """
+        try:
+            plan = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise verify_error(error) from None
+        return plan.verify()
+
+    def verify(self) -> ExecutionPlan:
+        """Return the plan if a runtime can run it: on entry and on exit of every pass.
+
+        Raises:
+            VerifyError: a thread is used before it is made or after it is used up, a join does
+                not take all paths of one fork in order, a hole occurs twice, or something
+                follows `adaptive`; the address is the op.
+        """
+        live = {0}
+        made = {0}
+        forks: dict[int, Fork] = {}
+        names: set[str] = set()
+        adaptive: set[int] = set()
+        for index, op in enumerate(self.ops):
+            where = f"ops[{index}] ({op})"
+            takes = op.paths if isinstance(op, Join) else (op.thread,)
+            for thread in takes:
+                if thread not in live:
+                    state = "was used up" if thread in made else "was not made"
+                    raise VerifyError(where, f"%{thread} {state} before")
+                if thread in adaptive:
+                    raise VerifyError(where, f"%{thread} is adaptive: nothing can follow there")
+            if isinstance(op, Generate):
+                if op.hole.name in names:
+                    raise VerifyError(where, f"hole {op.hole.name!r} occurs twice")
+                names.add(op.hole.name)
+            elif isinstance(op, Adaptive):
+                adaptive.add(op.thread)
+            elif isinstance(op, Fork):
+                self._make(op.paths, made, where)
+                live -= {op.thread}
+                live |= set(op.paths)
+                forks.update(dict.fromkeys(op.paths, op))
+            elif isinstance(op, Join):
+                fork = forks.get(op.paths[0])
+                if fork is None or fork.paths != op.paths:
+                    want = f"; %{op.paths[0]} was forked with {fork}" if fork else ""
+                    raise VerifyError(where, f"a join takes all paths of one fork in order{want}")
+                self._make((op.thread,), made, where)
+                live -= set(op.paths)
+                live |= {op.thread}
+                if fork.thread in forks:  # the thread goes on in the place of the forked one
+                    outer = forks[fork.thread]
+                    paths = tuple(op.thread if p == fork.thread else p for p in outer.paths)
+                    renamed = outer.model_copy(update={"paths": paths})
+                    forks.update(dict.fromkeys(paths, renamed))
+        if len(live) > 1:
+            names_ = ", ".join(f"%{thread}" for thread in sorted(live))
+            raise VerifyError("plan", f"{names_} are never joined")
+        return self
+
+    @staticmethod
+    def _make(threads: tuple[int, ...], made: set[int], where: str) -> None:
+        for thread in threads:
+            if thread in made:
+                raise VerifyError(where, f"%{thread} is made twice")
+            made.add(thread)

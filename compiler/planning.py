@@ -1,0 +1,183 @@
+"""Documents to plans, and plans to layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mvspec.compiler.layout import Layout, lay_out, structural_runs
+from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join, Op
+from mvspec.compiler.segments import Segment, segments
+from mvspec.compiler.vocabulary import TAGS, Vocabulary
+from mvspec.errors import Unsupported
+from mvspec.ir import Document, Gen
+from mvspec.limits import Limits
+from mvspec.syntax import MULTIVERSE, Syntax, Tag
+
+__all__ = ["plan_document", "plan_layout"]
+
+
+def plan_document(
+    document: Document,
+    tokenizer: Any,
+    *,
+    syntax: Syntax = MULTIVERSE,
+    template: bool | None = None,
+    limits: Limits | None = None,
+) -> ExecutionPlan:
+    """Lower a document to a plan.
+
+    A document without holes becomes a replay: all of it is written, nothing generated. One that
+    does not end with an assistant's turn becomes an adaptive plan.
+
+    Args:
+        document: the conversation; only its last turn may have holes.
+        tokenizer: a transformers fast tokenizer or a `tokenizers.Tokenizer`.
+        syntax: the surface form; `UNTAGGED` for a model that was never taught the tags.
+        template: see `mvspec.compiler.segments`.
+        limits: of an adaptive plan.
+
+    Raises:
+        Unsupported: a hole outside the last turn, or the tokenizer is refused.
+
+    >>> import mvspec
+    >>> from mvspec.syntax import UNTAGGED
+    >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    >>> tokenizer = Tokenizer(models.BPE(
+    ...     vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))},
+    ...     merges=[]))
+    >>> tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    >>> tokenizer.decoder = decoders.ByteLevel()
+    >>> document = mvspec.document(mvspec.assistant(mvspec.parallel(
+    ...     mvspec.branch("Cost", mvspec.gen("cost", 8)), mvspec.branch("Speed", "Fast."))))
+    >>> print(plan_document(document, tokenizer, syntax=UNTAGGED))
+    %0 = start
+    %1, %2 = fork %0
+    extend %1 9 tokens
+    generate %1 $cost max 8
+    extend %2 10 tokens
+    extend %2 5 tokens
+    %3 = join %1, %2
+    extend %3 1 tokens
+    extend %3 1 tokens
+    """
+    for message in document.messages[:-1]:
+        if any(message.walk(Gen)):
+            raise Unsupported("only the last turn may have holes: fill those before it")
+    vocabulary = Vocabulary.of(tokenizer, tagged=syntax.tagged)
+    parts = segments(document, vocabulary.source, syntax=syntax, template=template)
+    static = bool(document.holes)
+    if static and parts and parts[-1].author == "template":
+        parts.pop()  # what the template writes after the turn
+    ops = _ops(parts, vocabulary, replay=not static)
+    if not document.messages or document.messages[-1].role != "assistant":
+        ops.append(Adaptive(thread=_last_thread(ops), limits=limits or Limits()))
+    return ExecutionPlan(ops=tuple(ops), form=syntax.name, document=document).verify()
+
+
+class _Frame:
+    """A fork while its paths go by."""
+
+    __slots__ = ("at", "ends", "paths", "thread")
+
+    def __init__(self, at: int, thread: int) -> None:
+        self.at = at  # where its op goes
+        self.thread = thread
+        self.paths: list[int] = []
+        self.ends: list[int] = []  # what each path has become, after the joins inside it
+
+
+def _ops(parts: Sequence[Segment], vocabulary: Vocabulary, *, replay: bool) -> list[Op]:
+    written = [p.text for p in parts if p.text and p.author != "outside"]
+    encoded = iter(vocabulary.encode_batch(written))
+    ops: list[Op | None] = []
+    frames: list[_Frame] = []
+    thread, made = 0, 1
+    forks = False
+    for part in parts:
+        if part.tag is Tag.PATH:
+            if forks:
+                frames.append(_Frame(len(ops), thread))
+                ops.append(None)  # the fork, once all its paths are known
+            thread, made = made, made + 1
+            frames[-1].paths.append(thread)
+            frames[-1].ends.append(thread)
+        elif part.tag is Tag.CONCLUSION:
+            frame = frames.pop()
+            ops[frame.at] = Fork(thread=frame.thread, paths=tuple(frame.paths))
+            thread, made = made, made + 1
+            ops.append(Join(paths=tuple(frame.ends), thread=thread))
+            if frames:
+                frames[-1].ends[-1] = thread
+        if part.hole:
+            ops.append(Generate(thread=thread, hole=part.hole))
+        elif part.text:
+            outside = part.author == "outside"
+            ids = vocabulary.encode_outside(part.text) if outside else next(encoded)
+            author = "prompt" if part.author in ("outside", "template") else "engine"
+            if replay and part.author == "model":
+                author = "model"
+            ops.append(Extend(thread=thread, tokens=tuple(ids), author=author))
+        forks = part.tag is Tag.END_GOAL or part.text.endswith(Tag.END_GOAL.value)
+    return [op for op in ops if op is not None]
+
+
+def _last_thread(ops: Sequence[Op]) -> int:
+    return ops[-1].thread if ops and not isinstance(ops[-1], Fork) else 0
+
+
+def plan_layout(
+    plan: ExecutionPlan, holes: Mapping[str, Sequence[int]] | None = None
+) -> Layout:
+    """Return the layout of what a static plan makes, in the order of the surface form.
+
+    Args:
+        plan: without `adaptive`.
+        holes: for each hole the token ids that fill it.
+
+    Raises:
+        Unsupported: the plan is adaptive, or a hole has no ids.
+    """
+    ids: list[int] = []
+    authors: list[int] = []
+    tags: list[int] = []
+    ends: list[int] = []
+
+    def event(*each: Tag) -> None:
+        tags.extend(TAGS.index(tag) for tag in each)
+        ends.extend([len(ids)] * len(each))
+
+    paths: set[int] = set()  # threads that a path starts with
+    inside: list[Fork] = []
+    for op in plan.verify().ops:
+        if isinstance(op, Adaptive):
+            raise Unsupported("an adaptive plan has no layout before it runs")
+        if isinstance(op, Fork):
+            event(Tag.PARALLEL, Tag.GOAL, *[Tag.OUTLINE, Tag.END_OUTLINE] * len(op.paths))
+            event(Tag.END_GOAL)
+            paths.update(op.paths)
+            inside.append(op)
+        elif isinstance(op, Join):
+            event(Tag.END_PATH)
+            inside.pop()
+            event(Tag.CONCLUSION, Tag.END_CONCLUSION, Tag.END_PARALLEL)
+        else:
+            if op.thread in paths:  # its first op
+                paths.discard(op.thread)
+                if inside[-1].paths[0] != op.thread:
+                    event(Tag.END_PATH)
+                event(Tag.PATH)
+            if isinstance(op, Generate):
+                name = op.hole.name
+                if holes is None or name not in holes:
+                    raise Unsupported(f"hole {name!r} has no tokens yet")
+                new, author = list(holes[name]), 2
+            else:
+                new, author = list(op.tokens), ("prompt", "engine", "model").index(op.author)
+            ids += new
+            authors += [author] * len(new)
+    runs = structural_runs(np.array(tags, dtype=np.int8), np.array(ends, dtype=np.int64))
+    who = np.array(authors, dtype=np.int8)
+    return lay_out(np.array(ids, dtype=np.int32), who == 2, who == 1, runs)
