@@ -13,7 +13,7 @@ from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
 from mvspec.errors import Unsupported
 from mvspec.ir import Document, Message
-from mvspec.syntax import MULTIVERSE, Syntax
+from mvspec.syntax import MULTIVERSE, Syntax, Tag
 
 __all__ = ["Tokens", "lower", "tokens_of_ids"]
 
@@ -134,13 +134,12 @@ def tokens_of_ids(
     tags, ends = tags_of_ids(array, vocabulary)
     if forced is None:
         written = _headers(array, tags, ends, vocabulary)
-        written[:prompt] = False
     else:
         written = np.array(forced, dtype=np.bool_)
         if written.shape != array.shape:
             raise Unsupported(f"{len(written)} forced flags for {len(array)} tokens")
     free = ~written
-    free[:prompt] = False
+    free[:prompt] = written[:prompt] = False
     return Tokens(array, free, written, tags, ends)
 
 
@@ -149,9 +148,11 @@ def _headers(
 ) -> Flags:
     """Forced tokens by rule: fork headers through the colon, join headers through the newline."""
     forced = np.zeros(len(ids), dtype=np.bool_)
-    path, conclusion = TAGS.index(_PATH), TAGS.index(_CONCLUSION)
+    path, conclusion = TAGS.index(Tag.PATH), TAGS.index(Tag.CONCLUSION)
     n = len(ids)
     starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+    if len(tags) and TAGS[tags[-1]] in (Tag.END_GOAL, Tag.END_PATH):
+        forced[ends[-1] :] = True  # cut before the header's tag: the separator is the header's
     for tag, start, end in zip(tags.tolist(), starts.tolist(), ends.tolist(), strict=True):
         if tag == path:
             at = end
@@ -167,6 +168,3 @@ def _headers(
                 at += 1
             forced[start:at] = True
     return forced
-
-
-_PATH, _CONCLUSION = (next(tag for tag in TAGS if tag == name) for name in ("<Path>", "<Conclusion>"))

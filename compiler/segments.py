@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from jinja2 import TemplateError
+
 from mvspec.errors import Unsupported
 from mvspec.ir import Document, Gen, Message, Text
 from mvspec.syntax import MULTIVERSE, Syntax, Tag
@@ -96,13 +98,21 @@ def _templated(
             "chat template: pass a transformers tokenizer that has one, set "
             "tokenizer.chat_template, or compile the assistant's message alone"
         )
+    if not messages:
+        return
     nonce = secrets.token_hex(8)
     marks = [f"mvspec{nonce}x{index}x" for index in range(len(messages))]
     generate = messages[-1].role != "assistant"
     chat = [{"role": m.role, "content": mark} for m, mark in zip(messages, marks, strict=True)]
-    rendered: str = tokenizer.apply_chat_template(
-        chat, tokenize=False, add_generation_prompt=generate
-    )
+    try:
+        rendered: str = tokenizer.apply_chat_template(
+            chat, tokenize=False, add_generation_prompt=generate
+        )
+    except (TemplateError, ValueError) as error:
+        roles = ", ".join(message.role for message in messages)
+        raise Unsupported(f"the chat template refuses the turns {roles}: {error}") from None
+    backend = tokenizer.backend_tokenizer
+    controls = tuple(t.content for t in backend.get_added_tokens_decoder().values() if t.special)
     after_assistant = False
     for message, mark in zip(messages, marks, strict=True):
         found = rendered.count(mark)
@@ -112,7 +122,7 @@ def _templated(
                 "set tokenizer.chat_template to one that writes every message once"
             )
         before, rendered = rendered.split(mark)
-        yield from _between(before, tokenizer, after_assistant)
+        yield from _between(before, controls, after_assistant)
         after_assistant = message.role == "assistant"
         if after_assistant:
             yield from turn(message, syntax, forced)
@@ -120,14 +130,13 @@ def _templated(
             for part in message.body:
                 if isinstance(part, Text):
                     yield Segment(part.text, "outside")
-    yield from _between(rendered, tokenizer, after_assistant)
+    yield from _between(rendered, controls, after_assistant)
 
 
-def _between(text: str, tokenizer: Any, after_assistant: bool) -> Iterator[Segment]:
+def _between(text: str, controls: tuple[str, ...], after_assistant: bool) -> Iterator[Segment]:
     # The end of an assistant's turn is the model's to write.
     if after_assistant:
-        specials = [token for token in tokenizer.all_special_tokens if text.startswith(token)]
-        end = max(specials, key=len, default="")
+        end = max(filter(text.startswith, controls), key=len, default="")
         if end:
             yield Segment(end, "model")
             text = text[len(end) :]

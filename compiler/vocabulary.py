@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections import deque
+from collections.abc import Callable
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,6 +21,9 @@ __all__ = ["TAGS", "AnyTokenizer", "Vocabulary", "add_tags"]
 
 AnyTokenizer = "Tokenizer | PreTrainedTokenizerFast"
 TAGS = tuple(Tag)
+
+# The characters of a fork header before its colon.
+_LABEL = "0123456789.\n"
 
 # Strings that show how a tokenizer treats the edges of a segment.
 _PROBES = ("a", " a", "\n", "1:", " b\n", "Answer", "\n\n")
@@ -62,6 +66,8 @@ class Vocabulary:
             return tokenizer
         for known in cls._recent:
             if known.source is tokenizer and known.tagged == tagged:
+                if known.backend.get_vocab_size(with_added_tokens=True) != known._count:
+                    known.grow()
                 return known
         made = cls(tokenizer, tagged=tagged)
         cls._recent.append(made)
@@ -77,8 +83,7 @@ class Vocabulary:
                 "AutoTokenizer.from_pretrained(..., use_fast=True), or pass a tokenizers.Tokenizer"
             )
         self.backend = backend
-        self.size = backend.get_vocab_size(with_added_tokens=True)
-        self._lock = threading.Lock()
+        self.grow()
         self._check_edges()
         self.tag_ids: dict[Tag, int] = self._tag_ids() if tagged else {}
 
@@ -89,8 +94,13 @@ class Vocabulary:
 
     def grow(self) -> None:
         """Read the size again, after tokens were added to the tokenizer."""
-        self.size = self.backend.get_vocab_size(with_added_tokens=True)
-        self.__dict__.pop("tag_of_id", None)
+        self._count = self.backend.get_vocab_size(with_added_tokens=True)
+        # Ids may have gaps, so the size is not how many there are.
+        ids = self.backend.get_vocab(with_added_tokens=True).values()
+        self.size = max(ids, default=-1) + 1
+        for name in [name for name, value in vars(type(self)).items()
+                     if isinstance(value, cached_property)]:  # fmt: skip
+            self.__dict__.pop(name, None)
 
     # Checks
 
@@ -124,10 +134,10 @@ class Vocabulary:
                     f"tokenizer {self.name}: {tag} is not a special token, so text from outside "
                     "could fork threads: call mvspec.compiler.add_tags(tokenizer)"
                 )
-            if token.lstrip or token.rstrip:
+            if token.lstrip or token.rstrip or token.single_word:
                 raise Unsupported(
-                    f"tokenizer {self.name}: {tag} strips the white space around it: "
-                    "add it with lstrip=False, rstrip=False"
+                    f"tokenizer {self.name}: {tag} strips the white space around it, or needs "
+                    "it: add it with lstrip=False, rstrip=False, single_word=False"
                 )
             ids = self.encode(tag.value)
             if ids != [index]:
@@ -137,46 +147,69 @@ class Vocabulary:
 
     # Text to tokens
 
+    @property
+    def live(self) -> Tokenizer:
+        """The tokenizer in which tags and control tokens are live, and nothing is cut or padded.
+
+        A call of a transformers tokenizer with `truncation`, `padding` or `split_special_tokens`
+        leaves them switched on behind it, for every later call.
+        """
+        backend = self.backend
+        if backend.truncation or backend.padding or backend.encode_special_tokens:
+            return self._bare
+        return backend
+
+    @cached_property
+    def _bare(self) -> Tokenizer:
+        return self._copy(literal=False)
+
+    @cached_property
+    def _literal(self) -> Tokenizer:
+        return self._copy(literal=True)
+
+    def _copy(self, *, literal: bool) -> Tokenizer:
+        # A copy, since the switch would belong to every thread that uses the tokenizer.
+        copy: Tokenizer = Tokenizer.from_str(self.backend.to_str())
+        copy.no_truncation()
+        copy.no_padding()
+        copy.encode_special_tokens = literal
+        return copy
+
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text in which tags and control tokens are live."""
-        ids: list[int] = self.backend.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self.live.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Return the ids of several texts, each tokenised on its own."""
-        encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self.live.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_outside(self, text: str) -> list[int]:
         """Return the ids of text from outside: tags and control tokens are plain characters."""
-        with self._lock:  # the switch belongs to the whole tokenizer
-            before = self.backend.encode_special_tokens
-            self.backend.encode_special_tokens = True
-            try:
-                ids = self._encode_plain(text)
-            finally:
-                self.backend.encode_special_tokens = before
-        return ids
-
-    def _encode_plain(self, text: str) -> list[int]:
         ids = self.encode(text)
         if self._added_ids.isdisjoint(ids):
             return ids
-        # Added tokens that are not special stay live: cut the text inside each of them.
-        for content in self._added_texts:
-            at = text.find(content)
-            if at >= 0 and len(content) > 1:
-                return self._encode_plain(text[: at + 1]) + self._encode_plain(text[at + 1 :])
+        ids = []
+        parts = [text]
+        while parts:
+            part = parts.pop()
+            encoding = self._literal.encode(part, add_special_tokens=False)
+            # Added tokens that are not special stay live: cut the text inside each of them.
+            cuts = [
+                start + 1
+                for index, (start, end) in zip(encoding.ids, encoding.offsets, strict=True)
+                if index in self._added_ids and end - start > 1
+            ]
+            if cuts:
+                parts += reversed([part[i:j] for i, j in pairwise((0, *cuts, len(part)))])
+            else:
+                ids += encoding.ids
         return ids
 
     @cached_property
     def _added_ids(self) -> frozenset[int]:
         return frozenset(self.backend.get_added_tokens_decoder())
-
-    @cached_property
-    def _added_texts(self) -> tuple[str, ...]:
-        tokens = self.backend.get_added_tokens_decoder().values()
-        return tuple(sorted((token.content for token in tokens), key=len, reverse=True))
 
     def decode(self, ids: Any) -> str:
         """Return the text of ids, tags and control tokens included."""
@@ -195,19 +228,23 @@ class Vocabulary:
 
     @cached_property
     def label_end_ids(self) -> frozenset[int]:
-        """The ids of tokens that end a fork header: those whose text ends with a colon."""
-        return frozenset(self._ids_where(lambda text: text.endswith(":")))
+        """The ids of tokens that end a fork header: a label's colon, and the label's
+        characters if they are one token with it."""
+        return frozenset(
+            self._ids_where(lambda text: text[-1:] == ":" and not text[:-1].strip(_LABEL))
+        )
 
     @cached_property
     def label_ids(self) -> frozenset[int]:
         """The ids of tokens that can stand in a fork header before its end."""
-        return frozenset(self._ids_where(lambda text: not text.strip("0123456789.\n")))
+        return frozenset(self._ids_where(lambda text: bool(text) and not text.strip(_LABEL)))
 
     @cached_property
     def newline_ids(self) -> frozenset[int]:
         """The ids of the tokens that make up one newline."""
         return frozenset(self.encode("\n"))
 
-    def _ids_where(self, test: Any) -> list[int]:
-        texts = self.backend.decode_batch([[i] for i in range(self.size)], skip_special_tokens=False)
+    def _ids_where(self, test: Callable[[str], bool]) -> list[int]:
+        single = [[index] for index in range(self.size)]
+        texts = self.backend.decode_batch(single, skip_special_tokens=False)
         return [index for index, text in enumerate(texts) if test(text)]

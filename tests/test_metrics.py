@@ -69,9 +69,12 @@ def test_characters_are_those_of_the_surface_form() -> None:
 
 def test_tags_and_headers_are_counted_alone() -> None:
     seen: list[str] = []
-    measure(
-        document(assistant("x", parallel(branch("A", "a")))), lambda text: seen.append(text) or 1
-    )
+
+    def count(text: str) -> int:
+        seen.append(text)
+        return 1
+
+    measure(document(assistant("x", parallel(branch("A", "a")))), count)
     assert seen == [
         "x\n", "<Parallel>", "\n", "<Goal>", "\n", "<Outline>", "\n1: A\n", "</Outline>", "\n",
         "</Goal>", "\n", "<Path>", "\n1:", " a\n", "</Path>", "\n", "<Conclusion>", "\n", "\n",
@@ -85,7 +88,7 @@ def test_chain_is_that_of_the_law(turn: Message) -> None:
     places = [token.place for token in tokens(turn)]
     assert metrics.tokens == len(places)
     assert metrics.critical_path == max(positions(visible(places)), default=-1) + 1
-    assert metrics.path_tokens == sum(map(bool, places))
+    assert metrics.path_tokens == sum(1 for place in places if place)
     assert metrics.blocks == sum(1 for _ in turn.walk(Parallel))
     assert metrics.paths == sum(1 for _ in turn.walk(mvspec.Path))
     assert metrics.depth == max((block.depth for block in turn.walk(Parallel)), default=0)

@@ -50,7 +50,7 @@ def test_batches_keep_the_order() -> None:
 
 def test_workers_pass_errors_on() -> None:
     with pytest.raises(TypeError):
-        list(ordered_map(len, [3], 2))  # type: ignore[list-item]
+        list(ordered_map(len, [3], 2))  # type: ignore[arg-type]
 
 
 def test_a_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:

@@ -1,0 +1,199 @@
+"""Records to a compiled data set, in several processes, carried on where it was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from mvspec.compiler.conversation import BadRecord, read_row
+from mvspec.compiler.dataset import FORMAT, MANIFEST, read_manifest, write_json, write_state
+from mvspec.compiler.lowerings import find_lowering
+from mvspec.compiler.rows import Rows
+from mvspec.compiler.shard import Counts, Options, Shard, ShardWriter, shard_contents, shard_name
+from mvspec.compiler.tokenizer import fingerprint, load_tokenizer, save_tokenizer
+from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.errors import Unsupported
+from mvspec.records import PATIENCE, InputError
+from mvspec.workers import ordered_map
+
+__all__ = ["QUARANTINE", "Compilation", "compile_rows"]
+
+QUARANTINE = "quarantine.jsonl"
+_OURS = ("shard-*.arrow", ".*.tmp", MANIFEST, QUARANTINE, "state.json", "dataset_info.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """What a run of `compile_rows` came to.
+
+    Args:
+        counts: of the whole data set.
+        tokens: compiled by this run.
+        seconds: that it took.
+        resumed: shards that were there before.
+    """
+
+    counts: Counts
+    tokens: int
+    seconds: float
+    resumed: int
+
+
+def compile_rows(
+    rows: Rows,
+    tokenizer: str,
+    folder: Path,
+    options: Options,
+    *,
+    workers: int = 1,
+    overwrite: bool = False,
+    advance: Callable[[float], object] = lambda cost: None,
+) -> Compilation:
+    """Compile rows into a folder; the files are the same for any number of workers.
+
+    A folder that an earlier call with the same input and options left unfinished is carried on.
+
+    Args:
+        rows: the input.
+        tokenizer: what `load_tokenizer` takes.
+        folder: where the data set goes.
+        options: what decides its contents.
+        workers: processes.
+        overwrite: throw away what an earlier call left there.
+        advance: called with the cost of the rows that are done, as they are.
+
+    Raises:
+        InputError: none of the first rows can be read, or the folder holds something else.
+        Unsupported: the tokenizer or the options will not do.
+        LimitExceeded: a record is too long and shall not be.
+    """
+    started = perf_counter()
+    loaded = load_tokenizer(tokenizer, tags=options.tags)
+    check(rows, loaded, options)
+    _begin(folder, configuration(rows, loaded, options), overwrite=overwrite)
+    if options.tags:
+        save_tokenizer(loaded, folder / "tokenizer")
+    before = {int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.arrow")}
+    shards = _missing(rows, options.shard, before, advance)
+    tokens = 0
+    writer = ShardWriter(folder, tokenizer, options)
+    for cost, counts in ordered_map(writer, shards, workers, size=lambda shard: 1, batch=1):
+        advance(cost)
+        tokens += counts.tokens
+    counts = _finish(folder)
+    return Compilation(counts, tokens, perf_counter() - started, len(before))
+
+
+def check(rows: Rows, tokenizer: Any, options: Options) -> None:
+    """Refuse what would put every record into quarantine."""
+    find_lowering(options.lowering)
+    Vocabulary.of(tokenizer)
+    if options.forced_loss and options.lowering != "multiverse":
+        raise Unsupported(f"lowering {options.lowering!r} has no loss on forced tokens")
+    if options.fields.prompt_field and not getattr(tokenizer, "chat_template", None):
+        raise Unsupported(
+            "a prompt needs a chat template: give a tokenizer's folder that has one "
+            "(tokenizer_config.json), or leave the prompt out"
+        )
+    first: BadRecord | None = None
+    number = 0
+    for number, row in enumerate(islice(rows.read(), PATIENCE), 1):
+        try:
+            read_row(row, options.fields)
+        except BadRecord as error:
+            if error.entry["code"] != "missing-field":
+                return
+            first = first or error
+        else:
+            return
+    if not number:
+        raise InputError("the input has no record")
+    if first is not None:
+        reason = first.entry["reason"]
+        raise InputError(f"{first.entry['place']}: {reason}; name the text's field with --field")
+
+
+def configuration(rows: Rows, tokenizer: Any, options: Options) -> dict[str, Any]:
+    """Return the manifest of a data set that is not complete."""
+    chosen = asdict(options)
+    source = json.dumps(rows.key, default=str).encode()
+    return {
+        "format": FORMAT,
+        "mvspec": version("mvspec"),
+        "lowering": chosen.pop("lowering"),
+        "tokenizer": {"sha256": fingerprint(tokenizer)},
+        "options": chosen,
+        "input": hashlib.sha256(source).hexdigest(),
+        "complete": False,
+    }
+
+
+def _begin(folder: Path, wanted: dict[str, Any], *, overwrite: bool) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if overwrite:
+        for pattern in _OURS:
+            for path in folder.glob(pattern):
+                path.unlink()
+        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+    for path in folder.glob(".*.tmp"):
+        path.unlink()  # what a run that was killed had not finished
+    if not (folder / MANIFEST).exists():
+        if any(folder.iterdir()):
+            raise InputError(f"-o {folder}: not empty, and not a compiled data set: use another")
+        write_json(folder / MANIFEST, wanted)
+        return
+    found = read_manifest(folder)
+    other = [key for key in wanted if key != "complete" and found.get(key) != wanted[key]]
+    if other:
+        raise InputError(
+            f"-o {folder}: holds a data set that was made otherwise ({', '.join(other)}): "
+            "use another folder, or --overwrite"
+        )
+
+
+def _missing(
+    rows: Rows, size: int, present: set[int], advance: Callable[[float], object]
+) -> Iterator[Shard]:
+    number = next(number for number in range(len(present) + 1) if number not in present)
+    stream = rows.read(number * size)
+    while group := list(islice(stream, size)):
+        shard = Shard(number, group)
+        if number in present:
+            advance(shard.cost)
+        else:
+            yield shard
+        number += 1
+
+
+def _finish(folder: Path) -> Counts:
+    paths = sorted(folder.glob("shard-*.arrow"), key=lambda path: int(path.stem[6:]))
+    total = Counts()
+    shards: list[dict[str, Any]] = []
+    bad: list[dict[str, Any]] = []
+    for path in paths:
+        contents = shard_contents(path)
+        counts = Counts(**contents["counts"])
+        total += counts
+        bad += contents["quarantine"]
+        shards.append({"file": path.name, "rows": counts.rows})
+    manifest = read_manifest(folder)
+    if bad:
+        temporary = folder / f".{QUARANTINE}.tmp"
+        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad)
+        temporary.write_text("".join(lines), "utf-8")
+        temporary.replace(folder / QUARANTINE)
+    key = json.dumps([manifest["input"], manifest["tokenizer"], manifest["options"]])
+    names = [shard_name(number) for number in range(len(shards))]
+    write_state(folder, names, hashlib.sha256(key.encode()).hexdigest()[:16])
+    manifest |= {"complete": True, "counts": total.record(), "shards": shards}
+    write_json(folder / MANIFEST, manifest)
+    return total
+

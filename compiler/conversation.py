@@ -1,0 +1,156 @@
+"""A row of the input as a document: a text of a form, a document, a chat, or columns."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from mvspec.builder import message
+from mvspec.check import read_document
+from mvspec.compiler.rows import Row
+from mvspec.errors import Diagnostic, MvspecError, Source, VerifyError
+from mvspec.ir import Document, Message
+from mvspec.records import Record
+from mvspec.syntax import MULTIVERSE
+
+__all__ = ["BadRecord", "Fields", "read_row"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Where a row keeps what.
+
+    Args:
+        form: the surface form of the assistant's texts.
+        field: the text, the document or the chat, as `output` or `result.text`; by default the
+            row itself.
+        prompt_field: the question that the text answers.
+    """
+
+    form: str = MULTIVERSE.name
+    field: str | None = None
+    prompt_field: str | None = None
+
+
+class BadRecord(MvspecError):
+    """A record that cannot be compiled; `entry` is its line in quarantine.jsonl."""
+
+    def __init__(self, name: str, place: str, code: str, reason: str, **location: Any) -> None:
+        super().__init__(f"{name}: {reason} [{code}]")
+        self.entry: dict[str, Any] = {
+            "record": _encodable(name),
+            "place": _encodable(place),
+            "code": code,
+            "reason": _encodable(reason),
+            **location,
+        }
+
+    @classmethod
+    def at(cls, name: str, place: str, diagnostic: Diagnostic, **more: Any) -> BadRecord:
+        """Make one of a located diagnostic."""
+        location = {"offset": diagnostic.offset, "line": diagnostic.line}
+        location["column"] = diagnostic.column
+        return cls(name, place, diagnostic.code, diagnostic.message, **location, **more)
+
+
+def read_row(row: Row, fields: Fields) -> tuple[str, Document]:
+    """Return the name of a row (its `id`, else its place) and its document.
+
+    Raises:
+        BadRecord: it has none; the entry says why and where.
+
+    >>> read_row(Row("a.jsonl:1", {"id": "x", "output": "Four."}), Fields(field="output"))[0]
+    'x'
+    """
+    value = _value(row)
+    name = value.get("id") if isinstance(value, dict) else None
+    name = _encodable(str(name)) if isinstance(name, str | int) else row.place
+    found = _step(value, fields.field, name, row.place)
+    document = _document(found, name, row.place, fields.form)
+    if fields.prompt_field is None:
+        return name, document
+    prompt = _step(value, fields.prompt_field, name, row.place)
+    if not isinstance(prompt, str):
+        reason = f"field {fields.prompt_field!r} is not a string"
+        raise BadRecord(name, row.place, "not-a-string", reason)
+    return name, Document(messages=(message("user", prompt), *document.messages))
+
+
+def _value(row: Row) -> Any:
+    if row.kind == "value":
+        return row.data
+    try:
+        text = row.data.decode()
+    except UnicodeDecodeError as error:
+        before = len(row.data[: error.start].decode())
+        line, column = Source(row.data.decode(errors="replace")).position(before)
+        reason = f"byte 0x{row.data[error.start]:02x} is not UTF-8"
+        found = Diagnostic(before, before, line, column, "invalid-utf-8", reason)
+        raise BadRecord.at(row.place, row.place, found) from None
+    if row.kind == "text":
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        found = Diagnostic(
+            error.pos, error.pos, error.lineno, error.colno, "invalid-json", f"not JSON: {error.msg}"
+        )
+        raise BadRecord.at(row.place, row.place, found) from None
+    except (ValueError, RecursionError) as error:
+        raise BadRecord(row.place, row.place, "invalid-json", f"not JSON: {error}") from None
+
+
+def _step(value: Any, field: str | None, name: str, place: str) -> Any:
+    for step in field.split(".") if field and field != "." else ():
+        if not isinstance(value, dict) or step not in value:
+            raise BadRecord(name, place, "missing-field", f"no field {field!r}")
+        value = value[step]
+    return value
+
+
+def _document(value: Any, name: str, place: str, form: str) -> Document:
+    messages = value.get("messages") if isinstance(value, dict) else value
+    if isinstance(value, str):
+        return _parsed(value, name, place, form)
+    if not isinstance(messages, list):
+        if isinstance(value, dict):
+            fields = ", ".join(map(repr, value)) or "no field"
+            reason = f"an object, neither a text nor a document: it has {fields}"
+            raise BadRecord(name, place, "missing-field", reason)
+        reason = f"{type(value).__name__}, neither a text nor a document"
+        raise BadRecord(name, place, "not-a-string", reason)
+    try:
+        if any(isinstance(each, dict) and "content" in each for each in messages):
+            turns = [_turn(each, name, place, form, i) for i, each in enumerate(messages)]
+            return Document(messages=tuple(turn for two in turns for turn in two))
+        kept = value if isinstance(value, dict) else {"messages": value}
+        text = json.dumps({key: kept[key] for key in kept if key != "id"}, default=str)
+        return Document.from_json(text)
+    except VerifyError as error:
+        location = {"address": error.address} if error.address else {}
+        raise BadRecord(name, place, "not-a-document", str(error), **location) from None
+
+
+def _turn(each: Any, name: str, place: str, form: str, index: int) -> tuple[Message, ...]:
+    role, content = (
+        (each.get("role"), each.get("content")) if isinstance(each, dict) else (None, None)
+    )
+    if not isinstance(content, str):
+        raise VerifyError(f"messages[{index}].content", "it is not a string")
+    if role == "assistant":
+        return _parsed(content, name, place, form, address=f"messages[{index}]").messages
+    return (message(role, content),)
+
+
+def _parsed(text: str, name: str, place: str, form: str, **location: Any) -> Document:
+    document, diagnostics, cut = read_document(Record(name, place, text), form)
+    if document is None:
+        more = {"cut": True} if cut else {}
+        raise BadRecord.at(name, place, diagnostics[0], **more, **location)
+    return document
+
+
+def _encodable(text: str) -> str:
+    """Return `text` with what UTF-8 cannot hold (lone surrogates) written out."""
+    return text.encode(errors="backslashreplace").decode()

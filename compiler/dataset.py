@@ -1,0 +1,161 @@
+"""A compiled data set: a folder of shards that training reads memory-mapped.
+
+The folder is one that `datasets.load_from_disk` opens too. manifest.json says what made it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+import os
+from collections.abc import Iterator
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mvspec.compiler.layout import Layout
+from mvspec.compiler.shard import COLUMNS, features, shard_name
+from mvspec.compiler.tokenizer import fingerprint
+from mvspec.errors import VerifyError
+
+__all__ = ["FORMAT", "MANIFEST", "CompiledDataset", "read_manifest", "write_json", "write_state"]
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+"""Version of the folder's format."""
+
+
+class CompiledDataset:
+    """The layouts of a folder that `mvspec compile` wrote, read from disk as they are asked for.
+
+    It has a length and is indexed, as a torch `Dataset`; it can be pickled, so that data loaders
+    may have worker processes.
+
+    Args:
+        folder: what `mvspec compile -o` wrote.
+        tokenizer: the one that training uses, to be sure that it is the one that was compiled
+            with.
+
+    Raises:
+        VerifyError: the folder is not complete, or was made with another tokenizer.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], tokenizer: Any = None) -> None:
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        if not self.manifest["complete"]:
+            raise VerifyError(
+                str(folder), "the data set is not complete: run the same mvspec compile again"
+            )
+        if tokenizer is not None and fingerprint(tokenizer) != self.manifest["tokenizer"]["sha256"]:
+            raise VerifyError(
+                str(folder),
+                "the data set was compiled with another tokenizer: use that one, or compile again",
+            )
+        self._ends = list(accumulate(shard["rows"] for shard in self.manifest["shards"]))
+        self._shards: dict[int, list[pa.RecordBatch]] = {}
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Layout:
+        batch, row = self._find(index)
+        columns = {name: _values(batch[name], row) for name in COLUMNS if name != "records"}
+        n = len(columns["input_ids"])
+        for name in ("hide_lo", "hide_hi"):
+            columns[name] = columns[name].reshape(-1, n) if n else np.zeros((0, 0), np.int32)
+        columns["document_ids"] = columns["document_ids"].astype(np.int32)
+        return Layout(**columns)
+
+    def __iter__(self) -> Iterator[Layout]:
+        return (self[index] for index in range(len(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return CompiledDataset, (self.folder,)
+
+    def records(self, index: int) -> list[str]:
+        """Return the names of the records in a row, in the order of their document ids."""
+        batch, row = self._find(index)
+        names: list[str] = batch["records"][row].as_py()
+        return names
+
+    def _find(self, index: int) -> tuple[pa.RecordBatch, int]:
+        wanted = index + len(self) if index < 0 else index
+        if not 0 <= wanted < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        number = bisect.bisect_right(self._ends, wanted)
+        row = wanted - (self._ends[number - 1] if number else 0)
+        if number not in self._shards:
+            stream = pa.memory_map(str(self.folder / shard_name(number)))
+            self._shards[number] = list(pa.ipc.open_stream(stream))
+        for batch in self._shards[number]:
+            if row < batch.num_rows:
+                return batch, row
+            row -= batch.num_rows
+        raise VerifyError(str(self.folder), f"{shard_name(number)} lacks rows: compile again")
+
+
+def _values(column: pa.Array, row: int) -> NDArray[Any]:
+    """Return the innermost values of one row of a list column, in memory of their own."""
+    start, end = column.offsets[row].as_py(), column.offsets[row + 1].as_py()
+    values = column.values
+    if pa.types.is_list(values.type):
+        start, end = values.offsets[start].as_py(), values.offsets[end].as_py()
+        values = values.values
+    # A copy of one row costs little, and torch warns of arrays that it may not write to.
+    array: NDArray[Any] = values.slice(start, end - start).to_numpy(zero_copy_only=False)
+    return array.copy()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a folder.
+
+    Raises:
+        VerifyError: there is none, or a later version wrote it.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+    except FileNotFoundError:
+        raise VerifyError(str(folder), f"no {MANIFEST}: not a compiled data set") from None
+    except ValueError as error:
+        raise VerifyError(str(folder / MANIFEST), f"not JSON: {error}") from None
+    if manifest.get("format") != FORMAT:
+        raise VerifyError(
+            str(folder), f"format {manifest.get('format')}, this version reads {FORMAT}"
+        )
+    return manifest
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that appears whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        json.dump(value, stream, indent=2, ensure_ascii=False)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def write_state(folder: Path, files: list[str], key: str) -> None:
+    """Write what `datasets.load_from_disk` wants to see beside the shards.
+
+    Args:
+        files: names of the shards.
+        key: tells this data set from others in the caches of `datasets`.
+    """
+    write_json(folder / "dataset_info.json", {"features": features()})
+    state = {
+        "_data_files": [{"filename": name} for name in files],
+        "_fingerprint": key,
+        "_format_type": None,
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_output_all_columns": False,
+        "_split": None,
+    }
+    write_json(folder / "state.json", state)

@@ -1,0 +1,306 @@
+"""A fixed range of records as one file of layouts, and everything that is counted of them.
+
+A shard is an Arrow stream, as `datasets` keeps its tables: it is read memory-mapped, by pyarrow
+as by `datasets`. Its counts and the records that it lacks travel in its metadata, so that one
+rename commits all of it or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mvspec.compiler.conversation import BadRecord, Fields, read_row
+from mvspec.compiler.layout import Layout, concatenate
+from mvspec.compiler.packing import best_fit
+from mvspec.compiler.rows import Row
+from mvspec.compiler.stages import Stages, compile_stages
+from mvspec.compiler.tokenizer import load_tokenizer, pad_id
+from mvspec.errors import LimitExceeded, MvspecError, VerifyError
+
+__all__ = ["COLUMNS", "Counts", "Options", "Shard", "ShardWriter", "shard_contents", "shard_name"]
+
+COLUMNS = {
+    "input_ids": ("int32", 1),
+    "position_ids": ("int32", 1),
+    "parent": ("int32", 1),
+    "loss_mask": ("bool", 1),
+    "document_ids": ("int16", 1),
+    "hide_lo": ("int32", 2),
+    "hide_hi": ("int32", 2),
+    "records": ("string", 1),
+}
+"""Of each column the type of its values and the levels of lists around them: [n], [depth, n]."""
+
+_METADATA = b"mvspec"
+_BATCH = 1 << 22  # tokens of a record batch: far below what int32 offsets can count
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What decides the contents of the shards.
+
+    Args:
+        lowering: a name in `LOWERINGS`, or "shared(k)".
+        max_length: the most tokens of a row; None is no limit.
+        too_long: what becomes of longer records: "truncate", "drop" or "error".
+        pack: fill rows of exactly `max_length` tokens; the window is the shard.
+        forced_loss: let forced tokens carry loss where the law allows it.
+        shard: records of the input in a shard.
+        tags: add the tags to the tokenizer where they are missing.
+        fields: where a row keeps what.
+    """
+
+    lowering: str = "multiverse"
+    max_length: int | None = None
+    too_long: str = "truncate"
+    pack: bool = False
+    forced_loss: bool = False
+    shard: int = 256
+    tags: bool = False
+    fields: Fields = Fields()
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The totals of records and tokens; add them up.
+
+    Args:
+        records: compiled.
+        quarantined: left out, with a reason.
+        truncated: of the compiled records.
+        rows: of the data set; fewer than records where they are packed.
+        tokens: padding not counted.
+        loss_tokens: of the tokens.
+        padding: tokens that fill rows up.
+        parallelism: the sum of the records' degrees of parallelism, before truncation.
+    """
+
+    records: int = 0
+    quarantined: int = 0
+    truncated: int = 0
+    rows: int = 0
+    tokens: int = 0
+    loss_tokens: int = 0
+    padding: int = 0
+    parallelism: float = 0.0
+
+    def __add__(self, other: Counts) -> Counts:
+        mine, theirs = asdict(self), asdict(other)
+        return Counts(**{name: mine[name] + theirs[name] for name in mine})
+
+    def record(self) -> dict[str, int | float | None]:
+        """Return the counts and the means that the manifest holds."""
+        total = self.tokens + self.padding
+        counts: dict[str, int | float | None] = asdict(self)
+        degrees = counts.pop("parallelism")
+        mean = degrees / self.records if degrees and self.records else None
+        return {
+            **counts,
+            "mean_parallelism": mean,
+            "padding_waste": self.padding / total if total else 0.0,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The rows of the input that one file will hold."""
+
+    number: int
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def cost(self) -> float:
+        """Its share of the input, for a progress bar."""
+        return sum(row.cost for row in self.rows)
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard."""
+    return f"shard-{number:05}.arrow"
+
+
+@dataclass(frozen=True, slots=True)
+class ShardWriter:
+    """Compiles a shard and writes it; picklable, so that worker processes can call it.
+
+    Args:
+        folder: where shards go.
+        tokenizer: what `load_tokenizer` takes.
+        options: what decides their contents.
+    """
+
+    folder: Path
+    tokenizer: str
+    options: Options
+
+    def __call__(self, shard: Shard) -> tuple[float, Counts]:
+        """Write a shard; return its share of the input and its counts.
+
+        Raises:
+            LimitExceeded: a record is too long, and `too_long` is "error".
+        """
+        tokenizer = load_tokenizer(self.tokenizer, tags=self.options.tags)
+        entries: list[tuple[list[str], Layout]] = []
+        bad: list[dict[str, Any]] = []
+        counts = Counts()
+        for row in shard.rows:
+            try:
+                name, stages = self._compile(row, tokenizer)
+                layout = self._fit(stages.layout, name, row.place)
+            except BadRecord as error:
+                bad.append(error.entry)
+                continue
+            entries.append(([name], layout))
+            cut = len(layout) < len(stages.layout)
+            counts += Counts(records=1, truncated=int(cut), parallelism=stages.parallelism())
+        if self.options.pack:
+            entries = self._pack(entries, pad_id(tokenizer))
+        for _, layout in entries:
+            tokens = int((layout.document_ids >= 0).sum())
+            loss = int(layout.loss_mask.sum())
+            counts += Counts(
+                rows=1, tokens=tokens, loss_tokens=loss, padding=len(layout) - tokens
+            )
+        counts += Counts(quarantined=len(bad))
+        contents = {"counts": asdict(counts), "quarantine": bad}
+        write_shard(self.folder / shard_name(shard.number), entries, contents)
+        return shard.cost, counts
+
+    def _compile(self, row: Row, tokenizer: Any) -> tuple[str, Stages]:
+        name, document = read_row(row, self.options.fields)
+        options = self.options
+        try:
+            return name, compile_stages(
+                document, tokenizer, options.lowering, forced_loss=options.forced_loss
+            )
+        except VerifyError as error:
+            location = {"address": error.address} if error.address else {}
+            raise BadRecord(name, row.place, "malformed", str(error), **location) from None
+        except MvspecError as error:
+            raise BadRecord(name, row.place, "unsupported", str(error)) from None
+        except UnicodeEncodeError as error:
+            reason = f"a text holds {error.object[error.start]!a}, which UTF-8 has no bytes for"
+            raise BadRecord(name, row.place, "surrogate", reason) from None
+
+    def _fit(self, layout: Layout, name: str, place: str) -> Layout:
+        limit = self.options.max_length
+        if limit is None or len(layout) <= limit:
+            return layout
+        reason = f"{len(layout)} tokens, more than {limit}"
+        if self.options.too_long == "drop":
+            raise BadRecord(name, place, "too-long", reason, tokens=len(layout))
+        if self.options.too_long == "error":
+            raise LimitExceeded(f"{place}: {reason}: use --too-long truncate or drop")
+        return layout.truncate(limit)
+
+    def _pack(
+        self, entries: list[tuple[list[str], Layout]], padding: int
+    ) -> list[tuple[list[str], Layout]]:
+        size = self.options.max_length
+        if size is None:
+            raise VerifyError("options", "packing needs a length: give max_length")
+        return [
+            (
+                [name for index in row for name in entries[index][0]],
+                concatenate([entries[index][1] for index in row]).padded(size, pad_id=padding),
+            )
+            for row in best_fit([len(layout) for _, layout in entries], size)
+        ]
+
+
+def schema(contents: dict[str, Any] | None = None) -> pa.Schema:
+    """Return the schema of a shard, with what `datasets` reads types from."""
+    fields = []
+    for name, (kind, levels) in COLUMNS.items():
+        dtype = {"bool": pa.bool_(), "string": pa.string()}.get(kind) or getattr(pa, kind)()
+        for _ in range(levels):
+            dtype = pa.list_(dtype)
+        fields.append(pa.field(name, dtype))
+    metadata = {b"huggingface": json.dumps({"info": {"features": features()}}).encode()}
+    if contents is not None:
+        metadata[_METADATA] = json.dumps(contents).encode()
+    return pa.schema(fields, metadata)
+
+
+def features() -> dict[str, Any]:
+    """Return the columns as `datasets` describes them in dataset_info.json."""
+    described: dict[str, Any] = {}
+    for name, (kind, levels) in COLUMNS.items():
+        feature: dict[str, Any] = {"dtype": kind, "_type": "Value"}
+        for _ in range(levels):
+            feature = {"feature": feature, "_type": "List"}
+        described[name] = feature
+    return described
+
+
+def write_shard(
+    path: Path, entries: Sequence[tuple[list[str], Layout]], contents: dict[str, Any]
+) -> None:
+    """Write layouts to a file that appears whole or not at all.
+
+    Args:
+        entries: of each row, the names of its records and its layout.
+        contents: what `shard_contents` gives back.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        with pa.ipc.new_stream(stream, schema(contents)) as writer:
+            for batch in _batches(entries):
+                writer.write_batch(_table(batch))
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+
+
+def _batches(
+    entries: Sequence[tuple[list[str], Layout]],
+) -> Iterator[Sequence[tuple[list[str], Layout]]]:
+    start = tokens = 0
+    for index, (_, layout) in enumerate(entries):
+        size = len(layout) * max(1, layout.depth)
+        if tokens and tokens + size > _BATCH:
+            yield entries[start:index]
+            start, tokens = index, 0
+        tokens += size
+    if start < len(entries):
+        yield entries[start:]
+
+
+def _table(entries: Sequence[tuple[list[str], Layout]]) -> pa.RecordBatch:
+    layouts = [layout for _, layout in entries]
+    columns: list[pa.Array] = []
+    for name, (kind, levels) in COLUMNS.items():
+        if name == "records":
+            columns.append(pa.array([names for names, _ in entries], pa.list_(pa.string())))
+            continue
+        arrays = [getattr(layout, name) for layout in layouts]
+        flat = np.concatenate([array.reshape(-1) for array in arrays])
+        column = pa.array(flat.astype(kind, copy=False))
+        if levels == 2:
+            inner = [len(layout) for layout in layouts for _ in range(layout.depth)]
+            column = pa.ListArray.from_arrays(_offsets(inner), column)
+        sizes = [array.shape[0] for array in arrays]
+        columns.append(pa.ListArray.from_arrays(_offsets(sizes), column))
+    return pa.RecordBatch.from_arrays(columns, schema=schema())
+
+
+def _offsets(sizes: list[int]) -> pa.Array:
+    ends: NDArray[np.int32] = np.cumsum([0, *sizes], dtype=np.int64).astype(np.int32)
+    return pa.array(ends)
+
+
+def shard_contents(path: Path) -> dict[str, Any]:
+    """Return the counts of a shard and the entries of the records that it lacks."""
+    with pa.memory_map(str(path)) as stream:
+        metadata = pa.ipc.open_stream(stream).schema.metadata
+    contents: dict[str, Any] = json.loads(metadata[_METADATA])
+    return contents

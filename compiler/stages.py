@@ -1,0 +1,92 @@
+"""One document through every stage of the compiler, each stage's result kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mvspec.compiler.layout import Layout, structural_runs
+from mvspec.compiler.lower import Tokens, tokens_of_segments
+from mvspec.compiler.lowerings import _UNFORCED, find_lowering, multiverse
+from mvspec.compiler.segments import Segment, segments
+from mvspec.compiler.sequential import flatten
+from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.errors import Unsupported
+from mvspec.ir import Document
+
+__all__ = ["REORDERED", "Stages", "compile_stages"]
+
+REORDERED = ("tree", "shared")
+"""Lowerings whose tokens stand in another order than the text's."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What a document became.
+
+    Args:
+        lowering: the name of the lowering.
+        segments: what was tokenised on its own.
+        tokens: in the order of the surface form.
+        layout: equal to what `compile_document` returns.
+    """
+
+    lowering: str
+    segments: list[Segment]
+    tokens: Tokens
+    layout: Layout
+
+    @property
+    def reordered(self) -> bool:
+        """Whether the layout has the tokens in another order than `tokens`."""
+        return self.lowering.startswith(REORDERED)
+
+    def parallelism(self) -> float:
+        """Return the assistant's tokens over the length of their critical path; 1 for none.
+
+        Positions that only a prompt between two turns takes are not counted.
+        """
+        assistant = self.tokens.free | self.tokens.forced
+        law = multiverse(self.tokens) if self.reordered else self.layout
+        positions = law.position_ids[assistant]
+        return len(positions) / len(np.unique(positions)) if len(positions) else 1.0
+
+    def threads(self) -> list[str]:
+        """Return for each token of `tokens` its path, as "2.1" (first path inside the second)."""
+        runs = structural_runs(self.tokens.tags, self.tokens.ends)
+        names = [""]
+        for span in runs.spans:
+            outer = names[span.outer + 1]
+            names.append(f"{outer}.{span.number + 1}" if outer else str(span.number + 1))
+        lengths = np.diff([*runs.starts, len(self.tokens.ids)])
+        return [
+            names[path + 1]
+            for path, length in zip(runs.paths, lengths.tolist(), strict=True)
+            for _ in range(length)
+        ]
+
+
+def compile_stages(
+    document: Document,
+    tokenizer: Any,
+    lowering: str = "multiverse",
+    *,
+    forced_loss: bool = False,
+) -> Stages:
+    """Compile a document as `compile_document` does, and keep what lies on the way.
+
+    Raises:
+        Unsupported: as `compile_document`.
+    """
+    function = find_lowering(lowering)
+    if forced_loss and lowering != "multiverse":
+        raise Unsupported(f"lowering {lowering!r} has no loss on forced tokens")
+    if lowering == "autoregressive":
+        document = flatten(document)
+    vocabulary = Vocabulary.of(tokenizer)
+    parts = segments(document, vocabulary.source, forced=lowering not in _UNFORCED)
+    tokens = tokens_of_segments(parts, vocabulary)
+    layout = multiverse(tokens, forced_loss=True) if forced_loss else function(tokens)
+    return Stages(lowering, parts, tokens, layout)

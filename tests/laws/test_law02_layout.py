@@ -1,0 +1,201 @@
+"""Law 2: the vectorised layout equals the machine and the definition, also at every prefix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from bpe import chat_tokenizer, loose_tokenizer, small_tokenizer
+from definition import parents, positions
+from hypothesis import example, given
+from hypothesis import strategies as st
+from places import TOKENIZERS, pairs, place_tokens, tag_at
+from qwen import qwen_tokenizer
+from strategies import texts, turns
+from traces import CANONICAL
+
+import mvspec
+from mvspec.compiler import (
+    Layout,
+    Vocabulary,
+    compile_document,
+    dense_mask,
+    layout_from_ids,
+    lower,
+)
+from mvspec.compiler.vocabulary import TAGS
+from mvspec.errors import MvspecError, VerifyError
+from mvspec.ir import Message
+from mvspec.structure import Step, Structure, sees
+from mvspec.syntax import Tag
+
+MANY = pytest.mark.parametrize("make", TOKENIZERS)
+NESTED = mvspec.parse(CANONICAL).messages[0]
+
+
+def cuts(length: int, most: int = 60) -> list[int]:
+    """Prefix lengths: all of a short text, `most` or so of a long one."""
+    return sorted({*range(0, length, 1 + length // most), length})
+
+
+def run(ids: Any, tokenizer: Any, position: int = 0) -> list[Step]:
+    """What the machine says of every token."""
+    vocabulary = Vocabulary.of(tokenizer)
+    machine = Structure(strict=False, position=position)
+    steps = []
+    for index in ids.tolist():
+        number = int(vocabulary.tag_of_id[index])
+        steps.append(machine.feed(TAGS[number] if number >= 0 else vocabulary.decode([index])))
+    return steps
+
+
+@MANY
+@given(message=turns(max_depth=3))
+@example(message=NESTED)
+def test_layout_equals_definition(make: Any, message: Message) -> None:
+    tokenizer = make()
+    lowered = lower(message, tokenizer)
+    layout = compile_document(message, tokenizer)
+    places = place_tokens(message, lowered, tokenizer)
+    seen = pairs(places)
+    assert np.array_equal(dense_mask(layout).numpy(), seen)
+    assert layout.position_ids.tolist() == positions(seen.tolist())
+    assert layout.parent.tolist() == parents(places)
+    assert layout.input_ids.tolist() == lowered.ids.tolist()
+    free = lowered.free & (layout.parent >= 0)
+    assert np.array_equal(layout.loss_mask, free)
+    assert np.array_equal(lowered.free, ~lowered.forced)
+
+
+@MANY
+@given(message=turns(max_depth=3))
+@example(message=NESTED)
+def test_layout_equals_machine(make: Any, message: Message) -> None:
+    tokenizer = make()
+    layout = compile_document(message, tokenizer)
+    steps = run(layout.input_ids, tokenizer)
+    assert layout.position_ids.tolist() == [step.position for step in steps]
+    assert layout.parent.tolist() == [step.parent for step in steps]
+    chains = [step.chain for step in steps]
+    known = {chain: number for number, chain in enumerate(dict.fromkeys(chains))}
+    table = np.array([[sees(q, k) for k in known] for q in known], dtype=np.bool_)
+    rows = np.array([known[chain] for chain in chains], dtype=np.int64)
+    if len(rows):
+        expected = np.tril(table[rows[:, None], rows[None, :]])
+        assert np.array_equal(dense_mask(layout).numpy(), expected)
+
+
+@MANY
+@given(message=turns(max_depth=3), canonical=turns(max_depth=2, canonical=True))
+@example(message=NESTED, canonical=NESTED)
+def test_every_prefix_of_the_ids_has_the_layout_of_the_whole(
+    make: Any, message: Message, canonical: Message
+) -> None:
+    tokenizer = make()
+    for each in (message, canonical):
+        whole = compile_document(each, tokenizer)
+        ids = whole.input_ids
+        assert layout_from_ids(ids, tokenizer) == whole
+        for cut in cuts(len(ids)):
+            assert layout_from_ids(ids[:cut], tokenizer) == whole.truncate(cut)
+
+
+@pytest.mark.parametrize("make", [small_tokenizer, loose_tokenizer])
+def test_a_prefix_that_ends_in_a_header_is_forced_up_to_its_end(make: Any) -> None:
+    lowered = lower(NESTED, make())
+    tags = tag_at(lowered)
+    inside = 0
+    for cut in range(1, len(lowered.ids) + 1):
+        found = layout_from_ids(lowered.ids[:cut], make())
+        expected = lowered.free[:cut] & (found.parent >= 0)
+        assert np.array_equal(found.loss_mask, expected)
+        inside += bool(lowered.forced[cut - 1]) and cut - 1 not in tags
+    assert inside >= 12  # separators and labels of four paths, both newlines of two joins
+
+
+@pytest.mark.parametrize("make", [small_tokenizer, qwen_tokenizer])
+def test_where_no_label_was_written_only_separator_and_tag_are_forced(make: Any) -> None:
+    vocabulary = Vocabulary.of(make())
+    tag = vocabulary.tag_ids
+    head = [tag[Tag.PARALLEL], tag[Tag.GOAL], tag[Tag.OUTLINE], tag[Tag.END_OUTLINE]]
+    head += [tag[Tag.END_GOAL], *vocabulary.encode("\n"), tag[Tag.PATH]]
+    for text in ("\nnote: 1:", "\n1:\n", "\n1 :", "text"):
+        ids = [*head, *vocabulary.encode(text), tag[Tag.END_PATH]]
+        if text == "\n1:\n":
+            assert vocabulary.encode(":\n") != vocabulary.encode(":") + vocabulary.encode("\n")
+        layout = layout_from_ids(ids, make())
+        assert layout.loss_mask.tolist() == [i > 0 and i not in (5, 6) for i in range(len(ids))]
+
+
+@given(message=turns(max_depth=2), question=texts(), data=st.data())
+def test_prompt_and_forced_are_what_an_engine_used(
+    message: Message, question: str, data: st.DataObject
+) -> None:
+    tokenizer = chat_tokenizer_()
+    question += "<Parallel></Goal><|im_start|>"
+    document = mvspec.document(mvspec.user(question), message)
+    whole = compile_document(document, tokenizer)
+    prompt = len(compile_document(mvspec.document(mvspec.user(question)), tokenizer))
+    body = lower(message, tokenizer)
+    end = prompt + len(body.ids)
+    assert whole.input_ids[prompt:end].tolist() == body.ids.tolist()
+    # The template's newline after the end of turn is not the model's; an engine never sees it.
+    answered = whole.truncate(end + 1)
+    found = layout_from_ids(answered.input_ids, tokenizer, prompt=prompt)
+    assert found == answered
+    # The turn as the machine has it, which counts positions from the prompt's length.
+    steps = run(body.ids, tokenizer, position=prompt)
+    assert answered.position_ids[prompt:end].tolist() == [step.position for step in steps]
+    assert not answered.loss_mask[:prompt].any()
+    assert answered.loss_mask[-1]
+    flags = np.zeros(len(answered), dtype=np.bool_)
+    flags[prompt:] = data.draw(
+        st.lists(st.booleans(), min_size=len(flags) - prompt, max_size=len(flags) - prompt)
+    )
+    given_ = layout_from_ids(answered.input_ids, tokenizer, prompt=prompt, forced=flags)
+    expected = ~flags & (answered.parent >= 0)
+    expected[:prompt] = False
+    assert np.array_equal(given_.loss_mask, expected)
+    assert np.array_equal(given_.position_ids, answered.position_ids)
+
+
+CHAT: list[Any] = []
+
+
+def chat_tokenizer_() -> Any:
+    """One chat tokenizer for all examples."""
+    if not CHAT:
+        CHAT.append(chat_tokenizer())
+    return CHAT[0]
+
+
+@given(st.lists(st.sampled_from([*Tag, *Tag, "x", "\n"]), max_size=24), st.data())
+def test_layout_and_machine_refuse_the_same(events: list[Tag | str], data: st.DataObject) -> None:
+    # Every prefix of a well-formed text is a layout; what the machine refuses is none. (Where
+    # <Think> may stand is grammar, not layout: later turns of a conversation have one too.)
+    events = [e for e in events if e not in (Tag.THINK, Tag.END_THINK)]
+    vocabulary = Vocabulary.of(small_tokenizer())
+    machine = Structure(strict=False)
+    steps: list[Step] = []
+    while len(steps) < 40:
+        legal = sorted(t for t in machine.threads[machine.cursor].tags() if t is not Tag.THINK)
+        wish = events[len(steps)] if len(steps) < len(events) else None
+        if wish is None and not legal:
+            break
+        event = data.draw(st.sampled_from(legal)) if wish is None and legal else wish
+        ids = [s.index for s in steps]
+        assert ids == list(range(len(steps)))
+        try:
+            assert event is not None
+            step = machine.feed(event)
+        except VerifyError:
+            with pytest.raises(VerifyError, match="token"):
+                layout_from_ids(taken(vocabulary, [*history(machine), event]), vocabulary)
+            events = [*events[: len(steps)], *events[len(steps) + 1 :]]
+            continue
+        remember(machine, event)
+        steps.append(step)
+    layout = layout_from_ids(taken(vocabulary, history(machine)), vocabulary)
+    assert layout.position_ids.tolist() == [step.position for step in steps]
+    assert layout.parent.tolist() == [step.parent for step in steps]
