@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
@@ -37,7 +36,7 @@ class Compilation:
     Args:
         counts: of the whole data set.
         tokens: compiled by this run.
-        seconds: that it took.
+        seconds: that it took, once the tokenizer was there.
         resumed: shards that were there before.
     """
 
@@ -75,7 +74,6 @@ def compile_rows(
         Unsupported: the tokenizer or the options will not do.
         LimitExceeded: a record is too long and shall not be.
     """
-    started = perf_counter()
     loaded = load_tokenizer(tokenizer, tags=options.tags)
     check(rows, loaded, options)
     _begin(folder, configuration(rows, loaded, options), overwrite=overwrite)
@@ -84,6 +82,7 @@ def compile_rows(
     before = {int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.arrow")}
     shards = _missing(rows, options.shard, before, advance)
     tokens = 0
+    started = perf_counter()
     writer = ShardWriter(folder, tokenizer, options)
     for cost, counts in ordered_map(writer, shards, workers, size=lambda shard: 1, batch=1):
         advance(cost)
@@ -127,7 +126,6 @@ def configuration(rows: Rows, tokenizer: Any, options: Options) -> dict[str, Any
     source = json.dumps(rows.key, default=str).encode()
     return {
         "format": FORMAT,
-        "mvspec": version("mvspec"),
         "lowering": chosen.pop("lowering"),
         "tokenizer": {"sha256": fingerprint(tokenizer)},
         "options": chosen,

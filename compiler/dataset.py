@@ -108,7 +108,7 @@ def _values(column: pa.Array, row: int) -> NDArray[Any]:
         values = values.values
     # A copy of one row costs little, and torch warns of arrays that it may not write to.
     array: NDArray[Any] = values.slice(start, end - start).to_numpy(zero_copy_only=False)
-    return array.copy()
+    return array if array.flags.writeable else array.copy()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -73,11 +73,12 @@ def print_stage(
     Colours and folding are for terminals only.
     """
     console = Console()
+    vocabulary = Vocabulary.of(tokenizer)
     bad = 0
     for number, row in enumerate(rows.read()):
         try:
             name, document = read_row(row, fields)
-            lines = emit(stage, document, tokenizer, lowering, forced_loss=forced_loss)
+            lines = emit(stage, document, vocabulary, lowering, forced_loss=forced_loss)
             first = next(lines)
         except BadRecord as error:
             bad += 1
@@ -109,7 +110,7 @@ def segment_lines(parts: list[Segment]) -> Iterator[Text]:
     for part in parts:
         if part.hole:
             text = f"hole {part.hole.name}, at most {part.hole.max_tokens} tokens"
-        elif part.tag:
+        elif part.tag and not part.text:
             text = f"{part.tag}, not written"
         else:
             text = quoted(part.text, _TEXT)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -104,33 +105,32 @@ def block_mask(
     Returns:
         a BlockMask [batch, 1, n, n]; O(n/block_size x n/block_size) memory.
     """
-    batch = pad_batch(layouts, length)
-    n = len(batch[0])
-    levels = max(2, 1 << (batch[0].depth - 1).bit_length()) if depth is None else depth
-    batch = [layout.padded_depth(levels) for layout in batch]
-    starts = np.stack([_starts(layout) for layout in batch])
-    lo = np.stack([layout.hide_lo for layout in batch], axis=1)
-    hi = np.stack([layout.hide_hi for layout in batch], axis=1)
-    start_t, lo_t, hi_t = (
-        torch.from_numpy(array).to(device, non_blocking=True) for array in (starts, lo, hi)
-    )
-    kinds = torch.stack(
-        [_kinds(layout, start, block_size, device) for layout, start in zip(batch, starts, strict=True)]
-    )[:, None]
-    partial_num, partial = _ordered(kinds == _PARTIAL)
-    full_num, full = _ordered(kinds == _FULL)
-    return BlockMask.from_kv_blocks(
-        partial_num,
-        partial,
-        full_num,
-        full,
-        BLOCK_SIZE=block_size,
-        mask_mod=_mask_mod(start_t, lo_t, hi_t, levels),
+    batch = [layouts] if isinstance(layouts, Layout) else list(layouts)
+    n = max(map(len, batch)) if length is None else length
+    nested = max(layout.depth for layout in batch)
+    levels = max(2, 1 << max(nested - 1, 0).bit_length()) if depth is None else depth
+    tables = [_stretches(layout, n, levels, block_size) for layout in batch]
+    rows = [torch.from_numpy(table).to(device, non_blocking=True) for table in tables]
+    lists = torch.stack([_kinds(row, n, block_size) for row in rows], dim=1)
+    number, columns = _ordered(lists)
+    # [batch, 1, rows of blocks(, columns)] for each: keys of a row, then rows of a key.
+    # Contiguous: FlexAttention's kernels know no stride over the batch.
+    partial, full, partial_q, full_q = number.unsqueeze(2)
+    partial_at, full_at, partial_q_at, full_q_at = columns.unsqueeze(2)
+    spread = torch.stack([_spread(row, n, levels) for row in rows], dim=1)
+    return BlockMask(
         seq_lengths=(n, n),
+        kv_num_blocks=partial,
+        kv_indices=partial_at,
+        full_kv_num_blocks=full,
+        full_kv_indices=full_at,
+        q_num_blocks=partial_q,
+        q_indices=partial_q_at,
+        full_q_num_blocks=full_q,
+        full_q_indices=full_q_at,
+        BLOCK_SIZE=(block_size, block_size),
+        mask_mod=_mask_mod(spread[0], spread[1 : 1 + levels], spread[1 + levels :], levels),
     )
-
-
-_EMPTY, _PARTIAL, _FULL = 0, 1, 2
 
 
 def _mask_mod(
@@ -145,67 +145,84 @@ def _mask_mod(
     return mask_mod
 
 
-def _starts(layout: Layout) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
-    """[n]: the first token of each token's document; of a padding token, itself."""
-    index = np.arange(len(layout), dtype=np.int32)
-    changed = np.ones(len(layout), dtype=np.bool_)
-    changed[1:] = layout.document_ids[1:] != layout.document_ids[:-1]
-    changed |= layout.document_ids < 0
-    starts: np.ndarray[tuple[int], np.dtype[np.int32]] = np.maximum.accumulate(
-        np.where(changed, index, 0)
-    )
-    return starts
+def _stretches(layout: Layout, n: int, levels: int, size: int) -> NDArray[np.int32]:
+    """int32 [2 + 1 + 2 levels, stretches]: rows within which no interval changes.
 
-
-def _kinds(
-    layout: Layout,
-    starts: np.ndarray[tuple[int], np.dtype[np.int32]],
-    size: int,
-    device: torch.device | str,
-) -> Tensor:
-    """int8 [blocks, blocks]: whether each block of pairs is empty, partly or wholly visible.
-
-    Rows are cut into stretches within which no interval changes; of a stretch and a block of
-    keys, the number of visible keys follows from the overlaps.
+    For each: its first row, the row after it, where its document starts (-1 for padding), and
+    (lo, hi) at each level. They also end where a block of rows ends.
     """
-    n = len(layout)
-    blocks = -(-n // size)
+    real = len(layout)
     cut = np.zeros(n, dtype=np.bool_)
     cut[::size] = True
-    padding = layout.document_ids < 0
-    cut[1:] |= (starts[1:] != starts[:-1]) & ~padding[1:]
-    cut[1:] |= padding[1:] != padding[:-1]
-    cut[1:] |= (layout.hide_lo[:, 1:] != layout.hide_lo[:, :-1]).any(axis=0)
-    cut[1:] |= (layout.hide_hi[:, 1:] != layout.hide_hi[:, :-1]).any(axis=0)
+    cut[real : real + 1] = True
+    new = layout.document_ids[1:] != layout.document_ids[:-1]
+    cut[1:real] |= new
+    for intervals in (layout.hide_lo, layout.hide_hi):
+        if len(intervals):
+            cut[1:real] |= (intervals[:, 1:] != intervals[:, :-1]).any(axis=0)
     first = np.flatnonzero(cut)
-    last = np.append(first[1:], n) - 1
-    table = np.stack([first, last, starts[first], first // size, *layout.hide_lo[:, first], *layout.hide_hi[:, first]])
-    packed = torch.from_numpy(table.astype(np.int32)).to(device, non_blocking=True)[:, :, None]
-    first_t, last_t, start_t, row_t = packed[:4]
-    lo_t, hi_t = packed[4 : 4 + layout.depth], packed[4 + layout.depth :]
-    k0 = (torch.arange(blocks, dtype=torch.int32, device=device) * size)[None, :]
+    table = np.zeros((3 + 2 * levels, len(first)), dtype=np.int32)
+    table[0] = first
+    table[1, :-1] = first[1:]
+    table[1, -1:] = n
+    inside = np.searchsorted(first, real)
+    rows = first[:inside]
+    starts = np.concatenate([[0], np.flatnonzero(new) + 1])
+    table[2, :inside] = starts[np.searchsorted(starts, rows, side="right") - 1]
+    table[2, :inside][layout.document_ids[rows] < 0] = -1
+    table[2, inside:] = -1
+    table[3 : 3 + layout.depth, :inside] = layout.hide_lo[:, rows]
+    table[3 + levels : 3 + levels + layout.depth, :inside] = layout.hide_hi[:, rows]
+    return table
+
+
+def _spread(table: Tensor, n: int, levels: int) -> Tensor:
+    """int32 [1 + 2 levels, n]: start, lo and hi of every token; padding starts at itself."""
+    out = torch.repeat_interleave(table[2:], table[1] - table[0], dim=1, output_size=n)
+    index = torch.arange(n, dtype=torch.int32, device=table.device)
+    out[0] = torch.where(out[0] < 0, index, out[0])
+    return out
+
+
+def _kinds(table: Tensor, n: int, size: int) -> Tensor:
+    """bool [4, blocks, blocks]: which blocks of pairs are partly and wholly visible.
+
+    [row, key] and then [key, row]. Of a stretch and a block of keys, the number of visible keys
+    follows from the overlaps; only where they cross the diagonal does it differ by row.
+    """
+    blocks = -(-n // size)
+    first, end, start = table[0, :, None], table[1, :, None], table[2, :, None]
+    start = torch.where(start < 0, first, start)
+    levels = (len(table) - 3) // 2
+    lo, hi = table[3 : 3 + levels, :, None], table[3 + levels :, :, None]
+    k0 = (torch.arange(blocks, dtype=torch.int32, device=table.device) * size)[None, :]
     k1 = (k0 + size).clamp(max=n)
-    # Keys of the block that the stretch's first row sees, as far as they precede it.
-    visible = (k1 - torch.maximum(k0, start_t)).clamp(min=0)
-    hidden = torch.minimum(k1[None], hi_t) - torch.maximum(k0[None], lo_t)
-    visible = visible - hidden.clamp(min=0).sum(0, dtype=torch.int32)
-    before = k1 <= first_t + 1
-    any_seen = torch.where(before, visible > 0, k0 <= last_t)
-    all_seen = before & (visible == size)
-    rows = row_t[:, 0].long()
-    some = torch.zeros(blocks, blocks, dtype=torch.int32, device=device)
-    some.index_add_(0, rows, any_seen.int())
-    missing = torch.zeros(blocks, blocks, dtype=torch.int32, device=device)
-    missing.index_add_(0, rows, (~all_seen).int())
-    kinds = (some > 0).to(torch.int8)
-    kinds += ((missing == 0) & (some > 0)).to(torch.int8)
+    visible = (k1 - torch.maximum(k0, start)).clamp(min=0)
+    hidden = (torch.minimum(k1, hi) - torch.maximum(k0, lo)).clamp(min=0)
+    visible = visible - hidden.sum(0, dtype=torch.int32)
+    before = k1 <= first + 1  # no key of the block comes after the stretch's first row
+    some = torch.where(before, visible > 0, k0 < end)
+    whole = before & (visible == size)
+    # Per row of blocks: something is seen in any of its stretches, all in every one.
+    counts = torch.zeros(2, blocks, blocks, dtype=torch.int32, device=table.device)
+    row = torch.div(table[0], size, rounding_mode="floor")
+    counts.index_add_(1, row, torch.stack([some, ~whole]).int())
+    any_seen = counts[0] > 0
+    all_seen = any_seen & (counts[1] == 0)
     if n % size:
-        kinds[-1].clamp_(max=_PARTIAL)  # the last rows are not all there
-    return kinds
+        all_seen[-1] = False  # the last rows are not all there
+    pair = torch.stack([any_seen & ~all_seen, all_seen])
+    return torch.cat([pair, pair.transpose(1, 2)])
 
 
 def _ordered(listed: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each row of blocks how many are listed, and their columns, listed ones first."""
-    number = listed.sum(-1, dtype=torch.int32)
-    columns = torch.argsort(listed.to(torch.int8), dim=-1, descending=True, stable=True)
-    return number, columns.to(torch.int32)
+    """Return for each row of blocks how many are listed, and their columns in order."""
+    place = listed.cumsum(-1, dtype=torch.int32)
+    number = place[..., -1].contiguous()
+    blocks = listed.shape[-1]
+    # What is not listed is written to a slot past the end.
+    place = torch.where(listed, place - 1, blocks).long()
+    columns = torch.zeros((*listed.shape[:-1], blocks + 1), dtype=torch.int32, device=listed.device)
+    each = torch.arange(blocks, dtype=torch.int32, device=listed.device)
+    columns.scatter_(-1, place, each.expand_as(place))
+    return number, columns[..., :-1].contiguous()

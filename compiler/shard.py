@@ -24,6 +24,7 @@ from mvspec.compiler.packing import best_fit
 from mvspec.compiler.rows import Row
 from mvspec.compiler.stages import Stages, compile_stages
 from mvspec.compiler.tokenizer import load_tokenizer, pad_id
+from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import LimitExceeded, MvspecError, VerifyError
 
 __all__ = ["COLUMNS", "Counts", "Options", "Shard", "ShardWriter", "shard_contents", "shard_name"]
@@ -149,12 +150,13 @@ class ShardWriter:
             LimitExceeded: a record is too long, and `too_long` is "error".
         """
         tokenizer = load_tokenizer(self.tokenizer, tags=self.options.tags)
+        vocabulary = Vocabulary.of(tokenizer)
         entries: list[tuple[list[str], Layout]] = []
         bad: list[dict[str, Any]] = []
         counts = Counts()
         for row in shard.rows:
             try:
-                name, stages = self._compile(row, tokenizer)
+                name, stages = self._compile(row, vocabulary)
                 layout = self._fit(stages.layout, name, row.place)
             except BadRecord as error:
                 bad.append(error.entry)
@@ -175,12 +177,12 @@ class ShardWriter:
         write_shard(self.folder / shard_name(shard.number), entries, contents)
         return shard.cost, counts
 
-    def _compile(self, row: Row, tokenizer: Any) -> tuple[str, Stages]:
+    def _compile(self, row: Row, vocabulary: Vocabulary) -> tuple[str, Stages]:
         name, document = read_row(row, self.options.fields)
         options = self.options
         try:
             return name, compile_stages(
-                document, tokenizer, options.lowering, forced_loss=options.forced_loss
+                document, vocabulary, options.lowering, forced_loss=options.forced_loss
             )
         except VerifyError as error:
             location = {"address": error.address} if error.address else {}
@@ -280,11 +282,11 @@ def _table(entries: Sequence[tuple[list[str], Layout]]) -> pa.RecordBatch:
     columns: list[pa.Array] = []
     for name, (kind, levels) in COLUMNS.items():
         if name == "records":
-            columns.append(pa.array([names for names, _ in entries], pa.list_(pa.string())))
+            columns.append(_name_lists([names for names, _ in entries]))
             continue
         arrays = [getattr(layout, name) for layout in layouts]
         flat = np.concatenate([array.reshape(-1) for array in arrays])
-        column = pa.array(flat.astype(kind, copy=False))
+        column = _array(flat, kind)
         if levels == 2:
             inner = [len(layout) for layout in layouts for _ in range(layout.depth)]
             column = pa.ListArray.from_arrays(_offsets(inner), column)
@@ -293,9 +295,24 @@ def _table(entries: Sequence[tuple[list[str], Layout]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema())
 
 
+def _name_lists(lists: list[list[str]]) -> pa.Array:
+    texts = [name.encode() for names in lists for name in names]
+    ends = _offsets([len(text) for text in texts]).buffers()[1]
+    flat = pa.StringArray.from_buffers(len(texts), ends, pa.py_buffer(b"".join(texts)))
+    return pa.ListArray.from_arrays(_offsets([len(names) for names in lists]), flat)
+
+
 def _offsets(sizes: list[int]) -> pa.Array:
-    ends: NDArray[np.int32] = np.cumsum([0, *sizes], dtype=np.int64).astype(np.int32)
-    return pa.array(ends)
+    return _array(np.cumsum([0, *sizes]), "int32")
+
+
+def _array(values: NDArray[Any], kind: str) -> pa.Array:
+    # From buffers: `pa.array` would import pandas, which takes half a second.
+    if kind == "bool":
+        bits = np.packbits(values, bitorder="little")
+        return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(bits)])
+    array = np.ascontiguousarray(values, dtype=kind)
+    return pa.Array.from_buffers(getattr(pa, kind)(), len(array), [None, pa.py_buffer(array)])
 
 
 def shard_contents(path: Path) -> dict[str, Any]:

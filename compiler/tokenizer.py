@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -79,11 +80,12 @@ def fingerprint(tokenizer: Any) -> str:
     64
     """
     backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    state = json.loads(backend.to_str())
-    state["padding"] = state["truncation"] = None
-    state["chat_template"] = getattr(tokenizer, "chat_template", None)
-    text = json.dumps(state, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+    if backend.padding or backend.truncation:
+        backend = deepcopy(backend)
+        backend.no_padding()
+        backend.no_truncation()
+    template = json.dumps(getattr(tokenizer, "chat_template", None))
+    return hashlib.sha256((backend.to_str() + template).encode()).hexdigest()
 
 
 def pad_id(tokenizer: Any) -> int:

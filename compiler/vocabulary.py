@@ -66,7 +66,7 @@ class Vocabulary:
             return tokenizer
         for known in cls._recent:
             if known.source is tokenizer and known.tagged == tagged:
-                if known.backend.get_vocab_size(with_added_tokens=True) != known._count:
+                if len(known.backend.get_added_tokens_decoder()) != known._added:
                     known.grow()
                 return known
         made = cls(tokenizer, tagged=tagged)
@@ -94,7 +94,7 @@ class Vocabulary:
 
     def grow(self) -> None:
         """Read the size again, after tokens were added to the tokenizer."""
-        self._count = self.backend.get_vocab_size(with_added_tokens=True)
+        self._added = len(self.backend.get_added_tokens_decoder())
         # Ids may have gaps, so the size is not how many there are.
         ids = self.backend.get_vocab(with_added_tokens=True).values()
         self.size = max(ids, default=-1) + 1

@@ -92,6 +92,15 @@ Form = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes to work in.")]
+Tokenizer = Annotated[
+    str, typer.Option(help="A tokenizer.json, its folder, or a name on the Hugging Face hub.")
+]
+Lowering = Annotated[
+    str,
+    typer.Option(help="multiverse, autoregressive, sequential, tree, official or shared(k)."),
+]
+STAGES = ("ir", "segments", "layout", "plan")
+TOO_LONG = ("truncate", "drop", "error")
 
 
 @app.command()
@@ -204,6 +213,89 @@ def stats(
     elif not as_json:
         print_table(documents_table(rows, unit) if each else corpus_table(corpus, unit))
     raise typer.Exit(1 if skipped else 0)
+
+
+@app.command(name="compile")
+def compile_(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA",
+            help="JSONL, JSON, Parquet or text files, folders, data sets (a folder or a hub name).",
+        ),
+    ],
+    tokenizer: Tokenizer,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a data set to this folder.")
+    ] = None,
+    emit: Annotated[
+        str | None,
+        typer.Option(help="Stop after a stage and print it: ir, segments, layout, plan."),
+    ] = None,
+    lowering: Lowering = "multiverse",
+    field: Field = None,
+    prompt_field: Annotated[
+        str | None, typer.Option(help="Where a row keeps the question that its text answers.")
+    ] = None,
+    form: Form = MULTIVERSE.name,
+    split: Annotated[str | None, typer.Option(help="Split of a data set; else train.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a row.")] = None,
+    too_long: Annotated[
+        str, typer.Option(help="What becomes of longer records: truncate, drop or error.")
+    ] = "truncate",
+    pack: Annotated[
+        bool, typer.Option("--pack", help="Fill rows of exactly --max-length tokens.")
+    ] = False,
+    forced_loss: Annotated[
+        bool, typer.Option("--forced-loss", help="Let forced tokens carry loss where they may.")
+    ] = False,
+    add_tags: Annotated[
+        bool, typer.Option("--add-tags", help="Add missing tags; save the tokenizer beside it.")
+    ] = False,
+    shard: Annotated[int, typer.Option(min=1, help="Records of a file, and of packing.")] = 256,
+    workers: Workers = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a data set that was made otherwise.")
+    ] = False,
+) -> None:
+    """Compile records to layouts for training, or print what a stage makes of them."""
+    from mvspec.compiler.conversation import Fields
+    from mvspec.compiler.rows import open_rows
+
+    stage = emit or "layout"
+    if stage not in STAGES:
+        raise typer.BadParameter(f"{stage!r} is not one of {', '.join(STAGES)}", param_hint="--emit")
+    if too_long not in TOO_LONG:
+        raise typer.BadParameter(
+            f"{too_long!r} is not one of {', '.join(TOO_LONG)}", param_hint="--too-long"
+        )
+    if output and emit:
+        raise typer.BadParameter("prints, and -o writes: give one", param_hint="--emit")
+    if pack and max_length is None:
+        raise typer.BadParameter("needs --max-length", param_hint="--pack")
+    fields = Fields(form, field, prompt_field)
+    rows = open_rows(inputs, rows=bool(field or prompt_field), split=split)
+    if output is None:
+        from mvspec.compiler.emit import print_stage
+        from mvspec.compiler.tokenizer import load_tokenizer
+
+        loaded = load_tokenizer(tokenizer, tags=add_tags)
+        bad = print_stage(stage, rows, fields, loaded, lowering, forced_loss=forced_loss)
+        raise typer.Exit(1 if bad else 0)
+    try:
+        from mvspec.compiler import console
+        from mvspec.compiler.compilation import compile_rows
+        from mvspec.compiler.shard import Options
+    except ImportError:
+        raise InputError("compile -o needs: pip install 'mvspec[compile]'") from None
+    options = Options(lowering, max_length, too_long, pack, forced_loss, shard, add_tags, fields)
+    with console.progress(rows) as advance:
+        result = compile_rows(
+            rows, tokenizer, output, options,
+            workers=workers, overwrite=overwrite, advance=advance,
+        )  # fmt: skip
+    print_table(console.summary(result, output, packed=pack))
+    raise typer.Exit(1 if result.counts.quarantined else 0)
 
 
 @app.command()

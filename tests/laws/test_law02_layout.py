@@ -17,7 +17,6 @@ from traces import CANONICAL
 
 import mvspec
 from mvspec.compiler import (
-    Layout,
     Vocabulary,
     compile_document,
     dense_mask,
@@ -32,6 +31,7 @@ from mvspec.syntax import Tag
 
 MANY = pytest.mark.parametrize("make", TOKENIZERS)
 NESTED = mvspec.parse(CANONICAL).messages[0]
+CHAT = chat_tokenizer()
 
 
 def cuts(length: int, most: int = 60) -> list[int]:
@@ -132,7 +132,7 @@ def test_where_no_label_was_written_only_separator_and_tag_are_forced(make: Any)
 def test_prompt_and_forced_are_what_an_engine_used(
     message: Message, question: str, data: st.DataObject
 ) -> None:
-    tokenizer = chat_tokenizer_()
+    tokenizer = CHAT
     question += "<Parallel></Goal><|im_start|>"
     document = mvspec.document(mvspec.user(question), message)
     whole = compile_document(document, tokenizer)
@@ -160,42 +160,53 @@ def test_prompt_and_forced_are_what_an_engine_used(
     assert np.array_equal(given_.position_ids, answered.position_ids)
 
 
-CHAT: list[Any] = []
+# Where <Think> may stand is grammar, not layout: every turn of a conversation may have one.
+EVENTS: list[Tag | str] = [*(t for t in Tag if t.partner not in (Tag.THINK, Tag.END_THINK)), "x"]
 
 
-def chat_tokenizer_() -> Any:
-    """One chat tokenizer for all examples."""
-    if not CHAT:
-        CHAT.append(chat_tokenizer())
-    return CHAT[0]
-
-
-@given(st.lists(st.sampled_from([*Tag, *Tag, "x", "\n"]), max_size=24), st.data())
-def test_layout_and_machine_refuse_the_same(events: list[Tag | str], data: st.DataObject) -> None:
-    # Every prefix of a well-formed text is a layout; what the machine refuses is none. (Where
-    # <Think> may stand is grammar, not layout: later turns of a conversation have one too.)
-    events = [e for e in events if e not in (Tag.THINK, Tag.END_THINK)]
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, len(EVENTS) - 1)), max_size=60))
+def test_layout_and_machine_refuse_the_same(choices: list[tuple[bool, int]]) -> None:
     vocabulary = Vocabulary.of(small_tokenizer())
+
+    def ids(events: list[Tag | str]) -> list[int]:
+        return [index for event in events for index in vocabulary.encode(event)]
+
     machine = Structure(strict=False)
+    taken: list[Tag | str] = []
     steps: list[Step] = []
-    while len(steps) < 40:
-        legal = sorted(t for t in machine.threads[machine.cursor].tags() if t is not Tag.THINK)
-        wish = events[len(steps)] if len(steps) < len(events) else None
-        if wish is None and not legal:
-            break
-        event = data.draw(st.sampled_from(legal)) if wish is None and legal else wish
-        ids = [s.index for s in steps]
-        assert ids == list(range(len(steps)))
+    for follow, number in choices:
+        legal = sorted(machine.threads[machine.cursor].tags() & set(EVENTS))
+        event = legal[number % len(legal)] if follow and legal else EVENTS[number]
         try:
-            assert event is not None
-            step = machine.feed(event)
+            steps.append(machine.feed(event))
         except VerifyError:
-            with pytest.raises(VerifyError, match="token"):
-                layout_from_ids(taken(vocabulary, [*history(machine), event]), vocabulary)
-            events = [*events[: len(steps)], *events[len(steps) + 1 :]]
-            continue
-        remember(machine, event)
-        steps.append(step)
-    layout = layout_from_ids(taken(vocabulary, history(machine)), vocabulary)
+            with pytest.raises(VerifyError, match=f"token {len(taken)}:"):
+                layout_from_ids(ids([*taken, event]), vocabulary)
+        else:
+            taken.append(event)
+    layout = layout_from_ids(ids(taken), vocabulary)
     assert layout.position_ids.tolist() == [step.position for step in steps]
     assert layout.parent.tolist() == [step.parent for step in steps]
+
+
+def test_ids_that_are_no_layout_are_refused() -> None:
+    vocabulary = Vocabulary.of(small_tokenizer())
+    for wrong in ([-1], [vocabulary.size], [0, 1, 10**6]):
+        with pytest.raises(MvspecError, match="not in the vocabulary"):
+            layout_from_ids(wrong, vocabulary)
+    with pytest.raises(MvspecError, match="prompt=3"):
+        layout_from_ids([0, 1], vocabulary, prompt=3)
+    with pytest.raises(MvspecError, match="1 forced flags for 2 tokens"):
+        layout_from_ids([0, 1], vocabulary, forced=[True])
+    assert len(layout_from_ids([], vocabulary)) == 0
+    assert len(compile_document(mvspec.assistant(), small_tokenizer())) == 0
+
+
+def test_layouts_of_different_depth_compare() -> None:
+    # A prefix from before any block has no levels, a truncated layout has empty ones.
+    whole = compile_document(NESTED, small_tokenizer())
+    short = layout_from_ids(whole.input_ids[:5], small_tokenizer())
+    assert (short.depth, whole.truncate(5).depth) == (0, 2)
+    assert short == whole.truncate(5)
+    assert short != whole.truncate(6)
+    assert short != "a layout"

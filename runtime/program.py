@@ -84,9 +84,7 @@ def load_document(path: str | os.PathLike[str]) -> Document:
     document = names.get("document")
     if not isinstance(document, Document):
         found = "no `document`" if document is None else f"a {type(document).__name__}"
-        raise MvspecError(
-            f"{file}: binds {found}, expected `document = mvspec.document(...)`"
-        )
+        raise MvspecError(f"{file}: binds {found}, expected `document = mvspec.document(...)`")
     return document
 
 
