@@ -12,13 +12,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from mvspec.compiler.arrow import shard_contents
 from mvspec.compiler.conversation import BadRecord, read_row
 from mvspec.compiler.dataset import FORMAT, MANIFEST, read_manifest, write_json, write_state
 from mvspec.compiler.lowerings import find_lowering
 from mvspec.compiler.rows import Rows
-from mvspec.compiler.shard import Counts, Options, Shard, ShardWriter, shard_contents, shard_name
-from mvspec.compiler.tokenizer import fingerprint, load_tokenizer, save_tokenizer
-from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.compiler.shard import Counts, Options, Shard, ShardWriter, shard_name
+from mvspec.compiler.tokenizer import fingerprint, load_vocabulary, save_tokenizer
 from mvspec.errors import Unsupported
 from mvspec.records import PATIENCE, InputError
 from mvspec.workers import ordered_map
@@ -70,11 +70,10 @@ def compile_rows(
         advance: called with the cost of the rows that are done, as they are.
 
     Raises:
-        InputError: none of the first rows can be read, or the folder holds something else.
-        Unsupported: the tokenizer or the options will not do.
+        InputError: the input, the tokenizer, the options or the folder will not do.
         LimitExceeded: a record is too long and shall not be.
     """
-    loaded = load_tokenizer(tokenizer, tags=options.tags)
+    loaded = load_vocabulary(tokenizer, tags=options.tags).source
     check(rows, loaded, options)
     _begin(folder, configuration(rows, loaded, options), overwrite=overwrite)
     if options.tags:
@@ -93,18 +92,24 @@ def compile_rows(
 
 def check(rows: Rows, tokenizer: Any, options: Options) -> None:
     """Refuse what would put every record into quarantine."""
-    find_lowering(options.lowering)
-    Vocabulary.of(tokenizer)
+    try:
+        find_lowering(options.lowering)
+    except Unsupported as error:
+        raise InputError(f"--lowering: {error}") from None
     if options.forced_loss and options.lowering != "multiverse":
-        raise Unsupported(f"lowering {options.lowering!r} has no loss on forced tokens")
+        raise InputError(f"--forced-loss: lowering {options.lowering!r} has no forced tokens' loss")
+    if options.pack and options.max_length is None:
+        raise InputError("--pack needs --max-length")
     if options.fields.prompt_field and not getattr(tokenizer, "chat_template", None):
-        raise Unsupported(
+        raise InputError(
             "a prompt needs a chat template: give a tokenizer's folder that has one "
             "(tokenizer_config.json), or leave the prompt out"
         )
     first: BadRecord | None = None
-    number = 0
-    for number, row in enumerate(islice(rows.read(), PATIENCE), 1):
+    rows_read = list(islice(rows.read(), PATIENCE))
+    if not rows_read:
+        raise InputError("the input has no record")
+    for row in rows_read:
         try:
             read_row(row, options.fields)
         except BadRecord as error:
@@ -113,8 +118,6 @@ def check(rows: Rows, tokenizer: Any, options: Options) -> None:
             first = first or error
         else:
             return
-    if not number:
-        raise InputError("the input has no record")
     if first is not None:
         reason = first.entry["reason"]
         raise InputError(f"{first.entry['place']}: {reason}; name the text's field with --field")
@@ -194,4 +197,3 @@ def _finish(folder: Path) -> Counts:
     manifest |= {"complete": True, "counts": total.record(), "shards": shards}
     write_json(folder / MANIFEST, manifest)
     return total
-

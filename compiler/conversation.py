@@ -93,9 +93,8 @@ def _value(row: Row) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        found = Diagnostic(
-            error.pos, error.pos, error.lineno, error.colno, "invalid-json", f"not JSON: {error.msg}"
-        )
+        at, reason = error.pos, f"not JSON: {error.msg}"
+        found = Diagnostic(at, at, error.lineno, error.colno, "invalid-json", reason)
         raise BadRecord.at(row.place, row.place, found) from None
     except (ValueError, RecursionError) as error:
         raise BadRecord(row.place, row.place, "invalid-json", f"not JSON: {error}") from None
@@ -133,11 +132,10 @@ def _document(value: Any, name: str, place: str, form: str) -> Document:
 
 
 def _turn(each: Any, name: str, place: str, form: str, index: int) -> tuple[Message, ...]:
-    role, content = (
-        (each.get("role"), each.get("content")) if isinstance(each, dict) else (None, None)
-    )
+    content = each.get("content") if isinstance(each, dict) else None
     if not isinstance(content, str):
         raise VerifyError(f"messages[{index}].content", "it is not a string")
+    role = each.get("role")
     if role == "assistant":
         return _parsed(content, name, place, form, address=f"messages[{index}]").messages
     return (message(role, content),)

@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mvspec.compiler.arrow import COLUMNS, features
 from mvspec.compiler.layout import Layout
-from mvspec.compiler.shard import COLUMNS, features, shard_name
+from mvspec.compiler.shard import shard_name
 from mvspec.compiler.tokenizer import fingerprint
 from mvspec.errors import VerifyError
 
@@ -149,7 +150,7 @@ def write_state(folder: Path, files: list[str], key: str) -> None:
         key: tells this data set from others in the caches of `datasets`.
     """
     write_json(folder / "dataset_info.json", {"features": features()})
-    state = {
+    state: dict[str, Any] = {
         "_data_files": [{"filename": name} for name in files],
         "_fingerprint": key,
         "_format_type": None,

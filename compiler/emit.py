@@ -63,7 +63,7 @@ def print_stage(
     stage: str,
     rows: Rows,
     fields: Fields,
-    tokenizer: Any,
+    vocabulary: Vocabulary,
     lowering: str = "multiverse",
     *,
     forced_loss: bool = False,
@@ -73,9 +73,8 @@ def print_stage(
     Colours and folding are for terminals only.
     """
     console = Console()
-    vocabulary = Vocabulary.of(tokenizer)
-    bad = 0
-    for number, row in enumerate(rows.read()):
+    bad = printed = 0
+    for row in rows.read():
         try:
             name, document = read_row(row, fields)
             lines = emit(stage, document, vocabulary, lowering, forced_loss=forced_loss)
@@ -89,12 +88,13 @@ def print_stage(
             print(visible(f"{row.place}: {error}"), file=sys.stderr)
             continue
         title = Text(visible(name), "bold underline")
-        for line in ([Text("")] if number else []) + [title, first, *lines]:
+        for line in ([Text("")] if printed else []) + [title, first, *lines]:
             if isinstance(line, Text) and not console.is_terminal:
                 # Rich takes its time with every line, and a layout has thousands.
                 print(line.plain)
             else:
                 console.print(line, soft_wrap=isinstance(line, Text))
+        printed += 1
     return bad
 
 

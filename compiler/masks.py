@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from mvspec.compiler.layout import Layout
+from mvspec.errors import VerifyError
 
 __all__ = ["additive_mask", "block_mask", "dense_mask", "pad_batch"]
 
@@ -109,6 +110,11 @@ def block_mask(
     n = max(map(len, batch)) if length is None else length
     nested = max(layout.depth for layout in batch)
     levels = max(2, 1 << max(nested - 1, 0).bit_length()) if depth is None else depth
+    if nested > levels:
+        raise VerifyError("layout", f"blocks nest {nested} deep, more than {levels}")
+    longest = max(map(len, batch))
+    if longest > n:
+        raise VerifyError("layout", f"{longest} tokens do not fit into {n}: truncate")
     tables = [_stretches(layout, n, levels, block_size) for layout in batch]
     rows = [torch.from_numpy(table).to(device, non_blocking=True) for table in tables]
     lists = torch.stack([_kinds(row, n, block_size) for row in rows], dim=1)
@@ -129,17 +135,18 @@ def block_mask(
         full_q_num_blocks=full_q,
         full_q_indices=full_q_at,
         BLOCK_SIZE=(block_size, block_size),
-        mask_mod=_mask_mod(spread[0], spread[1 : 1 + levels], spread[1 + levels :], levels),
+        mask_mod=_mask_mod(spread[0], tuple(spread[1 : 1 + levels]), tuple(spread[1 + levels :])),
     )
 
 
 def _mask_mod(
-    start: Tensor, lo: Tensor, hi: Tensor, levels: int
+    start: Tensor, lo: Sequence[Tensor], hi: Sequence[Tensor]
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    # One tensor a level: some of FlexAttention's back ends take no constant index.
     def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         seen = (k <= q) & (k >= start[b, q])
-        for level in range(levels):
-            seen = seen & ((k < lo[level, b, q]) | (k >= hi[level, b, q]))
+        for low, high in zip(lo, hi, strict=True):
+            seen = seen & ((k < low[b, q]) | (k >= high[b, q]))
         return seen
 
     return mask_mod

@@ -58,9 +58,7 @@ def check_model(model_or_config: Any) -> None:
     why = next(_reasons(config), None)
     if why:
         kind = str(getattr(config, "model_type", "this model"))
-        raise Unsupported(
-            f"model type {kind!r}: {why}, so a custom mask would be silently wrong"
-        )
+        raise Unsupported(f"model type {kind!r}: {why}, so a custom mask would be silently wrong")
 
 
 def _reasons(config: Any) -> Iterator[str]:
@@ -102,8 +100,8 @@ def _rope_types(config: Any) -> Iterator[str]:
 def _reads_position_ids(config: Any) -> bool:
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    found: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if found is None:
         return True  # not transformers' own: nothing is known
-    found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     model = found[0] if isinstance(found, tuple) else found
     return "position_ids" in inspect.signature(model.forward).parameters

@@ -1,174 +1,224 @@
-"""A layout as a picture: who sees whom, to scale, and where every token sits."""
+"""Pictures of a layout: a page that answers to the pointer, and a PNG."""
 
 from __future__ import annotations
 
-import colorsys
-from dataclasses import dataclass
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from mvspec.compiler.drawing import HIDDEN, Picture, document_starts, draw
 from mvspec.compiler.layout import Layout
+from mvspec.compiler.svg import hexadecimal, layout_svg, side_of
+from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.errors import Unsupported
+from mvspec.views import visible
 
-__all__ = ["CELLS", "Picture", "draw", "sibling_numbers"]
+__all__ = ["layout_html", "layout_png", "write_pictures"]
 
-CELLS = 480
-"""Rows and columns of a picture at most; a longer layout shares its cells out."""
-
-PAGE = (1.0, 1.0, 1.0)
-HIDDEN = (0.86, 0.84, 0.80)
-ROOT = (0.42, 0.48, 0.60)
-HUES = (0.58, 0.08, 0.37, 0.80, 0.50, 0.95, 0.15, 0.68)
-"""Of the paths of a block, in order; they start over after the last."""
-
-Colours = NDArray[np.float64]
+TEXTS = 20_000
+"""Tokens up to which a page carries the text of each."""
 
 
-@dataclass(frozen=True)
-class Picture:
-    """The mask of a layout as an image, a row for each query and a column for each key.
+def layout_html(layout: Layout, tokenizer: Any = None) -> str:
+    """Return a layout as HTML that needs nothing else: who sees whom, positions, loss.
+
+    The pointer shows the index, the position, the path and the text of the tokens under it.
+    Without scripts the picture stays, and the pointer shows nothing.
 
     Args:
-        pixels: uint8 [cells, cells, 3].
-        edges: int64 [cells + 1]; cell c stands for the tokens edges[c] up to edges[c + 1].
-        seen: float [cells, cells]; the share of the cell's pairs that are visible.
-        tracks: uint8 [cells, 3]; the colour of each cell's path.
+        tokenizer: for the text of the tokens; without it their ids are shown.
+
+    >>> import numpy as np
+    >>> zeros, none = np.zeros(3, np.int32), np.zeros((0, 3), np.int32)
+    >>> layout = Layout(zeros, np.arange(3, dtype=np.int32), zeros, zeros > 0, zeros, none, none)
+    >>> layout_html(layout).count("<svg")
+    1
     """
+    if not len(layout):
+        return "<p>A layout without tokens.</p>"
+    picture = draw(layout)
+    data = json.dumps(_data(layout, picture, tokenizer), separators=(",", ":"))
+    data = data.replace("</", "<\\/")
+    name = f"layout-{hashlib.sha256(data.encode()).hexdigest()[:12]}"
+    script = files("mvspec.compiler").joinpath("picture.js").read_text("utf-8")
+    return (
+        f'<div id="{name}" style="{_PANEL}">\n'
+        f'<div style="margin-bottom:6px"><b>{escape(caption(layout))}</b></div>\n'
+        f'<div style="display:flex;flex-wrap:wrap;gap:18px">{layout_svg(layout, picture)}\n'
+        f'<div style="width:250px">{_legend(layout, picture)}'
+        f'<div class="here" style="margin-top:14px;min-height:11em;white-space:pre-wrap;'
+        f'overflow-wrap:anywhere"></div></div></div>\n'
+        f"<script>({script.strip()})({json.dumps(name)}, {data});</script>\n</div>\n"
+    )
 
-    pixels: NDArray[np.uint8]
-    edges: NDArray[np.int64]
-    seen: Colours
-    tracks: NDArray[np.uint8]
+
+_PANEL = (
+    "font:13px/1.45 system-ui,sans-serif;color:#222;background:#fff;padding:12px 14px;"
+    "display:inline-block;max-width:900px;border-radius:6px"
+)
 
 
-def draw(layout: Layout, cells: int = CELLS) -> Picture:
-    """Draw the mask of a layout; O((cells + runs) x cells) time, whatever its length.
+def caption(layout: Layout) -> str:
+    """Return the totals of a layout in a line."""
+    real = layout.document_ids >= 0
+    documents = int(layout.document_ids.max(initial=-1)) + 1
+    parts = [f"{int(real.sum()):,} tokens"]
+    if documents > 1:
+        parts.append(f"{documents:,} documents")
+    parts.append(f"positions 0 to {int(layout.position_ids[real].max(initial=0)):,}")
+    parts.append(f"{int(layout.loss_mask.sum()):,} tokens with loss")
+    padding = len(layout) - int(real.sum())
+    return ", ".join(parts + ([f"{padding:,} of padding"] if padding else []))
 
-    What q sees has the colour of the path that it reads; what a block hides from it is grey;
-    what is still to come is white. Cells of several pairs are mixed in exact proportion.
 
-    Args:
-        layout: of one document or of a packed row.
-        cells: rows and columns at most.
+def scale_note(layout: Layout, picture: Picture) -> str:
+    """Return how many tokens a cell stands for; "" for one."""
+    size = -(-len(layout) // (len(picture.edges) - 1))
+    return f"A cell is up to {size} × {size} tokens, mixed in proportion." if size > 1 else ""
+
+
+def _legend(layout: Layout, picture: Picture) -> str:
+    labels = picture.stretches.labels()
+    known: dict[str, str] = {}
+    for label, colour in zip(labels, picture.stretches.colours.tolist(), strict=True):
+        known.setdefault(label, hexadecimal(colour))
+    shown = sorted(known, key=lambda label: [int(part) for part in label.split(".") if part])
+    more = len(shown) - 10
+    rows = [(known[label], _seen(label)) for label in shown[:10]]
+    if more > 0:
+        rows.append(("none", f"and {more} more paths"))
+    rows.append((hexadecimal(HIDDEN), "does not see: another path" + _documents(layout)))
+    rows.append(("#fff", "does not see: still to come"))
+    if note := scale_note(layout, picture):
+        rows.append(("none", note))
+    return "".join(
+        f'<div style="display:flex;gap:7px;align-items:baseline">'
+        f'<span style="flex:none;width:11px;height:11px;background:{colour};'
+        f'border:1px solid {"transparent" if colour == "none" else "#999"}"></span>'
+        f"<span>{escape(text)}</span></div>"
+        for colour, text in rows
+    )
+
+
+def _seen(label: str) -> str:
+    return f"sees path {label}" if label else "sees text outside of paths"
+
+
+def _documents(layout: Layout) -> str:
+    return " or document" if int(layout.document_ids.max(initial=0)) > 0 else ""
+
+
+def _data(layout: Layout, picture: Picture, tokenizer: Any) -> dict[str, Any]:
+    stretches = picture.stretches
+    at = stretches.starts[:-1]
+    loss = np.flatnonzero(np.diff(layout.loss_mask.astype(np.int8), prepend=0))
+    hides = [
+        [part for lo, hi in zip(lows, highs, strict=True) if lo < hi for part in (lo, hi)]
+        for lows, highs in zip(
+            layout.hide_lo[:, at].T.tolist(), layout.hide_hi[:, at].T.tolist(), strict=True
+        )
+    ]
+    texts = None
+    if len(layout) <= TEXTS and tokenizer is not None:
+        backend = Vocabulary.of(tokenizer).backend
+        ids = [[index] for index in layout.input_ids.tolist()]
+        texts = [visible(text) for text in backend.decode_batch(ids, skip_special_tokens=False)]
+    return {
+        "n": len(layout),
+        "cells": len(picture.edges) - 1,
+        "side": side_of(len(picture.edges) - 1),
+        "starts": stretches.starts.tolist(),
+        "positions": layout.position_ids[at].tolist(),
+        "first": document_starts(layout)[at].tolist(),
+        "padding": (layout.document_ids[at] < 0).astype(int).tolist(),
+        "paths": stretches.labels(),
+        "hides": hides,
+        "loss": loss.tolist(),
+        "texts": texts,
+        "ids": layout.input_ids.tolist() if texts is None and len(layout) <= TEXTS else None,
+    }
+
+
+def layout_png(layout: Layout, path: str | os.PathLike[str], title: str = "") -> None:
+    """Draw a layout into a PNG file: the mask, and the position of each token.
+
+    Raises:
+        Unsupported: matplotlib is not installed.
     """
-    n = len(layout)
-    size = max(1, min(n, cells))
-    edges = np.arange(size + 1, dtype=np.int64) * n // size
-    seen, past = _shares(layout, edges)
-    colours = path_colours(layout)
-    keys = np.add.reduceat(colours, edges[:-1], axis=0) if n else np.zeros((1, 3))
-    keys /= np.maximum(np.diff(edges), 1)[:, None]
-    mixed = seen[..., None] * keys[None]
-    mixed += (past - seen)[..., None] * np.array(HIDDEN)
-    mixed += (1 - past)[..., None] * np.array(PAGE)
-    return Picture(_bytes(mixed), edges, seen, _bytes(keys))
+    try:
+        from matplotlib.collections import LineCollection
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError:
+        raise Unsupported(
+            "a PNG needs matplotlib: pip install matplotlib, or write .html"
+        ) from None
+    picture = draw(layout)
+    n = max(1, len(layout))
+    figure = Figure(figsize=(8.2, 9.2), layout="constrained")
+    mask, curve = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
+    extent = (-0.5, n - 0.5, n - 0.5, -0.5)
+    mask.imshow(picture.pixels, extent=extent, interpolation="nearest", aspect="auto")
+    mask.set_ylabel("queries: the tokens that see")
+    mask.xaxis.set_label_position("top")
+    mask.set_xlabel("keys: the tokens that may be seen")
+    mask.set_title(visible(f"{title}\n{caption(layout)}" if title else caption(layout)), size=10)
+    stretches = picture.stretches
+    real = layout.document_ids[stretches.starts[:-1]] >= 0
+    first, end = stretches.starts[:-1][real], stretches.starts[1:][real]
+    position = layout.position_ids[first]
+    ends = [(first, position), (end, position + end - first)]
+    lines = np.stack([np.stack(each, axis=-1) for each in ends], axis=1)
+    curve.add_collection(
+        LineCollection(list(lines), colors=list(stretches.colours[real]), linewidths=2)
+    )
+    longest = int(layout.position_ids.max(initial=0))
+    curve.plot([0, longest], [0, longest], color="#ccc", linestyle="--", linewidth=1, zorder=0)
+    curve.set_xlim(-0.5, n - 0.5)
+    curve.set_ylabel("position")
+    curve.set_xlabel(f"token\n{scale_note(layout, picture)}".strip())
+    known: dict[str, Any] = {}
+    for label, colour in zip(stretches.labels(), stretches.colours, strict=True):
+        known.setdefault(label, colour)
+    names = sorted(known, key=lambda label: [int(part) for part in label.split(".") if part])
+    handles = [Patch(color=known[name], label=_seen(name)) for name in names[:10]]
+    handles.append(Patch(color=HIDDEN, label="does not see: another path" + _documents(layout)))
+    handles.append(Patch(facecolor="white", edgecolor="#999", label="does not see: still to come"))
+    mask.legend(handles=handles, loc="upper right", fontsize=9, framealpha=1)
+    figure.savefig(Path(path), format="png", dpi=130)
 
 
-def _bytes(colours: Colours) -> NDArray[np.uint8]:
-    return np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
+def write_pictures(
+    path: Path, layouts: Sequence[tuple[str, Layout]], tokenizer: Any = None
+) -> None:
+    """Write titled layouts to a page, or one layout to a PNG file.
 
-
-def _shares(layout: Layout, edges: NDArray[np.int64]) -> tuple[Colours, Colours]:
-    """Of each cell the share of pairs that are visible, and of those that are not to come."""
-    size = len(edges) - 1
-    k0, k1 = edges[:-1], edges[1:]
-    seen = np.zeros((size, size))
-    past = np.zeros((size, size))
-    start = document_starts(layout)
-    lo, hi = layout.hide_lo.astype(np.int64), layout.hide_hi.astype(np.int64)
-    for a, b in _stretches(layout, start, edges):
-        row = int(np.searchsorted(edges, a, side="right")) - 1
-        past[row] += _pairs(a, b, k0, k1)
-        visible = _pairs(a, b, np.clip(start[a], k0, k1), k1)
-        for level in range(layout.depth):
-            low, high = np.clip(lo[level, a], k0, k1), np.clip(hi[level, a], k0, k1)
-            visible -= (b - a) * (high - low)
-        seen[row] += visible
-    area = np.maximum((k1 - k0)[:, None] * (k1 - k0)[None], 1)
-    return seen / area, past / area
-
-
-def _pairs(
-    a: int, b: int, low: NDArray[np.int64], high: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Count for each range of keys the pairs of a query in [a, b) and a key not after it."""
-    width = high - low
-
-    def before(q: int) -> NDArray[np.int64]:
-        # The sum over all queries up to q of clip(query + 1 - low, 0, width).
-        rising = np.clip(q - low, 0, width)
-        return rising * (rising + 1) // 2 + np.maximum(q - high, 0) * width
-
-    return before(b) - before(a)
-
-
-def document_starts(layout: Layout) -> NDArray[np.int64]:
-    """Return for each token the first that it could see: its document's, or itself in padding."""
-    index = np.arange(len(layout), dtype=np.int64)
-    new = np.ones(len(layout), dtype=np.bool_)
-    new[1:] = layout.document_ids[1:] != layout.document_ids[:-1]
-    new |= layout.document_ids < 0
-    starts: NDArray[np.int64] = np.maximum.accumulate(np.where(new, index, 0))
-    return starts
-
-
-def _stretches(
-    layout: Layout, start: NDArray[np.int64], edges: NDArray[np.int64]
-) -> list[tuple[int, int]]:
-    """Cut the tokens wherever a cell begins or the keys that they may see change."""
-    n = len(layout)
-    cut = np.zeros(n + 1, dtype=np.bool_)
-    cut[edges] = True
-    if n:
-        cut[1:n] |= start[1:] != start[:-1]
-        for table in (layout.hide_lo, layout.hide_hi):
-            cut[1:n] |= (table[:, 1:] != table[:, :-1]).any(axis=0)
-    ends = np.flatnonzero(cut).tolist()
-    return list(zip(ends[:-1], ends[1:], strict=True))
-
-
-def sibling_numbers(layout: Layout) -> NDArray[np.int32]:
-    """Return for each depth and token its path's number among its siblings; -1 outside of blocks.
-
-    They follow from the intervals alone: what the second path may not see is the first. A block
-    of one path hides nothing and so does not show.
-
-    Returns:
-        int32 [depth, n].
+    Raises:
+        Unsupported: the file is neither, or several layouts shall go into one PNG.
     """
-    numbers = np.full((layout.depth, len(layout)), -1, dtype=np.int32)
-    for level in range(layout.depth):
-        lo, hi = layout.hide_lo[level], layout.hide_hi[level]
-        hiding = lo < hi
-        for first in np.unique(lo[hiding]).tolist():
-            block = hiding & (lo == first)
-            starts = np.unique(hi[block])
-            numbers[level, first : starts[0]] = 0
-            numbers[level, block] = np.searchsorted(starts, hi[block]) + 1
-    return numbers
+    if path.suffix.lower() in (".html", ".htm"):
+        body = "".join(
+            f"<h2>{escape(visible(title))}</h2>\n{layout_html(layout, tokenizer)}"
+            for title, layout in layouts
+        )
+        path.write_text(_PAGE.format(body), "utf-8")
+        return
+    if path.suffix.lower() != ".png":
+        raise Unsupported(f"{path}: write to a .png or an .html file")
+    if len(layouts) != 1:
+        raise Unsupported(f"{path}: a PNG holds one record, not {len(layouts)}: choose by --record")
+    layout_png(layouts[0][1], path, layouts[0][0])
 
 
-def path_colours(layout: Layout) -> Colours:
-    """Return for each token the colour of its path, float [n, 3] in 0 to 1.
-
-    The hue is that of the outermost path; paths inside it are shades of it.
-    """
-    colours = np.tile(np.array(ROOT), (len(layout), 1))
-    numbers = sibling_numbers(layout)
-    if not len(numbers):
-        return colours
-    code = np.zeros(len(layout), dtype=np.int64)
-    for level in numbers:
-        code = code * (int(level.max(initial=-1)) + 2) + level + 1
-    for value in np.unique(code[code > 0]).tolist():
-        tokens = code == value
-        path = [int(level[tokens][0]) for level in numbers]
-        inside = [number for number in path if number >= 0]
-        hue = HUES[inside[0] % len(HUES)]
-        shade = 0.0
-        for depth, number in enumerate(inside[1:]):
-            shade += (0.16 + 0.16 * (number % 3)) / (depth + 1)
-        light = min(0.48 + shade, 0.82)
-        colours[tokens] = colorsys.hls_to_rgb(hue, light, 0.62)
-    return colours
+_PAGE = """<!doctype html>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>mvspec</title>
+{}"""

@@ -1,23 +1,20 @@
 """A fixed range of records as one file of layouts, and everything that is counted of them.
 
-A shard is an Arrow stream, as `datasets` keeps its tables: it is read memory-mapped, by pyarrow
-as by `datasets`. Its counts and the records that it lacks travel in its metadata, so that one
-rename commits all of it or nothing.
+The counts and the records that a shard lacks travel in its metadata, so that one rename commits
+all of it or nothing.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-from numpy.typing import NDArray
-
+from mvspec.compiler.arrow import Entry, write_shard
 from mvspec.compiler.conversation import BadRecord, Fields, read_row
 from mvspec.compiler.layout import Layout, concatenate
 from mvspec.compiler.packing import best_fit
@@ -27,22 +24,7 @@ from mvspec.compiler.tokenizer import load_tokenizer, pad_id
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import LimitExceeded, MvspecError, VerifyError
 
-__all__ = ["COLUMNS", "Counts", "Options", "Shard", "ShardWriter", "shard_contents", "shard_name"]
-
-COLUMNS = {
-    "input_ids": ("int32", 1),
-    "position_ids": ("int32", 1),
-    "parent": ("int32", 1),
-    "loss_mask": ("bool", 1),
-    "document_ids": ("int16", 1),
-    "hide_lo": ("int32", 2),
-    "hide_hi": ("int32", 2),
-    "records": ("string", 1),
-}
-"""Of each column the type of its values and the levels of lists around them: [n], [depth, n]."""
-
-_METADATA = b"mvspec"
-_BATCH = 1 << 22  # tokens of a record batch: far below what int32 offsets can count
+__all__ = ["Counts", "Options", "Shard", "ShardWriter", "shard_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +49,7 @@ class Options:
     forced_loss: bool = False
     shard: int = 256
     tags: bool = False
-    fields: Fields = Fields()
+    fields: Fields = field(default_factory=Fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +77,7 @@ class Counts:
     parallelism: float = 0.0
 
     def __add__(self, other: Counts) -> Counts:
-        mine, theirs = asdict(self), asdict(other)
-        return Counts(**{name: mine[name] + theirs[name] for name in mine})
+        return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
 
     def record(self) -> dict[str, int | float | None]:
         """Return the counts and the means that the manifest holds."""
@@ -149,9 +130,10 @@ class ShardWriter:
         Raises:
             LimitExceeded: a record is too long, and `too_long` is "error".
         """
+        settle_into_process()
         tokenizer = load_tokenizer(self.tokenizer, tags=self.options.tags)
         vocabulary = Vocabulary.of(tokenizer)
-        entries: list[tuple[list[str], Layout]] = []
+        entries: list[Entry] = []
         bad: list[dict[str, Any]] = []
         counts = Counts()
         for row in shard.rows:
@@ -169,9 +151,7 @@ class ShardWriter:
         for _, layout in entries:
             tokens = int((layout.document_ids >= 0).sum())
             loss = int(layout.loss_mask.sum())
-            counts += Counts(
-                rows=1, tokens=tokens, loss_tokens=loss, padding=len(layout) - tokens
-            )
+            counts += Counts(rows=1, tokens=tokens, loss_tokens=loss, padding=len(layout) - tokens)
         counts += Counts(quarantined=len(bad))
         contents = {"counts": asdict(counts), "quarantine": bad}
         write_shard(self.folder / shard_name(shard.number), entries, contents)
@@ -204,9 +184,7 @@ class ShardWriter:
             raise LimitExceeded(f"{place}: {reason}: use --too-long truncate or drop")
         return layout.truncate(limit)
 
-    def _pack(
-        self, entries: list[tuple[list[str], Layout]], padding: int
-    ) -> list[tuple[list[str], Layout]]:
+    def _pack(self, entries: list[Entry], padding: int) -> list[Entry]:
         size = self.options.max_length
         if size is None:
             raise VerifyError("options", "packing needs a length: give max_length")
@@ -219,105 +197,16 @@ class ShardWriter:
         ]
 
 
-def schema(contents: dict[str, Any] | None = None) -> pa.Schema:
-    """Return the schema of a shard, with what `datasets` reads types from."""
-    fields = []
-    for name, (kind, levels) in COLUMNS.items():
-        dtype = {"bool": pa.bool_(), "string": pa.string()}.get(kind) or getattr(pa, kind)()
-        for _ in range(levels):
-            dtype = pa.list_(dtype)
-        fields.append(pa.field(name, dtype))
-    metadata = {b"huggingface": json.dumps({"info": {"features": features()}}).encode()}
-    if contents is not None:
-        metadata[_METADATA] = json.dumps(contents).encode()
-    return pa.schema(fields, metadata)
+@cache
+def settle_into_process() -> None:
+    """In a worker process: end with the one that started it, and leave other cores alone."""
+    parent = parent_process()
+    if parent is not None:
+        # Threads of every worker's tokenizer would be as many times too many for the cores.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+        def watch() -> None:
+            parent.join()  # one that is killed does not say so
+            os._exit(1)
 
-def features() -> dict[str, Any]:
-    """Return the columns as `datasets` describes them in dataset_info.json."""
-    described: dict[str, Any] = {}
-    for name, (kind, levels) in COLUMNS.items():
-        feature: dict[str, Any] = {"dtype": kind, "_type": "Value"}
-        for _ in range(levels):
-            feature = {"feature": feature, "_type": "List"}
-        described[name] = feature
-    return described
-
-
-def write_shard(
-    path: Path, entries: Sequence[tuple[list[str], Layout]], contents: dict[str, Any]
-) -> None:
-    """Write layouts to a file that appears whole or not at all.
-
-    Args:
-        entries: of each row, the names of its records and its layout.
-        contents: what `shard_contents` gives back.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        with pa.ipc.new_stream(stream, schema(contents)) as writer:
-            for batch in _batches(entries):
-                writer.write_batch(_table(batch))
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-
-
-def _batches(
-    entries: Sequence[tuple[list[str], Layout]],
-) -> Iterator[Sequence[tuple[list[str], Layout]]]:
-    start = tokens = 0
-    for index, (_, layout) in enumerate(entries):
-        size = len(layout) * max(1, layout.depth)
-        if tokens and tokens + size > _BATCH:
-            yield entries[start:index]
-            start, tokens = index, 0
-        tokens += size
-    if start < len(entries):
-        yield entries[start:]
-
-
-def _table(entries: Sequence[tuple[list[str], Layout]]) -> pa.RecordBatch:
-    layouts = [layout for _, layout in entries]
-    columns: list[pa.Array] = []
-    for name, (kind, levels) in COLUMNS.items():
-        if name == "records":
-            columns.append(_name_lists([names for names, _ in entries]))
-            continue
-        arrays = [getattr(layout, name) for layout in layouts]
-        flat = np.concatenate([array.reshape(-1) for array in arrays])
-        column = _array(flat, kind)
-        if levels == 2:
-            inner = [len(layout) for layout in layouts for _ in range(layout.depth)]
-            column = pa.ListArray.from_arrays(_offsets(inner), column)
-        sizes = [array.shape[0] for array in arrays]
-        columns.append(pa.ListArray.from_arrays(_offsets(sizes), column))
-    return pa.RecordBatch.from_arrays(columns, schema=schema())
-
-
-def _name_lists(lists: list[list[str]]) -> pa.Array:
-    texts = [name.encode() for names in lists for name in names]
-    ends = _offsets([len(text) for text in texts]).buffers()[1]
-    flat = pa.StringArray.from_buffers(len(texts), ends, pa.py_buffer(b"".join(texts)))
-    return pa.ListArray.from_arrays(_offsets([len(names) for names in lists]), flat)
-
-
-def _offsets(sizes: list[int]) -> pa.Array:
-    return _array(np.cumsum([0, *sizes]), "int32")
-
-
-def _array(values: NDArray[Any], kind: str) -> pa.Array:
-    # From buffers: `pa.array` would import pandas, which takes half a second.
-    if kind == "bool":
-        bits = np.packbits(values, bitorder="little")
-        return pa.Array.from_buffers(pa.bool_(), len(values), [None, pa.py_buffer(bits)])
-    array = np.ascontiguousarray(values, dtype=kind)
-    return pa.Array.from_buffers(getattr(pa, kind)(), len(array), [None, pa.py_buffer(array)])
-
-
-def shard_contents(path: Path) -> dict[str, Any]:
-    """Return the counts of a shard and the entries of the records that it lacks."""
-    with pa.memory_map(str(path)) as stream:
-        metadata = pa.ipc.open_stream(stream).schema.metadata
-    contents: dict[str, Any] = json.loads(metadata[_METADATA])
-    return contents
+        Thread(target=watch, daemon=True).start()

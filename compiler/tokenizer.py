@@ -11,10 +11,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from mvspec.compiler.vocabulary import add_tags
+from mvspec.compiler.vocabulary import Vocabulary, add_tags
+from mvspec.errors import Unsupported
 from mvspec.records import InputError
 
-__all__ = ["fingerprint", "load_tokenizer", "pad_id", "save_tokenizer"]
+__all__ = ["fingerprint", "load_tokenizer", "load_vocabulary", "pad_id", "save_tokenizer"]
 
 
 @cache
@@ -59,6 +60,20 @@ def _load(name: str) -> Any:
             f"--tokenizer {name}: not a tokenizer.json, its folder, or a name on the hub "
             f"that can be reached ({reason})"
         ) from None
+
+
+def load_vocabulary(name: str, *, tags: bool = False) -> Vocabulary:
+    """Load a tokenizer and check it.
+
+    Raises:
+        InputError: it cannot be read, or the compiler cannot use it; the message says what to do.
+    """
+    tokenizer = load_tokenizer(name, tags=tags)
+    try:
+        return Vocabulary.of(tokenizer)
+    except Unsupported as error:
+        hint = "" if tags else "; --add-tags adds what is missing"
+        raise InputError(f"--tokenizer {name}: {error}{hint}") from None
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

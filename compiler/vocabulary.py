@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
@@ -14,12 +14,8 @@ from tokenizers import AddedToken, Tokenizer
 from mvspec.errors import Unsupported
 from mvspec.syntax import Tag
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+__all__ = ["TAGS", "Vocabulary", "add_tags"]
 
-__all__ = ["TAGS", "AnyTokenizer", "Vocabulary", "add_tags"]
-
-AnyTokenizer = "Tokenizer | PreTrainedTokenizerFast"
 TAGS = tuple(Tag)
 
 # The characters of a fork header before its colon.

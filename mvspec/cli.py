@@ -1,4 +1,4 @@
-"""The command line: `mvspec check`, `show`, `stats`, `schema`.
+"""The command line: `mvspec check`, `show`, `stats`, `compile`, `run`, `schema`.
 
 Exit status: 0 all is well, 1 some record is not, 2 the command cannot be carried out as given,
 130 interrupted, 141 the reader of the output has gone.
@@ -145,11 +145,20 @@ def show(
     html: Annotated[
         Path | None, typer.Option(help="Write a page to this file instead.", dir_okay=False)
     ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Draw who sees whom to this .png or .html; needs --tokenizer."),
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="As for compile.")] = None,
+    lowering: Lowering = "multiverse",
 ) -> None:
     """Print each record as a tree; in a wide terminal, paths stand side by side."""
     console = Console()
     page: list[str] = []
+    drawn: list[tuple[str, Document]] = []
     unread = False
+    if mask and not tokenizer:
+        raise typer.BadParameter("needs --tokenizer", param_hint="--mask")
     for item in selected(read_records(inputs, field), record):
         document, diagnostics, _ = read_document(item, form, recover=True)
         if document is None:
@@ -158,13 +167,17 @@ def show(
             continue
         repairs = f"{len(diagnostics)} repair{'s' * (len(diagnostics) > 1)}"
         title = visible(item.name) + (f" ({repairs}: see check --recover)" if diagnostics else "")
-        if html:
+        if mask:
+            drawn.append((title, document))
+        elif html:
             page.append(f"<h2>{escape(title)}</h2>\n{tree_html(document)}\n")
         else:
             console.print(Text(title, "bold yellow" if diagnostics else "bold"))
             console.print(tree_rich(document, limit or None))
     if html:
         html.write_text(PAGE.format("".join(page)), "utf-8")
+    if mask and tokenizer and drawn:
+        draw_masks(mask, drawn, tokenizer, lowering)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -259,27 +272,28 @@ def compile_(
     ] = False,
 ) -> None:
     """Compile records to layouts for training, or print what a stage makes of them."""
-    from mvspec.compiler.conversation import Fields
-    from mvspec.compiler.rows import open_rows
-
     stage = emit or "layout"
     if stage not in STAGES:
-        raise typer.BadParameter(f"{stage!r} is not one of {', '.join(STAGES)}", param_hint="--emit")
+        raise typer.BadParameter(
+            f"{stage!r} is not one of {', '.join(STAGES)}", param_hint="--emit"
+        )
     if too_long not in TOO_LONG:
         raise typer.BadParameter(
             f"{too_long!r} is not one of {', '.join(TOO_LONG)}", param_hint="--too-long"
         )
     if output and emit:
         raise typer.BadParameter("prints, and -o writes: give one", param_hint="--emit")
-    if pack and max_length is None:
-        raise typer.BadParameter("needs --max-length", param_hint="--pack")
+    try:
+        from mvspec.compiler.conversation import Fields
+        from mvspec.compiler.emit import print_stage
+        from mvspec.compiler.rows import open_rows
+        from mvspec.compiler.tokenizer import load_vocabulary
+    except ImportError:
+        raise InputError("compile needs: pip install 'mvspec[engine]'") from None
     fields = Fields(form, field, prompt_field)
     rows = open_rows(inputs, rows=bool(field or prompt_field), split=split)
     if output is None:
-        from mvspec.compiler.emit import print_stage
-        from mvspec.compiler.tokenizer import load_tokenizer
-
-        loaded = load_tokenizer(tokenizer, tags=add_tags)
+        loaded = load_vocabulary(tokenizer, tags=add_tags)
         bad = print_stage(stage, rows, fields, loaded, lowering, forced_loss=forced_loss)
         raise typer.Exit(1 if bad else 0)
     try:
@@ -296,6 +310,37 @@ def compile_(
         )  # fmt: skip
     print_table(console.summary(result, output, packed=pack))
     raise typer.Exit(1 if result.counts.quarantined else 0)
+
+
+@app.command()
+def run(
+    program: Annotated[
+        Path,
+        typer.Argument(help="A .py file that binds `document`, or a document as JSON."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder or hub name of a model; by default a small one, fetched once."),
+    ] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the random streams.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Fill the holes of a document with a model, paths in parallel, and print the results."""
+    if not program.is_file():
+        raise InputError(f"{program}: there is no such file")
+    try:
+        from mvspec.runtime import run_program
+    except ImportError as error:
+        raise InputError(f"run needs: pip install 'mvspec[engine]' ({error})") from None
+    result = run_program(
+        program, model, temperature=temperature, seed=seed,
+        console=Console(stderr=True, quiet=True) if as_json else Console(),
+    )  # fmt: skip
+    if as_json:
+        print(
+            json.dumps({"values": result.values, "document": json.loads(result.document.to_json())})
+        )
 
 
 @app.command()
@@ -343,6 +388,21 @@ def selected(records: Iterator[Record], names: list[str] | None) -> Iterator[Rec
             yield record
     if missing:
         raise InputError(f"no record is named {', '.join(missing)}")
+
+
+def draw_masks(
+    path: Path, documents: list[tuple[str, Document]], tokenizer: str, lowering: str
+) -> None:
+    """Write the pictures of titled documents' layouts to a file."""
+    try:
+        from mvspec.compiler import compile_document
+        from mvspec.compiler.picture import write_pictures
+        from mvspec.compiler.tokenizer import load_vocabulary
+    except ImportError:
+        raise InputError("show --mask needs: pip install 'mvspec[engine]'") from None
+    vocabulary = load_vocabulary(tokenizer)
+    layouts = [(title, compile_document(each, vocabulary, lowering)) for title, each in documents]
+    write_pictures(path, layouts, vocabulary)
 
 
 def text_length(record: Record) -> int:

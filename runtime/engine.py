@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from mvspec.compiler.models import check_model as check_attention
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import LimitExceeded, Unsupported
 from mvspec.ir import Document
@@ -129,21 +130,15 @@ def check_model(model: Any) -> None:
     Raises:
         Unsupported: the capability is named.
     """
-    config, name = model.config, type(model).__name__
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    check_attention(model)
+    name = type(model).__name__
     taken = inspect.signature(model.forward).parameters
-    lacks = [
-        (bool(kinds), f"layers of {', '.join(sorted(kinds))}"),
-        (getattr(config, "alibi", False), "ALiBi positions"),
-        (rope in ("dynamic", "longrope"), f"{rope} rotary positions, which change with length"),
-        ("position_ids" not in taken, "no position_ids"),
-        ("logits_to_keep" not in taken, "no logits_to_keep"),
-        (
-            config._attn_implementation not in ("eager", "sdpa"),
-            f"{config._attn_implementation} attention, which takes no dense mask",
-        ),
-    ]
-    for found, what in lacks:
-        if found:
-            raise Unsupported(f"{name} has {what}: use a model with full rotary attention")
+    for argument in ("position_ids", "logits_to_keep"):
+        if argument not in taken:
+            raise Unsupported(f"{name} takes no {argument}: use a model with rotary attention")
+    attention = model.config._attn_implementation
+    if attention not in ("eager", "sdpa"):
+        raise Unsupported(
+            f"{name} has {attention} attention, which takes no dense mask: load it with "
+            "attn_implementation='sdpa'"
+        )

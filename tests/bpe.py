@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from tokenizers import (
     AddedToken,
@@ -61,6 +62,7 @@ So 5 it is, and the answer is:
 1:
 2:
 10.0:
+1: \n2: \n\
 Answer: 4 and 6 and 答案是五。
 """
 
@@ -145,7 +147,8 @@ def chat_tokenizer(
     template: str | None = CHATML, tokenizer: Tokenizer | None = None
 ) -> PreTrainedTokenizerFast:
     """A transformers tokenizer with a chat template."""
-    made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(
+    load: Any = PreTrainedTokenizerFast
+    made: PreTrainedTokenizerFast = load(
         tokenizer_object=copy(tokenizer or small_tokenizer()), eos_token="<|im_end|>"
     )
     made.chat_template = template

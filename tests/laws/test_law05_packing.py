@@ -43,9 +43,15 @@ def same_part(row: Layout, at: int, part: Layout, pad: int = 0) -> None:
     assert not np.delete(seen, np.r_[here], axis=1).any()
 
 
-@pytest.mark.parametrize("lowering", NAMES)
-@given(messages=st.lists(turns(max_depth=2), min_size=1, max_size=4), room=st.integers(0, 40))
-@example(messages=[NESTED, NESTED], room=3)
+@given(
+    lowering=st.sampled_from(NAMES),
+    messages=st.lists(turns(max_depth=2), min_size=1, max_size=4),
+    room=st.integers(0, 40),
+)
+@example(lowering="multiverse", messages=[NESTED, NESTED], room=3)
+@example(lowering="tree", messages=[NESTED, NESTED], room=3)
+@example(lowering="official", messages=[NESTED, NESTED], room=250)
+@example(lowering="shared(7)", messages=[NESTED, NESTED], room=250)
 def test_each_document_of_a_row_is_its_own_layout(
     lowering: str, messages: list[Message], room: int
 ) -> None:
@@ -71,18 +77,21 @@ def test_each_document_of_a_row_is_its_own_layout(
         )
 
 
-@pytest.mark.parametrize("lowering", NAMES)
-@given(messages=st.lists(turns(max_depth=3), min_size=1, max_size=2), data=st.data())
-@example(messages=[NESTED], data=None)
+@given(
+    lowering=st.sampled_from(NAMES),
+    messages=st.lists(turns(max_depth=3), min_size=1, max_size=2),
+    shares=st.lists(st.floats(0, 1), max_size=4),
+)
+@example(lowering="multiverse", messages=[NESTED], shares=[i / 60 for i in range(61)])
+@example(lowering="tree", messages=[NESTED], shares=[i / 60 for i in range(61)])
+@example(lowering="official", messages=[NESTED], shares=[i / 60 for i in range(61)])
+@example(lowering="shared(1)", messages=[NESTED], shares=[i / 60 for i in range(61)])
 def test_truncation_keeps_a_valid_layout(
-    lowering: str, messages: list[Message], data: st.DataObject | None
+    lowering: str, messages: list[Message], shares: list[float]
 ) -> None:
     whole = concatenate([compile_document(m, small_tokenizer(), lowering) for m in messages])
     seen = dense_mask(whole).numpy()
-    lengths = range(len(whole) + 1)
-    if data is not None:
-        lengths = data.draw(st.lists(st.sampled_from(lengths), max_size=4))
-    for length in lengths:
+    for length in (int(share * len(whole)) for share in shares):
         cut = whole.truncate(length)
         assert len(cut) == length
         assert np.array_equal(dense_mask(cut).numpy(), seen[:length, :length])
