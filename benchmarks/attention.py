@@ -13,6 +13,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import synthetic
@@ -25,6 +26,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from mvspec.compiler import Layout, additive_mask, block_mask
 
 HEADS, KV_HEADS, WIDTH = 28, 4, 128
+Try = tuple[int, dict[str, Any] | None, Any]
+"""Block size, kernel options, compiled FlexAttention."""
 
 
 def milliseconds(function: Callable[[], object], repeats: int = 10, warmup: int = 3) -> float:
@@ -70,6 +73,7 @@ def report(what: str, length: int, coverage: float, variant: str, value: float) 
 
 def tensors(length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """q, k, v and the gradient of the output, bf16 [1, heads, length, 128]."""
+
     def make(heads: int) -> Tensor:
         return torch.randn(1, heads, length, WIDTH, device="cuda", dtype=torch.bfloat16)
 
@@ -77,7 +81,11 @@ def tensors(length: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return q, k, v, make(HEADS)
 
 
-def step(attend: Callable[[Tensor, Tensor, Tensor], Tensor], data: tuple[Tensor, ...]) -> Callable[[], None]:
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+Data = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def step(attend: Attend, data: Data) -> Callable[[], None]:
     q, k, v, gradient = data
 
     def run() -> None:
@@ -104,44 +112,54 @@ def flex(mask: BlockMask, options: dict[str, Any] | None, compiled: Any) -> Call
     return attend
 
 
-def compare(
-    lengths: list[int], coverages: list[float], tries: dict[str, Any], block: int
-) -> None:
+def compare(lengths: list[int], coverages: list[float], tries: dict[str, Try], block: int) -> None:
     """Time forward + backward of every variant."""
+    causal = {
+        "cuDNN causal": SDPBackend.CUDNN_ATTENTION,
+        "FlashAttention-2 causal": SDPBackend.FLASH_ATTENTION,
+    }
     for length in lengths:
         data = tensors(length)
-        for name, kind in (("cuDNN causal", SDPBackend.CUDNN_ATTENTION),
-                           ("FlashAttention-2 causal", SDPBackend.FLASH_ATTENTION)):  # fmt: skip
-            attempt("attention", length, 0.0, name, lambda k=kind: step(backend(k), data))
+        for name, kind in causal.items():
+            attempt(length, 0.0, name, partial(plain, kind, data))
         for coverage in coverages:
             layout = synthetic.layout(length, coverage, block=block)
-            for name, (size, options, compiled) in tries.items():
-                def variant(size: int = size, options: Any = options, compiled: Any = compiled,
-                            layout: Layout = layout) -> Callable[[], None]:
-                    mask = block_mask(layout, device="cuda", block_size=size)
-                    return step(flex(mask, options, compiled), data)
-
-                attempt("attention", length, coverage, name, variant)
-            if length <= 32768 and coverage == coverages[-1]:
-                dense = additive_mask(layout, dtype=torch.bfloat16, device="cuda")
-                attempt("attention", length, coverage, "dense additive mask",
-                        lambda d=dense: step(backend(SDPBackend.EFFICIENT_ATTENTION, d.expand(1, HEADS, -1, -1)), expanded(data)))  # fmt: skip
-                del dense
+            for name, each in tries.items():
+                attempt(length, coverage, name, partial(sparse, layout, each, data))
+        if length <= 32768:
+            attempt(length, coverages[-1], "dense additive mask", partial(dense, layout, data))
 
 
-def expanded(data: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def plain(kind: SDPBackend, data: Data) -> Callable[[], None]:
+    return step(backend(kind), data)
+
+
+def sparse(layout: Layout, each: Try, data: Data) -> Callable[[], None]:
+    size, options, compiled = each
+    mask = block_mask(layout, device="cuda", block_size=size)
+    return step(flex(mask, options, compiled), data)
+
+
+def dense(layout: Layout, data: Data) -> Callable[[], None]:
+    mask = additive_mask(layout, dtype=torch.bfloat16, device="cuda").expand(1, HEADS, -1, -1)
+    return step(backend(SDPBackend.EFFICIENT_ATTENTION, mask), expanded(data))
+
+
+def expanded(data: Data) -> Data:
     q, k, v, gradient = data
     more = HEADS // KV_HEADS
     k, v = (x.detach().repeat_interleave(more, 1).requires_grad_() for x in (k, v))
     return q, k, v, gradient
 
 
-def attempt(what: str, length: int, coverage: float, name: str, make: Callable[[], Callable[[], None]]) -> None:
+def attempt(
+    length: int, coverage: float, name: str, make: Callable[[], Callable[[], None]]
+) -> None:
     try:
-        report(what, length, coverage, name, milliseconds(make()))
+        report("attention", length, coverage, name, milliseconds(make()))
     except Exception as error:  # a try that fails is a result too
-        print(json.dumps({"what": what, "length": length, "coverage": coverage, "variant": name,
-                          "failed": f"{type(error).__name__}: {str(error)[:300]}"}), flush=True)  # fmt: skip
+        row = {"what": "attention", "length": length, "coverage": coverage, "variant": name}
+        print(json.dumps({**row, "failed": f"{type(error).__name__}: {str(error)[:300]}"}))
 
 
 def recompilations(lengths: list[int]) -> None:
@@ -175,7 +193,7 @@ def main() -> None:
     if arguments.only in (None, "attention"):
         torch._dynamo.reset()
         fixed = torch.compile(flex_attention, dynamic=False)
-        tries: dict[str, Any] = {"Flex": (128, None, fixed)}
+        tries: dict[str, Try] = {"Flex": (128, None, fixed)}
         if importlib.util.find_spec("flash_attn"):
             tries["Flex, FLASH back end"] = (128, {"BACKEND": "FLASH"}, fixed)
         if arguments.tries:

@@ -52,7 +52,9 @@ def dense_reference(
     for paths in blocks.values():
         for i, (start, end) in enumerate(paths):
             for other, stop in paths[:i]:
-                rows, columns = np.meshgrid(np.arange(start, end), np.arange(other, stop), indexing="ij")
+                rows, columns = np.meshgrid(
+                    np.arange(start, end), np.arange(other, stop), indexing="ij"
+                )
                 mask[rows, columns] = False
     outer = {span.block: span.outer for span in spans}
     for block, paths in reversed(blocks.items()):  # what is inside comes first
@@ -118,23 +120,27 @@ def main() -> None:
     def all_of(function: Callable[[Any], object], items: Sequence[Any]) -> Callable[[], object]:
         return lambda: [function(item) for item in items] and None
 
-    report("layout from ids", total, seconds(all_of(lambda i: layout_from_ids(i, tok), ids)),
-           **{"bytes/token": round(sum(l.nbytes for l in layouts) / total, 1)})  # fmt: skip
+    def size(layouts: Sequence[Layout]) -> dict[str, object]:
+        tokens = sum(map(len, layouts))
+        return {"bytes/token": round(sum(layout.nbytes for layout in layouts) / tokens, 1)}
+
+    taken = seconds(all_of(lambda each: layout_from_ids(each, tok), ids))
+    report("layout from ids", total, taken, **size(layouts))
     long = np.concatenate(ids * max(1, 3_000_000 // total))
-    layout: list[Layout] = []
-    taken = seconds(lambda: layout.append(layout_from_ids(long, tok)), 3)
-    report("layout from ids, one sequence", len(long), taken,
-           **{"bytes/token": round(layout[-1].nbytes / len(long), 1), "depth": layout[-1].depth})  # fmt: skip
+    last: list[Layout] = []
+    taken = seconds(lambda: last.append(layout_from_ids(long, tok)), 3)
+    report("layout from ids, one sequence", len(long), taken, depth=last[-1].depth, **size(last))
     bare = seconds(all_of(vocabulary.encode, texts))
     batch = seconds(all_of(lambda text: vocabulary.encode_batch([text]), texts))
     full = seconds(all_of(lambda document: compile_document(document, tok), docs))
     report("bare tokenizer, encode", total, bare)
     report("bare tokenizer, encode_batch_fast", total, batch)
-    report("document to layout", total, full, **{"of the bare tokenizer's speed": round(batch / full, 3)})
+    share = {"of encode's speed": round(bare / full, 3), "of the batch's": round(batch / full, 3)}
+    report("document to layout", total, full, **share)
     million = synthetic.document(1_000_000)
     start = time.perf_counter()
-    size = len(compile_document(million, tok))
-    report("one long document to layout", size, time.perf_counter() - start)
+    tokens = len(compile_document(million, tok))
+    report("one long document to layout", tokens, time.perf_counter() - start)
     largest = max(ids, key=len)
     for sample in sorted(ids, key=len)[:: max(1, len(ids) // 6)]:
         mask, positions = dense_reference(sample, vocabulary)

@@ -11,10 +11,10 @@ from mvspec.compiler.layout import Layout, lay_out, structural_runs
 from mvspec.compiler.vocabulary import TAGS
 from mvspec.syntax import Tag
 
-WORDS = (
+WORDS = tuple(
     "the value of x is then twice what we found before so that both sides agree and the sum "
-    "over all terms follows from the second line because no other case is left to check"
-).split()
+    "over all terms follows from the second line because no other case is left".split()
+)
 
 
 def layout(n: int, coverage: float, *, paths: int = 4, block: int = 2048, seed: int = 0) -> Layout:
@@ -70,7 +70,9 @@ def document(tokens: int, coverage: float = 0.3, seed: int = 0) -> mvspec.Docume
         count = rng.choice([2, 2, 2, 3, 4])
         share = max(20, int(plain * coverage / (1 - coverage) / count))
         branches = [
-            mvspec.branch(text(rng, 12).replace("\n", " "), text(rng, rng.randint(share // 2, 2 * share)))
+            mvspec.branch(
+                text(rng, 12).replace("\n", " "), text(rng, rng.randint(share // 2, 2 * share))
+            )
             for _ in range(count)
         ]
         body.append(mvspec.parallel(*branches, conclusion=text(rng, 25)))

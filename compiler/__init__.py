@@ -3,7 +3,7 @@
 from mvspec.compiler.cost import Cost, plan_cost
 from mvspec.compiler.layout import Layout, concatenate
 from mvspec.compiler.lower import Tokens, lower
-from mvspec.compiler.lowerings import LOWERINGS, compile_document, layout_from_ids
+from mvspec.compiler.lowerings import LOWERINGS, layout_from_ids
 from mvspec.compiler.masks import additive_mask, block_mask, dense_mask, pad_batch
 from mvspec.compiler.models import check_model
 from mvspec.compiler.packing import pack
@@ -11,6 +11,7 @@ from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.planning import plan_document, plan_layout
 from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.sequential import flatten
+from mvspec.compiler.stages import Stages, compile_document, compile_stages
 from mvspec.compiler.vocabulary import Vocabulary, add_tags
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ExecutionPlan",
     "Layout",
     "Segment",
+    "Stages",
     "Tokens",
     "Vocabulary",
     "add_tags",
@@ -26,6 +28,7 @@ __all__ = [
     "block_mask",
     "check_model",
     "compile_document",
+    "compile_stages",
     "concatenate",
     "dense_mask",
     "flatten",

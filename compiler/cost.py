@@ -36,9 +36,7 @@ class Cost:
     speedup: float
 
 
-def plan_cost(
-    plan: ExecutionPlan, step_cost: Callable[[int], float] = lambda threads: 1.0
-) -> Cost:
+def plan_cost(plan: ExecutionPlan, step_cost: Callable[[int], float] = lambda threads: 1.0) -> Cost:
     """Predict the cost of a static plan or a replay.
 
     Args:

@@ -14,16 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvspec.compiler.layout import Layout, lay_out, structural_runs
-from mvspec.compiler.lower import Tokens, lower, tokens_of_ids
+from mvspec.compiler.lower import Tokens, tokens_of_ids
 from mvspec.compiler.official import official
-from mvspec.compiler.sequential import flatten, sequential
+from mvspec.compiler.sequential import sequential
 from mvspec.compiler.shared import shared
 from mvspec.compiler.tree import tree
 from mvspec.errors import Unsupported
-from mvspec.ir import Document, Message
-from mvspec.syntax import MULTIVERSE, Syntax
 
-__all__ = ["LOWERINGS", "compile_document", "layout_from_ids"]
+__all__ = ["LOWERINGS", "UNFORCED", "find_lowering", "layout_from_ids", "multiverse"]
 
 
 def multiverse(tokens: Tokens, *, forced_loss: bool = False) -> Layout:
@@ -41,59 +39,8 @@ LOWERINGS: dict[str, Callable[[Tokens], Layout]] = {
 }
 """By name; "shared(k)" as well, for any k. All but `autoregressive` keep the document's text."""
 
-# Those in which a model writes the whole text by itself: nothing is forced.
-_UNFORCED = ("autoregressive", "sequential", "official")
-
-
-def compile_document(
-    document: Document | Message,
-    tokenizer: Any,
-    lowering: str = "multiverse",
-    *,
-    syntax: Syntax = MULTIVERSE,
-    template: bool | None = None,
-    forced_loss: bool = False,
-) -> Layout:
-    """Compile a document to its layout.
-
-    Args:
-        document: without holes; or one assistant turn.
-        tokenizer: a transformers fast tokenizer or a `tokenizers.Tokenizer`, with the tags.
-        lowering: a name in `LOWERINGS`, or "shared(k)".
-        syntax: the surface form.
-        template: whether to render the chat template; by default where the document has a
-            message that is not the assistant's.
-        forced_loss: let forced tokens carry loss where their flat predecessor is their parent
-            (`multiverse` only).
-
-    Raises:
-        Unsupported: the tokenizer, the template or a hole stands in the way.
-
-    >>> import mvspec
-    >>> from mvspec.compiler import add_tags
-    >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    >>> tokenizer = Tokenizer(models.BPE(
-    ...     vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))},
-    ...     merges=[]))
-    >>> tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    >>> tokenizer.decoder = decoders.ByteLevel()
-    >>> _ = add_tags(tokenizer)
-    >>> block = mvspec.parallel(mvspec.branch("a", "x"), mvspec.branch("b", "yy"))
-    >>> layout = compile_document(mvspec.assistant(block), tokenizer)
-    >>> len(layout), int(layout.position_ids.max()) + 1
-    (50, 41)
-    """
-    function = find_lowering(lowering)
-    if lowering == "autoregressive":
-        document = flatten(document)
-    tokens = lower(
-        document, tokenizer, syntax=syntax, template=template, forced=lowering not in _UNFORCED
-    )
-    if forced_loss:
-        if lowering != "multiverse":
-            raise Unsupported(f"lowering {lowering!r} has no loss on forced tokens")
-        return multiverse(tokens, forced_loss=True)
-    return function(tokens)
+UNFORCED = ("autoregressive", "sequential", "official")
+"""Those in which a model writes the whole text by itself: nothing is forced."""
 
 
 def layout_from_ids(

@@ -50,6 +50,4 @@ def pack(layouts: Iterable[Layout], size: int, *, pad_id: int = 0) -> list[Layou
     """
     documents = list(layouts)
     rows = best_fit([len(layout) for layout in documents], size)
-    return [
-        concatenate([documents[i] for i in row]).padded(size, pad_id=pad_id) for row in rows
-    ]
+    return [concatenate([documents[i] for i in row]).padded(size, pad_id=pad_id) for row in rows]

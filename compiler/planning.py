@@ -128,9 +128,7 @@ def _last_thread(ops: Sequence[Op]) -> int:
     return ops[-1].thread if ops and not isinstance(ops[-1], Fork) else 0
 
 
-def plan_layout(
-    plan: ExecutionPlan, holes: Mapping[str, Sequence[int]] | None = None
-) -> Layout:
+def plan_layout(plan: ExecutionPlan, holes: Mapping[str, Sequence[int]] | None = None) -> Layout:
     """Return the layout of what a static plan makes, in the order of the surface form.
 
     Args:

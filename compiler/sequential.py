@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any, overload
 
 import numpy as np
 
@@ -25,10 +25,13 @@ def sequential(tokens: Tokens) -> Layout:
     return lay_out(tokens.ids, written, np.zeros_like(written), plain)
 
 
-D = TypeVar("D", Document, Message)
-
-
-def flatten(document: D) -> D:
+@overload
+def flatten(document: Document) -> Document: ...
+@overload
+def flatten(document: Message) -> Message: ...
+@overload
+def flatten(document: Document | Message) -> Document | Message: ...
+def flatten(document: Document | Message) -> Document | Message:
     """Return a document without blocks: the paths' text in order, one after the other.
 
     Tags, labels and the text of Goal and Conclusion go; `Think` stays.
@@ -41,7 +44,7 @@ def flatten(document: D) -> D:
         messages = tuple(flatten(message) for message in document.messages)
         return Document.build(messages=messages)
     body: list[Node] = []
-    rest = document.body
+    rest: tuple[Node, ...] = document.body
     if rest and isinstance(rest[0], Think):
         body.append(Think.build(body=_as_text(rest[0].body)))
         rest = rest[1:]

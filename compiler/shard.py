@@ -6,12 +6,8 @@ all of it or nothing.
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from multiprocessing import parent_process
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from mvspec.compiler.arrow import Entry, write_shard
@@ -130,7 +126,6 @@ class ShardWriter:
         Raises:
             LimitExceeded: a record is too long, and `too_long` is "error".
         """
-        settle_into_process()
         tokenizer = load_tokenizer(self.tokenizer, tags=self.options.tags)
         vocabulary = Vocabulary.of(tokenizer)
         entries: list[Entry] = []
@@ -195,18 +190,3 @@ class ShardWriter:
             )
             for row in best_fit([len(layout) for _, layout in entries], size)
         ]
-
-
-@cache
-def settle_into_process() -> None:
-    """In a worker process: end with the one that started it, and leave other cores alone."""
-    parent = parent_process()
-    if parent is not None:
-        # Threads of every worker's tokenizer would be as many times too many for the cores.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-        def watch() -> None:
-            parent.join()  # one that is killed does not say so
-            os._exit(1)
-
-        Thread(target=watch, daemon=True).start()

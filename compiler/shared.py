@@ -49,7 +49,7 @@ def shared(k: int) -> Callable[[Tokens], Layout]:
                 path[level, run] = span
             group_inside[run] = bool(inside)
             if inside:
-                base[run] = law.position_ids[runs.spans[inside[-1]].start : ][:1].sum()
+                base[run] = law.position_ids[runs.spans[inside[-1]].start :][:1].sum()
                 at += runs.paths[run - 1] < 0
             else:
                 at += 1

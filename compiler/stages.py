@@ -9,14 +9,15 @@ import numpy as np
 
 from mvspec.compiler.layout import Layout, structural_runs
 from mvspec.compiler.lower import Tokens, tokens_of_segments
-from mvspec.compiler.lowerings import _UNFORCED, find_lowering, multiverse
+from mvspec.compiler.lowerings import UNFORCED, find_lowering, multiverse
 from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.sequential import flatten
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported
-from mvspec.ir import Document
+from mvspec.ir import Document, Message
+from mvspec.syntax import MULTIVERSE, Syntax
 
-__all__ = ["REORDERED", "Stages", "compile_stages"]
+__all__ = ["REORDERED", "Stages", "compile_document", "compile_stages"]
 
 REORDERED = ("tree", "shared")
 """Lowerings whose tokens stand in another order than the text's."""
@@ -69,13 +70,15 @@ class Stages:
 
 
 def compile_stages(
-    document: Document,
+    document: Document | Message,
     tokenizer: Any,
     lowering: str = "multiverse",
     *,
+    syntax: Syntax = MULTIVERSE,
+    template: bool | None = None,
     forced_loss: bool = False,
 ) -> Stages:
-    """Compile a document as `compile_document` does, and keep what lies on the way.
+    """Compile a document and keep what lies on the way; arguments as of `compile_document`.
 
     Raises:
         Unsupported: as `compile_document`.
@@ -85,8 +88,54 @@ def compile_stages(
         raise Unsupported(f"lowering {lowering!r} has no loss on forced tokens")
     if lowering == "autoregressive":
         document = flatten(document)
-    vocabulary = Vocabulary.of(tokenizer)
-    parts = segments(document, vocabulary.source, forced=lowering not in _UNFORCED)
+    vocabulary = Vocabulary.of(tokenizer, tagged=syntax.tagged)
+    parts = segments(
+        document, vocabulary.source, syntax=syntax, template=template,
+        forced=lowering not in UNFORCED,
+    )  # fmt: skip
     tokens = tokens_of_segments(parts, vocabulary)
     layout = multiverse(tokens, forced_loss=True) if forced_loss else function(tokens)
     return Stages(lowering, parts, tokens, layout)
+
+
+def compile_document(
+    document: Document | Message,
+    tokenizer: Any,
+    lowering: str = "multiverse",
+    *,
+    syntax: Syntax = MULTIVERSE,
+    template: bool | None = None,
+    forced_loss: bool = False,
+) -> Layout:
+    """Compile a document to its layout.
+
+    Args:
+        document: without holes; or one assistant turn.
+        tokenizer: a transformers fast tokenizer or a `tokenizers.Tokenizer`, with the tags.
+        lowering: a name in `LOWERINGS`, or "shared(k)".
+        syntax: the surface form.
+        template: whether to render the chat template; by default where the document has a
+            message that is not the assistant's.
+        forced_loss: let forced tokens carry loss where their flat predecessor is their parent
+            (`multiverse` only).
+
+    Raises:
+        Unsupported: the tokenizer, the template or a hole stands in the way.
+
+    >>> import mvspec
+    >>> from mvspec.compiler import add_tags
+    >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    >>> tokenizer = Tokenizer(models.BPE(
+    ...     vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))},
+    ...     merges=[]))
+    >>> tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    >>> tokenizer.decoder = decoders.ByteLevel()
+    >>> _ = add_tags(tokenizer)
+    >>> block = mvspec.parallel(mvspec.branch("a", "x"), mvspec.branch("b", "yy"))
+    >>> layout = compile_document(mvspec.assistant(block), tokenizer)
+    >>> len(layout), int(layout.position_ids.max()) + 1
+    (50, 41)
+    """
+    return compile_stages(
+        document, tokenizer, lowering, syntax=syntax, template=template, forced_loss=forced_loss
+    ).layout

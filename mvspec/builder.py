@@ -116,7 +116,10 @@ def gen(
     if isinstance(schema, type):
         schema = schema.model_json_schema()
     if isinstance(schema, dict):
-        schema = json.dumps(schema)
+        try:
+            schema = json.dumps(schema)
+        except TypeError as error:
+            raise VerifyError(f"hole {name!r}", f"its schema is not JSON: {error}") from None
     hole = Gen.build(
         name=name,
         max_tokens=max_tokens,
@@ -151,9 +154,7 @@ def parallel(
                 Outline.build(label=str(i), text=text) for i, (text, _) in enumerate(branches, 1)
             )
         ),
-        paths=tuple(
-            Path.build(label=str(i), body=body) for i, (_, body) in enumerate(branches, 1)
-        ),
+        paths=tuple(Path.build(label=str(i), body=body) for i, (_, body) in enumerate(branches, 1)),
         conclusion=Conclusion.build(body=parts(ending)),
     )
     return number(block)
@@ -176,9 +177,7 @@ def number(block: Parallel, prefix: str = "") -> Parallel:
         )
         for label, path in zip(labels, block.paths, strict=True)
     )
-    return Parallel.build(
-        goal=Goal(outlines=outlines), paths=paths, conclusion=block.conclusion
-    )
+    return Parallel.build(goal=Goal(outlines=outlines), paths=paths, conclusion=block.conclusion)
 
 
 def parts(items: Iterable[Part]) -> tuple[Node, ...]:

@@ -7,57 +7,35 @@ Exit status: 0 all is well, 1 some record is not, 2 the command cannot be carrie
 from __future__ import annotations
 
 import json
-import os
-import sys
 from functools import partial
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.text import Text
-from typer.core import TyperGroup
 
 from mvspec.check import check_record, read_document, report
-from mvspec.console import Summary, corpus_table, documents_table, print_table, progress
+from mvspec.console import (
+    Commands,
+    Summary,
+    corpus_table,
+    documents_table,
+    print_table,
+    progress,
+)
 from mvspec.errors import MvspecError, Source
 from mvspec.forms import FORMS, JSON
 from mvspec.ir import Document
 from mvspec.metrics import Corpus, Counter, Metrics, count_words, measure, token_counter
-from mvspec.records import InputError, Record, read_records
+from mvspec.records import InputError, Record, read_records, selected
+from mvspec.schema import document_schema
 from mvspec.syntax import MULTIVERSE
 from mvspec.views import TEXT_LIMIT, tree_html, tree_rich, visible
 from mvspec.workers import ordered_map
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-__all__ = ["app", "document_schema"]
-
-
-class Commands(TyperGroup):
-    """Ends every command alike: errors as one line, interrupts and closed pipes in silence."""
-
-    def invoke(self, ctx: Any) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            # A name or a message may hold what the terminal's encoding cannot.
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
-        try:
-            try:
-                return super().invoke(ctx)
-            finally:
-                sys.stdout.flush()
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            # The interpreter flushes stdout once more as it ends: let that go nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(141) from None
-        except MvspecError as error:
-            typer.echo(f"mvspec: {visible(str(error))}", err=True)
-            raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+__all__ = ["app"]
 
 
 app = typer.Typer(
@@ -349,45 +327,12 @@ def schema() -> None:
     print(document_schema(), end="")
 
 
-def document_schema() -> str:
-    """Return the JSON Schema of a document as text; mvspec/document.schema.json holds it.
-
-    >>> json.loads(document_schema())["title"]
-    'Document'
-    """
-    tree: dict[str, Any] = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
-    tree |= Document.model_json_schema()
-    for part in (tree, *tree["$defs"].values()):
-        # Of a docstring, the sentence that says what the node is.
-        part["description"] = part["description"].split("\n\n")[0].replace("\n", " ")
-    return json.dumps(tree, indent=2, ensure_ascii=False) + "\n"
-
-
 PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark">
 <title>mvspec</title>
 {}"""
-
-
-def selected(records: Iterator[Record], names: list[str] | None) -> Iterator[Record]:
-    """Yield the records of these names or places, or all where none is given.
-
-    Raises:
-        InputError: no record has one of the names.
-    """
-    if not names:
-        yield from records
-        return
-    missing = dict.fromkeys(names)
-    for record in records:
-        if record.name in names or record.place in names:
-            missing.pop(record.name, None)
-            missing.pop(record.place, None)
-            yield record
-    if missing:
-        raise InputError(f"no record is named {', '.join(missing)}")
 
 
 def draw_masks(

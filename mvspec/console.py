@@ -1,24 +1,29 @@
-"""What the commands print for people: a progress bar and summary tables."""
+"""How commands meet people: a progress bar, summary tables, and how every command ends."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
+import typer
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup
 
 from mvspec.check import Verdict
+from mvspec.errors import MvspecError
 from mvspec.metrics import Corpus, Metrics
-from mvspec.records import total_bytes
+from mvspec.records import InputError, total_bytes
 from mvspec.views import visible
 
-__all__ = ["Summary", "corpus_table", "documents_table", "print_table", "progress"]
+__all__ = ["Commands", "Summary", "corpus_table", "documents_table", "print_table", "progress"]
 
 LONG = 4_000_000
 """Bytes of input from which a bar is shown: about two seconds of checking."""
@@ -138,3 +143,27 @@ def _cell(key: str, value: float | None) -> str:
     if key == "coverage":
         return f"{value:.1%}"
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
+class Commands(TyperGroup):
+    """Ends every command alike: errors as one line, interrupts and closed pipes in silence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            # A name or a message may hold what the terminal's encoding cannot.
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The interpreter flushes stdout once more as it ends: let that go nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(141) from None
+        except MvspecError as error:
+            typer.echo(f"mvspec: {visible(str(error))}", err=True)
+            raise typer.Exit(2 if isinstance(error, InputError) else 1) from None

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from mvspec.errors import Diagnostic, MvspecError, Source
 
-__all__ = ["InputError", "Record", "read_records", "total_bytes"]
+__all__ = ["InputError", "Record", "read_records", "selected", "total_bytes"]
 
 TEXTS = frozenset({".txt", ".md"})
 ROWS = frozenset({".jsonl", ".ndjson"})
@@ -250,3 +250,22 @@ def _with_field(records: Iterable[Record], name: str, field: str | None) -> Iter
     error = next(r.error for r in held if r.error and r.error.code == "missing-field")
     hint = "name the text's field with --field" if field is None else "in none of the rows read"
     raise InputError(f"{name}: {error.message}; {hint}")
+
+
+def selected(records: Iterator[Record], names: list[str] | None) -> Iterator[Record]:
+    """Yield the records of these names or places, or all where none is given.
+
+    Raises:
+        InputError: no record has one of the names.
+    """
+    if not names:
+        yield from records
+        return
+    missing = dict.fromkeys(names)
+    for record in records:
+        if record.name in names or record.place in names:
+            missing.pop(record.name, None)
+            missing.pop(record.place, None)
+            yield record
+    if missing:
+        raise InputError(f"no record is named {', '.join(missing)}")

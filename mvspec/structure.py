@@ -50,16 +50,16 @@ class Step(NamedTuple):
 
     Args:
         thread: the thread that took it.
-        index: of its first token, counted over all threads in the order of the pushes.
+        token: number of its first token, counted over all threads in the order of the pushes.
         position: position id of its first token; the next ones rise by one.
-        parent: index of the token whose logits predict the first one; -1 if there is none.
+        parent: number of the token whose logits predict the first one; -1 if there is none.
         chain: what decides whom it sees, with `sees`.
         forked: the threads that it started, in surface order.
         joined: the thread that goes on because this was the last path to end.
     """
 
     thread: int
-    index: int
+    token: int
     position: int
     parent: int
     chain: Chain

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
-from mvspec.ir import Conclusion, Gen, Message, Parallel, Path, Text, Think
+from mvspec.ir import Gen, Message, Parallel, Text, Think
 from mvspec.node import Node
 
 __all__ = ["MULTIVERSE", "UNTAGGED", "Piece", "Syntax", "Tag"]
@@ -118,13 +118,11 @@ class Syntax:
                 yield self.tag(Tag.END_THINK)
                 yield Piece(self.after_think)
             else:
-                last = index + 1 == len(message.body)
-                yield from self._item(item, before_tag=not last and self._tag_next(message.body, index))
+                before_tag = index + 1 < len(message.body) and self._tag_next(message.body, index)
+                yield from self._item(item, before_tag=before_tag)
 
     def _tag_next(self, body: tuple[Node, ...], index: int) -> bool:
-        return self.tagged and (
-            index + 1 == len(body) or isinstance(body[index + 1], Parallel)
-        )
+        return self.tagged and (index + 1 == len(body) or isinstance(body[index + 1], Parallel))
 
     def _body(self, body: tuple[Node, ...], *, inline: bool = False) -> Iterator[Piece]:
         # Where text stands in line with a label or a header, its newline is always written.

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import TypeVar
 
 __all__ = ["ordered_map"]
@@ -39,7 +42,7 @@ def ordered_map(
         return
     # A fresh interpreter on every system: a forked one could inherit a lock held by the
     # progress bar's thread.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_leave_interrupts)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_settle)
     others = set(active_children())
     pending: deque[Future[list[B]]] = deque()
     try:
@@ -58,9 +61,19 @@ def ordered_map(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
+def _settle() -> None:
     # Ctrl-C reaches every process of the terminal; the first one alone ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Threads of every worker's tokenizer would be as many times too many for the cores.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    parent = parent_process()
+    if parent is not None:
+        Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: BaseProcess) -> None:
+    parent.join()  # one that is killed does not say so
+    os._exit(1)
 
 
 def _each(function: Callable[[A], B], items: Sequence[A]) -> list[B]:

@@ -11,7 +11,8 @@ from traces import CANONICAL
 from typer.testing import CliRunner, Result
 
 import mvspec
-from mvspec.cli import app, document_schema
+from mvspec.cli import app
+from mvspec.schema import document_schema
 
 CORPUS = Path(__file__).parent.parent.parent / "shared" / "corpus"
 CUT = CANONICAL[: CANONICAL.index("</Goal>") + 3]

@@ -156,8 +156,8 @@ def test_text_that_is_no_json_is_refused() -> None:
 
 
 def test_prompt_tokens_carry_no_loss_and_no_cost() -> None:
-    ops = (Extend(thread=0, tokens=(1,) * 9, author="prompt"), Extend(thread=0, tokens=(2, 3), author="model"))
-    plan = ExecutionPlan(ops=ops)
+    prompt = Extend(thread=0, tokens=(1,) * 9, author="prompt")
+    plan = ExecutionPlan(ops=(prompt, Extend(thread=0, tokens=(2, 3), author="model")))
     assert plan_cost(plan).critical_path == 2
     layout = plan_layout(plan)
     assert np.flatnonzero(layout.loss_mask).tolist() == [9, 10]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import mvspec
-from mvspec.cli import document_schema
+from mvspec.schema import document_schema
 
 COMMITTED = Path(mvspec.__file__).with_name("document.schema.json")
 

@@ -32,7 +32,9 @@ def forked() -> Structure:
 def test_what_may_come_in_a_turn() -> None:
     expect = machine().expect(0)
     assert expect.tags == {Tag.THINK, Tag.PARALLEL}
-    assert expect.free and expect.end and expect.fixed is None
+    assert expect.free
+    assert expect.end
+    assert expect.fixed is None
 
 
 def test_the_goal_is_dictated_up_to_its_text() -> None:
@@ -46,7 +48,9 @@ def test_the_goal_is_dictated_up_to_its_text() -> None:
     assert out.expect(0).fixed == "1: "
     out.feed("1: ")
     expect = out.expect(0)
-    assert expect.free and expect.one_line and not expect.tags
+    assert expect.free
+    assert expect.one_line
+    assert not expect.tags
     out.feed("a line\n")
     assert out.expect(0).tags == {Tag.END_OUTLINE}
 
@@ -121,7 +125,8 @@ def test_a_thread_without_budget_is_told_how_to_close() -> None:
         out.feed("b")
     for event in out.closing(0):
         out.feed(event)
-    assert out.expect(0).end and out.count == 6
+    assert out.expect(0).end
+    assert out.count == 6
 
 
 def test_depth_and_paths_are_limited() -> None:
@@ -145,5 +150,6 @@ def test_tags_that_are_not_written_take_no_position() -> None:
     out.feed("a")
     for tag in (Tag.PARALLEL, Tag.GOAL, Tag.OUTLINE, Tag.END_OUTLINE, Tag.END_GOAL, Tag.PATH):
         step = out.feed(tag, width=0)
-    assert step.position == 1 and out.count == 1
+    assert step.position == 1
+    assert out.count == 1
     assert out.feed("b", width=3)[1:4] == (1, 1, 0)

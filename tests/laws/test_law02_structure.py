@@ -29,7 +29,7 @@ def test_machine_equals_definition(message: Message) -> None:
     steps = run(events, strict=False)
     assert [step.position for step in steps] == positions(seen)
     assert [step.parent for step in steps] == parents(places)
-    assert [step.index for step in steps] == list(range(len(events)))
+    assert [step.token for step in steps] == list(range(len(events)))
     chains = [step.chain for step in steps]
     n = len(events)
     assert [[k <= q and sees(chains[q], chains[k]) for k in range(n)] for q in range(n)] == seen
