@@ -11,10 +11,11 @@ from mvspec.compiler.layout import Layout, lay_out, structural_runs
 from mvspec.compiler.vocabulary import TAGS
 from mvspec.syntax import Tag
 
-WORDS = tuple(
+PROSE = (
     "the value of x is then twice what we found before so that both sides agree and the sum "
-    "over all terms follows from the second line because no other case is left".split()
+    "over all terms follows from the second line because no other case is left"
 )
+WORDS = tuple(PROSE.split())
 
 
 def layout(n: int, coverage: float, *, paths: int = 4, block: int = 2048, seed: int = 0) -> Layout:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+# Before any test lets the standard library's distutils in: setuptools, which torch's compiler
+# imports, asserts that its own came first.
+import setuptools  # noqa: F401
 from hypothesis import HealthCheck, settings
 
 # Documents of depth 4 are slow to draw on a loaded machine; that is no fault of a test.
