@@ -23,7 +23,7 @@ def test_masks_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         num_attention_heads=2,
     )  # fmt: skip
     torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "MODEL")
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "MODEL")  # type: ignore[no-untyped-call]
     (tmp_path / "a.txt").write_text(CANONICAL, "utf-8")
     (tmp_path / "b.txt").write_text("Answer: 4", "utf-8")
     monkeypatch.chdir(tmp_path)
