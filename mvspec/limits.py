@@ -23,6 +23,6 @@ class Limits(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     max_depth: int = Field(default=MAX_DEPTH, ge=0, le=MAX_DEPTH)
-    max_paths: int = Field(default=64, ge=1)
+    max_paths: int | None = Field(default=None, ge=1)
     max_position: int | None = Field(default=None, ge=0)
     max_tokens: int | None = Field(default=None, ge=0)

@@ -307,8 +307,9 @@ class Structure:
         where = f"thread {thread.id}, position {thread.position}"
         if tag is Tag.PARALLEL and len(thread.chain) >= self.limits.max_depth:
             raise LimitExceeded(f"{where}: blocks nest deeper than {self.limits.max_depth}")
-        if tag is Tag.OUTLINE and thread.outlines > self.limits.max_paths:
-            raise LimitExceeded(f"{where}: more than {self.limits.max_paths} paths in a block")
+        most = self.limits.max_paths
+        if tag is Tag.OUTLINE and most is not None and thread.outlines > most:
+            raise LimitExceeded(f"{where}: more than {most} paths in a block")
 
     def _fits(self, before: Thread, after: Thread, width: int) -> bool:
         """Whether all that is open can still be closed once `before` has become `after`."""

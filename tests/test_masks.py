@@ -12,6 +12,7 @@ import torch
 from bpe import small_tokenizer
 from places import blocks, tag_at
 from torch import Tensor
+from torch.nn.attention.flex_attention import flex_attention
 from traces import CANONICAL
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -255,3 +256,10 @@ def test_flex_attention_has_the_logits_of_eager() -> None:
     assert (flex - eager).abs().max() <= 1e-5 * eager.abs().max()
     exact = logits(model("qwen2", "eager"), batch, added(batch))
     assert (flex - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def test_flex_attention_on_a_cpu_has_no_backward() -> None:
+    # So training on a CPU takes `additive_mask`; here is the error that says so.
+    q = torch.randn(1, 2, 128, 16, requires_grad=True)
+    with pytest.raises(NotImplementedError, match="backward on CPU"):
+        flex_attention(q, q, q, block_mask=block_mask(layout_of(SHORT).padded(128)))

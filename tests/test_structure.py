@@ -153,3 +153,13 @@ def test_tags_that_are_not_written_take_no_position() -> None:
     assert step.position == 1
     assert out.count == 1
     assert out.feed("b", width=3)[1:4] == (1, 1, 0)
+
+
+def test_there_is_no_limit_of_paths_unless_one_is_set() -> None:
+    out = Structure(strict=False)
+    out.feed(Tag.PARALLEL)
+    out.feed(Tag.GOAL)
+    for _ in range(1000):
+        out.feed(Tag.OUTLINE)
+        out.feed(Tag.END_OUTLINE)
+    assert len(out.feed(Tag.END_GOAL).forked) == 1000

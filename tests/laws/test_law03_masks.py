@@ -181,3 +181,14 @@ def test_a_fixed_depth_is_kept_and_too_small_a_one_refused() -> None:
         block_mask(layout, depth=1)
     with pytest.raises(VerifyError, match="do not fit into 3"):
         block_mask(layout, length=3)
+
+
+def test_the_lists_of_a_batch_are_contiguous() -> None:
+    # FlexAttention's GPU kernels take no stride over the batch: a view would be read wrongly,
+    # which no test on a CPU shows.
+    block = mvspec.parallel(mvspec.branch("a", "x" * 300), mvspec.branch("b", "y" * 200))
+    layout = compile_document(mvspec.assistant(block), small_tokenizer())
+    mask = block_mask([layout, layout.truncate(200), layout], block_size=64)
+    tensors = {name: each for name, each in vars(mask).items() if isinstance(each, torch.Tensor)}
+    assert len(tensors) == 8
+    assert all(each.is_contiguous() for each in tensors.values()), tensors
