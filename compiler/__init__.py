@@ -1,10 +1,11 @@
 """Documents to layouts, masks, packed batches and plans."""
 
+from typing import TYPE_CHECKING, Any
+
 from mvspec.compiler.cost import Cost, plan_cost
 from mvspec.compiler.layout import Layout, concatenate
 from mvspec.compiler.lower import Tokens, lower
 from mvspec.compiler.lowerings import LOWERINGS, layout_from_ids
-from mvspec.compiler.masks import additive_mask, block_mask, dense_mask, pad_batch
 from mvspec.compiler.models import check_model
 from mvspec.compiler.packing import pack
 from mvspec.compiler.plan import ExecutionPlan
@@ -13,6 +14,9 @@ from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.sequential import flatten
 from mvspec.compiler.stages import Stages, compile_document, compile_stages
 from mvspec.compiler.vocabulary import Vocabulary, add_tags
+
+if TYPE_CHECKING:
+    from mvspec.compiler.masks import additive_mask, block_mask, dense_mask, pad_batch
 
 __all__ = [
     "LOWERINGS",
@@ -41,3 +45,12 @@ __all__ = [
     "plan_layout",
     "segments",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import, and `mvspec compile` needs it in none of its processes.
+    if name in ("additive_mask", "block_mask", "dense_mask", "pad_batch"):
+        from mvspec.compiler import masks
+
+        return getattr(masks, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

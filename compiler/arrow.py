@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mvspec.compiler.layout import Layout
+from mvspec.errors import VerifyError
 
 __all__ = ["COLUMNS", "Entry", "features", "shard_contents", "write_shard"]
 
@@ -100,6 +101,8 @@ def _table(entries: Sequence[Entry]) -> pa.RecordBatch:
             continue
         arrays = [getattr(layout, name) for layout in layouts]
         flat = np.concatenate([array.reshape(-1) for array in arrays])
+        if kind == "int16" and flat.max(initial=-1) > np.iinfo(np.int16).max:
+            raise VerifyError(name, "more than 32768 documents in a row: use a smaller --shard")
         column = _array(flat, kind)
         if levels == 2:
             inner = [len(layout) for layout in layouts for _ in range(layout.depth)]

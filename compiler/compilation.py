@@ -26,7 +26,7 @@ from mvspec.workers import ordered_map
 __all__ = ["QUARANTINE", "Compilation", "compile_rows"]
 
 QUARANTINE = "quarantine.jsonl"
-_OURS = ("shard-*.arrow", ".*.tmp", MANIFEST, QUARANTINE, "state.json", "dataset_info.json")
+_OURS = ("shard-*.arrow", ".*.tmp", QUARANTINE, "state.json", "dataset_info.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,22 +138,32 @@ def configuration(rows: Rows, tokenizer: Any, options: Options) -> dict[str, Any
 
 
 def _begin(folder: Path, wanted: dict[str, Any], *, overwrite: bool) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        for pattern in _OURS:
-            for path in folder.glob(pattern):
-                path.unlink()
-        shutil.rmtree(folder / "tokenizer", ignore_errors=True)
-    for path in folder.glob(".*.tmp"):
-        path.unlink()  # what a run that was killed had not finished
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"-o {folder}: {error.strerror or error}") from None
     if not (folder / MANIFEST).exists():
+        for path in folder.glob(f".{MANIFEST}.*.tmp"):
+            path.unlink()
         if any(folder.iterdir()):
             raise InputError(f"-o {folder}: not empty, and not a compiled data set: use another")
         write_json(folder / MANIFEST, wanted)
         return
-    found = read_manifest(folder)
+    found = read_manifest(folder)  # without ours, nothing is deleted
+    for path in folder.glob(".*.tmp"):
+        path.unlink()  # what a run that was killed had not finished
     other = [key for key in wanted if key != "complete" and found.get(key) != wanted[key]]
-    if other:
+    nothing = not found["complete"] and not any(folder.glob("shard-*.arrow"))
+    if overwrite or (other and nothing):
+        # Killed half-way, the folder is still an unfinished one of the old configuration.
+        write_json(folder / MANIFEST, found | {"complete": False})
+        for pattern in _OURS:
+            for path in folder.glob(pattern):
+                path.unlink()
+        if found["options"].get("tags"):
+            shutil.rmtree(folder / "tokenizer", ignore_errors=True)
+        write_json(folder / MANIFEST, wanted)
+    elif other:
         raise InputError(
             f"-o {folder}: holds a data set that was made otherwise ({', '.join(other)}): "
             "use another folder, or --overwrite"

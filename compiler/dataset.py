@@ -119,16 +119,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         VerifyError: there is none, or a later version wrote it.
     """
     try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text("utf-8"))
+        manifest: Any = json.loads((folder / MANIFEST).read_text("utf-8"))
     except FileNotFoundError:
         raise VerifyError(str(folder), f"no {MANIFEST}: not a compiled data set") from None
     except ValueError as error:
         raise VerifyError(str(folder / MANIFEST), f"not JSON: {error}") from None
-    if manifest.get("format") != FORMAT:
-        raise VerifyError(
-            str(folder), f"format {manifest.get('format')}, this version reads {FORMAT}"
-        )
-    return manifest
+    if not isinstance(manifest, dict) or not {"format", "lowering", "options"} <= manifest.keys():
+        raise VerifyError(str(folder), f"{MANIFEST} is not one of a compiled data set")
+    if manifest["format"] != FORMAT:
+        raise VerifyError(str(folder), f"format {manifest['format']}, this version reads {FORMAT}")
+    found: dict[str, Any] = manifest
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

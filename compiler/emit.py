@@ -14,8 +14,8 @@ from mvspec.compiler.conversation import BadRecord, Fields, read_row
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.planning import plan_document
 from mvspec.compiler.rows import Rows
-from mvspec.compiler.segments import Segment, segments
-from mvspec.compiler.stages import Stages, compile_stages
+from mvspec.compiler.segments import Segment
+from mvspec.compiler.stages import Stages, compile_stages, segments_of
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError
 from mvspec.ir import Document
@@ -51,7 +51,7 @@ def emit(
     if stage == "ir":
         yield tree_rich(document, None)
     elif stage == "segments":
-        yield from segment_lines(segments(document, Vocabulary.of(tokenizer).source))
+        yield from segment_lines(segments_of(document, Vocabulary.of(tokenizer), lowering))
     elif stage == "plan":
         yield Text(str(plan_document(document, tokenizer)))
     else:

@@ -80,6 +80,8 @@ class Layout:
 
     def truncate(self, length: int) -> Layout:
         """Return the layout of the first `length` tokens."""
+        if length < 0:
+            raise VerifyError("layout", f"no layout has {length} tokens")
         fields = {
             name: getattr(self, name)[..., :length].copy() for name in self.__dataclass_fields__
         }

@@ -15,7 +15,7 @@ from mvspec.errors import Unsupported
 from mvspec.ir import Document, Message
 from mvspec.syntax import MULTIVERSE, Syntax, Tag
 
-__all__ = ["Tokens", "lower", "tokens_of_ids"]
+__all__ = ["Tokens", "id_array", "lower", "tokens_of_ids"]
 
 Ids = NDArray[np.int32]
 Flags = NDArray[np.bool_]
@@ -111,6 +111,26 @@ def tags_of_ids(ids: Ids, vocabulary: Vocabulary) -> tuple[NDArray[np.int8], NDA
     return tags[places], places + 1
 
 
+def id_array(ids: Sequence[int] | NDArray[Any]) -> Ids:
+    """Return token ids as int32 [n].
+
+    Raises:
+        Unsupported: they are not one row of numbers that ids can be.
+    """
+    try:
+        array = np.asarray(ids)
+    except (TypeError, ValueError) as error:
+        raise Unsupported(f"token ids are one row of integers: {error}") from None
+    if array.ndim != 1 or (len(array) and array.dtype.kind not in "iu"):
+        raise Unsupported(
+            f"token ids are one row of integers, not {array.dtype} {list(array.shape)}"
+        )
+    if len(array) and (int(array.min()) < 0 or int(array.max()) > np.iinfo(np.int32).max):
+        wrong = int(array[(array < 0) | (array > np.iinfo(np.int32).max)][0])
+        raise Unsupported(f"id {wrong} is not in the vocabulary: no tokenizer has it")
+    return np.ascontiguousarray(array, dtype=np.int32)
+
+
 def tokens_of_ids(
     ids: Sequence[int] | NDArray[Any],
     tokenizer: Any,
@@ -128,7 +148,7 @@ def tokens_of_ids(
             through its label's colon, a join from its separator through its newline.
     """
     vocabulary = Vocabulary.of(tokenizer)
-    array = np.ascontiguousarray(ids, dtype=np.int32)
+    array = id_array(ids)
     if not 0 <= prompt <= len(array):
         raise Unsupported(f"prompt={prompt}, but there are {len(array)} tokens")
     tags, ends = tags_of_ids(array, vocabulary)

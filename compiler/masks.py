@@ -48,6 +48,8 @@ def dense_mask(layouts: Layouts, *, device: torch.device | str = "cpu") -> Tenso
     >>> dense_mask(layout).int().tolist()
     [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     """
+    if not isinstance(layouts, Layout) and not len(layouts):
+        raise VerifyError("layouts", "a batch of none has no mask")
     masks = torch.stack([_dense(layout, device) for layout in pad_batch(layouts)])
     return masks[0] if isinstance(layouts, Layout) else masks
 
@@ -107,7 +109,9 @@ def block_mask(
         a BlockMask [batch, 1, n, n]; O(n/block_size x n/block_size) memory.
     """
     batch = [layouts] if isinstance(layouts, Layout) else list(layouts)
-    n = max(map(len, batch)) if length is None else length
+    n = max(map(len, batch), default=0) if length is None else length
+    if not batch or n < 1:
+        raise VerifyError("layouts", "there is no token to make a mask of")
     nested = max(layout.depth for layout in batch)
     levels = max(2, 1 << max(nested - 1, 0).bit_length()) if depth is None else depth
     if nested > levels:

@@ -55,6 +55,8 @@ def check_model(model_or_config: Any) -> None:
     """
     config = getattr(model_or_config, "config", model_or_config)
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    if not hasattr(config, "model_type"):
+        raise Unsupported(f"{type(config).__name__} is neither a transformers model nor a config")
     why = next(_reasons(config), None)
     if why:
         kind = str(getattr(config, "model_type", "this model"))

@@ -18,6 +18,7 @@ from mvspec.compiler.layout import Layout
 from mvspec.compiler.svg import hexadecimal, layout_svg, side_of
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported
+from mvspec.records import InputError
 from mvspec.views import visible
 
 __all__ = ["layout_html", "layout_png", "write_pictures"]
@@ -202,7 +203,10 @@ def write_pictures(
 
     Raises:
         Unsupported: the file is neither, or several layouts shall go into one PNG.
+        InputError: its folder is not there.
     """
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
     if path.suffix.lower() in (".html", ".htm"):
         body = "".join(
             f"<h2>{escape(visible(title))}</h2>\n{layout_html(layout, tokenizer)}"

@@ -27,7 +27,7 @@ from mvspec.node import verify_error
 __all__ = ["Adaptive", "ExecutionPlan", "Extend", "Fork", "Generate", "Join", "Op"]
 
 Thread = Annotated[int, Field(ge=0)]
-TokenId = Annotated[int, Field(ge=0)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class _Op(BaseModel):
@@ -172,7 +172,7 @@ class ExecutionPlan(BaseModel):
         names: set[str] = set()
         adaptive: set[int] = set()
         for index, op in enumerate(self.ops):
-            where = f"ops[{index}] ({op})"
+            where = f"ops[{index}] ({_brief(str(op))})"
             takes = op.paths if isinstance(op, Join) else (op.thread,)
             for thread in takes:
                 if thread not in live:
@@ -194,7 +194,7 @@ class ExecutionPlan(BaseModel):
             elif isinstance(op, Join):
                 fork = forks.get(op.paths[0])
                 if fork is None or fork.paths != op.paths:
-                    want = f"; %{op.paths[0]} was forked with {fork}" if fork else ""
+                    want = f"; %{op.paths[0]} was forked with {_brief(str(fork))}" if fork else ""
                     raise VerifyError(where, f"a join takes all paths of one fork in order{want}")
                 self._make((op.thread,), made, where)
                 live -= set(op.paths)
@@ -206,7 +206,7 @@ class ExecutionPlan(BaseModel):
                     forks.update(dict.fromkeys(paths, renamed))
         if len(live) > 1:
             names_ = ", ".join(f"%{thread}" for thread in sorted(live))
-            raise VerifyError("plan", f"{names_} are never joined")
+            raise VerifyError("plan", f"{_brief(names_)} are never joined")
         return self
 
     @staticmethod
@@ -215,3 +215,8 @@ class ExecutionPlan(BaseModel):
             if thread in made:
                 raise VerifyError(where, f"%{thread} is made twice")
             made.add(thread)
+
+
+def _brief(text: str, limit: int = 200) -> str:
+    # A fork may have a million paths.
+    return text if len(text) <= limit else f"{text[:limit]}…"

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from mvspec.compiler.layout import Layout, lay_out, structural_runs
+from mvspec.compiler.lower import id_array
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join, Op
 from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
-from mvspec.errors import Unsupported
+from mvspec.errors import Unsupported, VerifyError
 from mvspec.ir import Document, Gen
 from mvspec.limits import Limits
 from mvspec.syntax import MULTIVERSE, Syntax, Tag
@@ -137,6 +138,7 @@ def plan_layout(plan: ExecutionPlan, holes: Mapping[str, Sequence[int]] | None =
 
     Raises:
         Unsupported: the plan is adaptive, or a hole has no ids.
+        VerifyError: its ops are not in the order of the surface form.
     """
     ids: list[int] = []
     authors: list[int] = []
@@ -147,31 +149,46 @@ def plan_layout(plan: ExecutionPlan, holes: Mapping[str, Sequence[int]] | None =
         tags.extend(TAGS.index(tag) for tag in each)
         ends.extend([len(ids)] * len(each))
 
-    paths: set[int] = set()  # threads that a path starts with
-    inside: list[Fork] = []
-    for op in plan.verify().ops:
+    inside: list[tuple[Fork, list[int]]] = []  # with the paths that were begun
+    current = 0
+
+    def enter(thread: int, where: str) -> None:
+        if thread == current:
+            return
+        paths, begun = (inside[-1][0].paths, inside[-1][1]) if inside else ((), [])
+        while len(begun) < len(paths):  # those before it have no op
+            event(*[Tag.END_PATH] * bool(begun), Tag.PATH)
+            begun.append(paths[len(begun)])
+            if begun[-1] == thread:
+                return
+        raise VerifyError(where, "a layout takes all of one path, then all of the next")
+
+    for index, op in enumerate(plan.verify().ops):
+        where = f"ops[{index}]"
         if isinstance(op, Adaptive):
             raise Unsupported("an adaptive plan has no layout before it runs")
         if isinstance(op, Fork):
+            enter(op.thread, where)
             event(Tag.PARALLEL, Tag.GOAL, *[Tag.OUTLINE, Tag.END_OUTLINE] * len(op.paths))
             event(Tag.END_GOAL)
-            paths.update(op.paths)
-            inside.append(op)
+            inside.append((op, []))
+            current = -1
         elif isinstance(op, Join):
+            paths, begun = inside[-1][0].paths, inside[-1][1]
+            if len(begun) < len(paths):
+                enter(paths[-1], where)
             event(Tag.END_PATH)
             inside.pop()
+            current = op.thread
             event(Tag.CONCLUSION, Tag.END_CONCLUSION, Tag.END_PARALLEL)
         else:
-            if op.thread in paths:  # its first op
-                paths.discard(op.thread)
-                if inside[-1].paths[0] != op.thread:
-                    event(Tag.END_PATH)
-                event(Tag.PATH)
+            enter(op.thread, where)
+            current = op.thread
             if isinstance(op, Generate):
                 name = op.hole.name
                 if holes is None or name not in holes:
                     raise Unsupported(f"hole {name!r} has no tokens yet")
-                new, author = list(holes[name]), 2
+                new, author = id_array(holes[name]).tolist(), 2
             else:
                 new, author = list(op.tokens), ("prompt", "engine", "model").index(op.author)
             ids += new

@@ -5,6 +5,7 @@ Rows are not decoded here: that costs more than reading, and belongs into the wo
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -65,7 +66,7 @@ class Rows:
 
     @property
     def key(self) -> list[list[Any]]:
-        """What tells one input from another: names with sizes or fingerprints."""
+        """What tells one input from another: names, sizes, fingerprints."""
         return [part.key for part in self.parts]
 
     def read(self, start: int = 0) -> Iterator[Row]:
@@ -140,6 +141,11 @@ def _file(path: Path, name: str, *, rows: bool) -> Part:
     return _Whole(path, name, size, json=suffix == VALUE)
 
 
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 @dataclass(frozen=True)
 class _Lines:
     path: Path
@@ -149,7 +155,7 @@ class _Lines:
 
     @property
     def key(self) -> list[Any]:
-        return [self.name, self.size]
+        return [self.name, self.size, _digest(self.path)]
 
     def read(self, start: int) -> Iterator[Row]:
         with self.path.open("rb") as stream:
@@ -171,7 +177,7 @@ class _Whole:
 
     @property
     def key(self) -> list[Any]:
-        return [self.name, self.size]
+        return [self.name, self.size, _digest(self.path)]
 
     def read(self, start: int) -> Iterator[Row]:
         data = self.path.read_bytes().removeprefix(_MARK)
@@ -196,7 +202,7 @@ class _Table:
 
     @property
     def key(self) -> list[Any]:
-        return [self.name, self.size]
+        return [self.name, self.size, _digest(self.path)]
 
     def read(self, start: int) -> Iterator[Row]:
         import pyarrow.parquet as pq

@@ -23,6 +23,7 @@ def shared(k: int) -> Callable[[Tokens], Layout]:
     """
     if k < 1:
         raise Unsupported(f"shared({k}): paths read each other after at least one token")
+    k = min(k, np.iinfo(np.int32).max)
 
     def lowering(tokens: Tokens) -> Layout:
         runs = structural_runs(tokens.tags, tokens.ends)

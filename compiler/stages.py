@@ -17,7 +17,7 @@ from mvspec.errors import Unsupported
 from mvspec.ir import Document, Message
 from mvspec.syntax import MULTIVERSE, Syntax
 
-__all__ = ["REORDERED", "Stages", "compile_document", "compile_stages"]
+__all__ = ["REORDERED", "Stages", "compile_document", "compile_stages", "segments_of"]
 
 REORDERED = ("tree", "shared")
 """Lowerings whose tokens stand in another order than the text's."""
@@ -69,6 +69,24 @@ class Stages:
         ]
 
 
+def segments_of(
+    document: Document | Message,
+    vocabulary: Vocabulary,
+    lowering: str,
+    *,
+    syntax: Syntax = MULTIVERSE,
+    template: bool | None = None,
+) -> list[Segment]:
+    """Cut a document into the segments that a lowering tokenises."""
+    find_lowering(lowering)
+    if lowering == "autoregressive":
+        document = flatten(document)
+    return segments(
+        document, vocabulary.source, syntax=syntax, template=template,
+        forced=lowering not in UNFORCED,
+    )  # fmt: skip
+
+
 def compile_stages(
     document: Document | Message,
     tokenizer: Any,
@@ -86,13 +104,8 @@ def compile_stages(
     function = find_lowering(lowering)
     if forced_loss and lowering != "multiverse":
         raise Unsupported(f"lowering {lowering!r} has no loss on forced tokens")
-    if lowering == "autoregressive":
-        document = flatten(document)
     vocabulary = Vocabulary.of(tokenizer, tagged=syntax.tagged)
-    parts = segments(
-        document, vocabulary.source, syntax=syntax, template=template,
-        forced=lowering not in UNFORCED,
-    )  # fmt: skip
+    parts = segments_of(document, vocabulary, lowering, syntax=syntax, template=template)
     tokens = tokens_of_segments(parts, vocabulary)
     layout = multiverse(tokens, forced_loss=True) if forced_loss else function(tokens)
     return Stages(lowering, parts, tokens, layout)

@@ -112,8 +112,12 @@ def gen(
     Raises:
         VerifyError: more than one constraint, or one that cannot be read.
     """
+    if isinstance(choices, str):
+        raise VerifyError(f"hole {name!r}", f"choices is one string: write choices=[{choices!r}]")
     kind = schema if isinstance(schema, type) else None
     if isinstance(schema, type):
+        if not issubclass(schema, BaseModel):
+            raise VerifyError(f"hole {name!r}", f"{schema.__name__} is no Pydantic class")
         schema = schema.model_json_schema()
     if isinstance(schema, dict):
         try:
@@ -147,6 +151,8 @@ def parallel(
     """
     if not branches:
         raise VerifyError("parallel", "a block has at least one branch: add branch(...)")
+    for index, each in enumerate(branches):
+        check_branch(each, index)
     ending = (conclusion,) if isinstance(conclusion, str | Node) else tuple(conclusion)
     block = Parallel.build(
         goal=Goal.build(
@@ -180,6 +186,20 @@ def number(block: Parallel, prefix: str = "") -> Parallel:
     return Parallel.build(goal=Goal(outlines=outlines), paths=paths, conclusion=block.conclusion)
 
 
+def check_branch(given: object, index: int) -> None:
+    """Raise VerifyError for what `branch` did not make."""
+    if not isinstance(given, tuple) or len(given) != 2:
+        kind = type(given).__name__
+        raise VerifyError(f"parallel[{index}]", f"a {kind} is no branch: write branch(...)")
+
+
+def check_part(given: object) -> None:
+    """Raise VerifyError for what is no node, such as a list."""
+    if not isinstance(given, Node):
+        kind = type(given).__name__
+        raise VerifyError("", f"a part is a string or a node such as gen(...), not a {kind}")
+
+
 def parts(items: Iterable[Part]) -> tuple[Node, ...]:
     """Return items as nodes: strings become texts, touching texts are joined, "" is dropped."""
     out: list[Node] = []
@@ -188,6 +208,7 @@ def parts(items: Iterable[Part]) -> tuple[Node, ...]:
             if not item:
                 continue
             item = Text.build(text=item)
+        check_part(item)
         if isinstance(item, Text) and out and isinstance(out[-1], Text):
             item = Text.build(text=out.pop().text + item.text)  # type: ignore[attr-defined]
         out.append(item)

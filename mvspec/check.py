@@ -83,6 +83,8 @@ def read_document(
     form = JSON if record.document else form
     if recover:
         document, repairs = parse(record.text, form, recover=True, name=record.name)
+        if repairs and repairs[0].code == "not-a-document":
+            return None, repairs, False  # all of it is dropped: nobody takes that for its tree
         return document, repairs, bool(repairs) and repairs[0].code == "cut"
     try:
         return parse(record.text, form, name=record.name), (), False

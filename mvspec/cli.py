@@ -32,7 +32,7 @@ from mvspec.metrics import Corpus, Counter, Metrics, count_words, measure, token
 from mvspec.records import InputError, Record, read_records, selected
 from mvspec.schema import document_schema
 from mvspec.syntax import MULTIVERSE
-from mvspec.views import TEXT_LIMIT, tree_html, tree_rich, visible
+from mvspec.views import HTML_LIMIT, TEXT_LIMIT, least_width, tree_html, tree_rich, visible
 from mvspec.workers import ordered_map
 
 __all__ = ["app"]
@@ -118,8 +118,13 @@ def show(
         typer.Option(help="Show only the record of this id or place (runs.jsonl:3); repeatable."),
     ] = None,
     limit: Annotated[
-        int, typer.Option(min=0, help="Characters shown of each text; 0 shows all.")
-    ] = TEXT_LIMIT,
+        int | None,
+        typer.Option(
+            min=0,
+            help=f"Characters shown of each text, else {TEXT_LIMIT}, and {HTML_LIMIT} in a page; "
+            "0 shows all.",
+        ),
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a page to this file instead.", dir_okay=False)
     ] = None,
@@ -137,6 +142,9 @@ def show(
     unread = False
     if mask and not tokenizer:
         raise typer.BadParameter("needs --tokenizer", param_hint="--mask")
+    if mask and html:
+        raise typer.BadParameter("--html draws trees: give one", param_hint="--mask")
+    shown = (HTML_LIMIT if html else TEXT_LIMIT) if limit is None else limit or None
     for item in selected(read_records(inputs, field), record):
         document, diagnostics, _ = read_document(item, form, recover=True)
         if document is None:
@@ -148,10 +156,12 @@ def show(
         if mask:
             drawn.append((title, document))
         elif html:
-            page.append(f"<h2>{escape(title)}</h2>\n{tree_html(document)}\n")
+            page.append(f"<h2>{escape(title)}</h2>\n{tree_html(document, shown)}\n")
         else:
             console.print(Text(title, "bold yellow" if diagnostics else "bold"))
-            console.print(tree_rich(document, limit or None))
+            # Deep trees need more columns than a narrow terminal has: rich would drop their text.
+            wide = Console(width=max(console.width, least_width(document)))
+            wide.print(tree_rich(document, shown))
     if html:
         html.write_text(PAGE.format("".join(page)), "utf-8")
     if mask and tokenizer and drawn:
@@ -311,10 +321,13 @@ def run(
         from mvspec.runtime import run_program
     except ImportError as error:
         raise InputError(f"run needs: pip install 'mvspec[engine]' ({error})") from None
-    result = run_program(
-        program, model, temperature=temperature, seed=seed,
-        console=Console(stderr=True, quiet=True) if as_json else Console(),
-    )  # fmt: skip
+    try:
+        result = run_program(
+            program, model, temperature=temperature, seed=seed,
+            console=Console(stderr=True, quiet=True) if as_json else Console(),
+        )  # fmt: skip
+    except MvspecError as error:  # no record is at fault: the command cannot be carried out
+        raise InputError(str(error)) from error
     if as_json:
         print(
             json.dumps({"values": result.values, "document": json.loads(result.document.to_json())})

@@ -145,6 +145,14 @@ def _cell(key: str, value: float | None) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
+def discard_stdout() -> None:
+    """Let what stdout still holds go nowhere: the interpreter flushes it as it ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Commands(TyperGroup):
     """Ends every command alike: errors as one line, interrupts and closed pipes in silence."""
 
@@ -161,9 +169,14 @@ class Commands(TyperGroup):
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # The interpreter flushes stdout once more as it ends: let that go nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_stdout()
             raise typer.Exit(141) from None
         except MvspecError as error:
             typer.echo(f"mvspec: {visible(str(error))}", err=True)
             raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+        except OSError as error:
+            # A folder that is not there, a full disk: the command's surroundings, not its records.
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            typer.echo(f"mvspec: {visible(what)}", err=True)
+            discard_stdout()
+            raise typer.Exit(2) from None

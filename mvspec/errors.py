@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
+from rich.cells import cell_len
+
 __all__ = [
     "Diagnostic",
     "LimitExceeded",
@@ -140,7 +142,8 @@ class Source:
         tail = "…" if right < stop else ""
         shown = "".join(c if c.isprintable() else "·" for c in self.text[left:right])
         gutter = f"{line:>5} | "
-        caret = " " * (len(gutter) + len(head) + offset - left) + "^"
+        # A terminal gives a wide character two columns, and a combining one none.
+        caret = " " * cell_len(gutter + head + shown[: offset - left]) + "^"
         return f"{gutter}{head}{shown}{tail}\n{caret}"
 
 

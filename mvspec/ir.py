@@ -133,9 +133,12 @@ class Gen(Node):
             raise ValueError(f"json_schema is not JSON text: {error}") from None
         if not isinstance(value, dict | bool):
             raise ValueError("json_schema must be a JSON object or a boolean")
-        return json.dumps(
+        text = json.dumps(
             value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
         )
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError("json_schema holds half of a surrogate pair, which is no character")
+        return text
 
     @model_validator(mode="after")
     def _one_constraint(self) -> Self:
@@ -312,12 +315,19 @@ class Document(Node):
         """Return the document with the named holes replaced by text; "" removes a hole.
 
         Raises:
-            VerifyError: a name is no hole of this document, or a text holds a tag.
+            VerifyError: a name is no hole of this document, a value is no text or holds a tag.
         """
-        unknown = values.keys() - {hole.name for hole in self.holes}
+        names = [hole.name for hole in self.holes]
+        unknown = [str(name) for name in values if name not in names]
         if unknown:
-            known = ", ".join(hole.name for hole in self.holes) or "none"
+            known = ", ".join(names) or "none"
             raise VerifyError("", f"no hole is named {', '.join(sorted(unknown))} (holes: {known})")
+        for name, value in values.items():
+            try:
+                if value != "":
+                    check_no_tag(Text.build(text=value).text)
+            except (ValueError, VerifyError) as error:
+                raise VerifyError(f"hole {name!r}", str(error)) from None
 
         def put(node: Node) -> Node | tuple[Node, ...]:
             if isinstance(node, Gen) and node.name in values:

@@ -75,6 +75,8 @@ def read_records(
     advance = progress or (lambda count: None)
     for name in inputs:
         if name == "-":
+            if sys.stdin is None:
+                raise InputError("-: standard input is closed")
             yield from _stream(sys.stdin.buffer, "<stdin>", _layout("", field), field, advance)
         elif os.path.isdir(name):
             files = _found(name)
@@ -207,7 +209,8 @@ def _values(record: Record, field: str | None) -> Iterator[Record]:
 
 def _row(row: Any, place: str, field: str | None) -> Record:
     name = row.get("id", place) if isinstance(row, dict) else place
-    name = str(name) if isinstance(name, str | int) else place
+    usable = isinstance(name, str | int) and not isinstance(name, bool) and name != ""
+    name = str(name) if usable else place
     value = row
     for step in field.split(".") if field and field != "." else ():
         if not isinstance(value, dict) or step not in value:

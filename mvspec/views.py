@@ -23,6 +23,7 @@ __all__ = [
     "HTML_LIMIT",
     "MIN_COLUMN",
     "TEXT_LIMIT",
+    "least_width",
     "tree_html",
     "tree_rich",
     "tree_text",
@@ -37,6 +38,12 @@ HTML_LIMIT = 20_000
 
 MIN_COLUMN = 32
 """Columns of a terminal that a path needs to stand beside its siblings."""
+
+MIN_TEXT = 16
+"""Columns that a text has at least, however deep it stands in the tree."""
+
+INDENT = 4
+"""Columns of a level of a rich tree."""
 
 _STYLES = {
     "document": "bold",
@@ -175,8 +182,25 @@ def _lines(item: Entry, limit: int | None) -> Iterator[str]:
         yield from (("   " if last else "│  ") + line for line in rest)
 
 
+def least_width(node: Node) -> int:
+    """Return the columns that the rich tree of a node needs: in fewer, rich leaves text out.
+
+    >>> import mvspec
+    >>> least_width(mvspec.parse("Plain text is two levels below its document."))
+    24
+    """
+    return _least(entry(node))
+
+
+def _least(item: Entry) -> int:
+    below = (_least(child) + INDENT for child in item.children)
+    return max(below, default=MIN_TEXT)
+
+
 def tree_rich(node: Node, limit: int | None = TEXT_LIMIT) -> Tree:
     """Return a node as a rich tree; where the terminal is wide, paths stand side by side.
+
+    Rich leaves out what stands too deep for the width: give it `least_width` columns.
 
     Args:
         limit: characters shown of each text; None shows all.
@@ -220,7 +244,8 @@ class _Block:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         *paths, conclusion = self.item.children
-        if options.max_width < len(paths) * (MIN_COLUMN + 3) + 1:
+        column = max(MIN_COLUMN, *map(_least, paths))
+        if options.max_width < len(paths) * (column + 3) + 1:
             yield _branch(self.item, self.limit)
             return
         yield _styled(self.item, self.limit)

@@ -7,6 +7,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from threading import Thread
@@ -47,7 +48,8 @@ def ordered_map(
     pending: deque[Future[list[B]]] = deque()
     try:
         for group in _batches(items, size, batch):
-            pending.append(pool.submit(_each, function, group))
+            with _interrupts_held():
+                pending.append(pool.submit(_each, function, group))
             if len(pending) > 2 * workers:
                 yield from pending.popleft().result()
         while pending:
@@ -59,6 +61,20 @@ def ordered_map(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    # A worker is born in `submit` with the mask of this thread, so that Ctrl-C cannot meet it
+    # among its imports, before `_settle`; here it is held back for a moment. Windows has no mask.
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _settle() -> None:

@@ -55,6 +55,8 @@ class TorchEngine:
             ModelError: it cannot be fetched or loaded.
         """
         name = default_model() if model is None else os.fspath(model)
+        if model is not None and not os.path.isdir(name) and looks_local(os.fspath(name)):
+            raise ModelError(f"the model {name} cannot be loaded: there is no such folder")
         try:
             with quiet():
                 tokenizer = AutoTokenizer.from_pretrained(name)
@@ -142,3 +144,8 @@ def check_model(model: Any) -> None:
             f"{name} has {attention} attention, which takes no dense mask: load it with "
             "attn_implementation='sdpa'"
         )
+
+
+def looks_local(name: str) -> bool:
+    """Whether a model's name can only be a folder's: hub names are NAME or OWNER/NAME."""
+    return os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1

@@ -17,6 +17,7 @@ from mvspec.ir import Document
 from mvspec.runtime.engine import TorchEngine
 from mvspec.runtime.hole import Sampling
 from mvspec.runtime.trace import Result
+from mvspec.views import visible
 
 __all__ = ["load_document", "print_result", "run", "run_program"]
 
@@ -76,7 +77,7 @@ def load_document(path: str | os.PathLike[str]) -> Document:
         names = runpy.run_path(str(file))
     except MvspecError as error:
         raise MvspecError(f"{where(error, file)}: {error}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind = type(error).__name__
         raise MvspecError(f"{where(error, file)}: {kind}: {error}") from error
     finally:
@@ -88,7 +89,7 @@ def load_document(path: str | os.PathLike[str]) -> Document:
     return document
 
 
-def where(error: Exception, file: Path) -> str:
+def where(error: BaseException, file: Path) -> str:
     """Return `file:line` for the last line of `file` that an error came through."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f"{file}:{error.lineno}"
@@ -129,7 +130,7 @@ def print_result(result: Result, console: Console) -> None:
     """Print each hole's value, then the size of the run."""
     table = Table("hole", "value", show_lines=True)
     for name, value in result.values.items():
-        table.add_row(Text(name, style="bold"), Text(value.strip()))
+        table.add_row(Text(name, style="bold"), Text(visible(value.strip())))
     if result.values:
         console.print(table)
     console.print(

@@ -94,6 +94,12 @@ def test_check_of_what_is_well_formed_ends_with_0(tmp_path: Path) -> None:
     assert "^" not in result.stdout
 
 
+def test_the_caret_stands_under_a_wide_character() -> None:
+    _, line, caret, *_ = run("check", "-", stdin="漢字e\u0301<Path> x").stdout.splitlines()
+    assert line.endswith("| 漢字e\u0301<Path> x")
+    assert caret.index("^") == line.index("漢") + len("漢漢字字e")
+
+
 # Usage
 
 
@@ -112,6 +118,11 @@ def test_check_of_what_is_well_formed_ends_with_0(tmp_path: Path) -> None:
         (["stats", "{rows}", "--field", "output", "--count", "tokens"], "--count tokens"),
         (["stats", "{rows}", "--field", "output", "--count", "{rows}"], "not a tokenizer"),
         (["frobnicate"], "frobnicate"),
+        (
+            ["show", "{rows}", "--field", "output", "--html", "{folder}/no/a.html"],
+            "a.html: No such",
+        ),
+        (["show", "{rows}", "--html", "a.html", "--mask", "a.png", "--tokenizer", "t"], "give one"),
     ],
 )
 def test_usage_errors_end_with_2(args: list[str], message: str, rows: Path, tmp_path: Path) -> None:
@@ -176,6 +187,38 @@ def test_show_limits_text(tmp_path: Path) -> None:
     path.write_text("§" * 1000, "utf-8")
     assert "600 more characters" in " ".join(run("show", path).stdout.split())
     assert run("show", path, "--limit", "0").stdout.count("§") == 1000
+
+
+def test_show_limits_text_of_a_page(tmp_path: Path) -> None:
+    path, page = tmp_path / "a.txt", tmp_path / "page.html"
+    path.write_text("§" * 1000, "utf-8")
+    for limit, count in ((), 1000), (("--limit", 10), 10), (("--limit", 0), 1000):
+        assert run("show", path, "--html", page, *limit).exit_code == 0
+        assert page.read_text("utf-8").count("§") == count
+
+
+def test_show_leaves_no_text_out_where_it_is_narrow(tmp_path: Path) -> None:
+    block = mvspec.parallel(mvspec.branch("a", "deep"), mvspec.branch("b", "wide"))
+    for _ in range(20):
+        block = mvspec.parallel(mvspec.branch("a", "deep", block), mvspec.branch("b", "wide"))
+    path = tmp_path / "a.txt"
+    path.write_text(mvspec.render(mvspec.document(mvspec.assistant(block))))
+    for width in ("10", "80", "300"):
+        shown = CliRunner(env={"COLUMNS": width}).invoke(app, ["show", str(path)]).stdout
+        assert (shown.count("deep"), shown.count("wide")) == (21, 21)
+
+
+def test_json_that_is_no_document_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"messages": [3]}')
+    (found,) = objects(run("check", path, "--recover", "--json"))
+    assert (found["diagnostics"][0]["code"], found["ok"]) == ("not-a-document", False)
+    shown = run("show", path)
+    assert (shown.exit_code, shown.stdout) == (1, "")
+    assert "messages[0]" in shown.stderr
+    stats = run("stats", path, "--recover", "--json")
+    (corpus,) = objects(stats)
+    assert (stats.exit_code, corpus["documents"], corpus["left_out"]) == (1, 0, 1)
 
 
 def test_stats_of_a_corpus_and_of_each(rows: Path) -> None:

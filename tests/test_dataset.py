@@ -21,10 +21,11 @@ from typer.testing import CliRunner, Result
 
 import mvspec
 from mvspec.cli import app
-from mvspec.compiler import Layout, compile_document
+from mvspec.compiler import Layout, compile_document, concatenate, layout_from_ids
 
 pytest.importorskip("pyarrow")
 
+from mvspec.compiler.arrow import write_shard
 from mvspec.compiler.dataset import CompiledDataset
 from mvspec.compiler.tokenizer import load_tokenizer, save_tokenizer
 
@@ -187,6 +188,60 @@ def test_a_folder_of_other_things_is_left_alone(
         result = run(rows, "--field", "output", "--tokenizer", tokenizer, "-o", tmp_path, *extra)
         assert result.exit_code == 2
     assert (tmp_path / "notes.txt").read_text("utf-8") == "mine"
+
+
+def test_overwrite_deletes_only_what_mvspec_wrote(
+    rows: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "tokenizer").mkdir(parents=True)
+    mine = ("state.json", ".notes.tmp", "tokenizer/mine.txt")
+    for name in mine:
+        (out / name).write_text("{}", "utf-8")
+    command = [rows, "--field", "output", "--tokenizer", tokenizer, "-o", out]
+    for manifest in (None, "[]", '{"format": 1}'):
+        if manifest:
+            (out / "manifest.json").write_text(manifest, "utf-8")
+        for extra in ((), ("--overwrite",)):
+            assert run(*command, *extra).exit_code in (1, 2)
+        assert all((out / name).exists() for name in mine)
+    result = run(*command[:-1], rows)
+    assert result.exit_code == 2
+    assert "File exists" in result.output or "Not a directory" in result.output
+
+
+def test_input_of_the_same_size_is_another_input(
+    rows: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    command = [rows, "--field", "output", "--tokenizer", tokenizer, "-o", tmp_path / "out"]
+    assert run(*command).exit_code == 0
+    rows.write_text(rows.read_text("utf-8").replace("Four.", "Five."), "utf-8")
+    assert "(input)" in run(*command).output
+
+
+def test_options_may_change_while_nothing_is_compiled(
+    rows: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = [rows, "--field", "output", "--tokenizer", tokenizer, "-o", out, "--max-length", 60]
+    assert run(*command, "--too-long", "error").exit_code == 1
+    assert run(*command).exit_code == 0  # as its message says
+    assert all(len(layout) <= 60 for layout in CompiledDataset(out))
+
+
+def test_compiling_does_without_torch() -> None:
+    code = (
+        "import sys, mvspec.compiler, mvspec.compiler.compilation, mvspec.compiler.emit\n"
+        "assert 'torch' not in sys.modules\n"
+        "mvspec.compiler.dense_mask"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_document_ids_never_wrap_around(tmp_path: Path) -> None:
+    row = concatenate([layout_from_ids([5], small_tokenizer())] * 32_769)
+    with pytest.raises(mvspec.VerifyError, match="smaller --shard"):
+        write_shard(tmp_path / "shard.arrow", [(["x"], row)], {})
 
 
 def test_bad_records_are_quarantined(tokenizer: Path, tmp_path: Path) -> None:

@@ -131,3 +131,14 @@ def test_threads_follow_the_nesting() -> None:
 def test_lines_of_a_layout_are_made_for_terminals() -> None:
     lines = list(emit("layout", mvspec.parse("a\x1b[31mb"), small_tokenizer()))
     assert not any("\x1b" in str(line) for line in lines)
+
+
+def test_segments_are_those_of_the_lowering() -> None:
+    document = mvspec.parse(CANONICAL)
+    for lowering in ("multiverse", "sequential", "autoregressive"):
+        lines = list(emit("segments", document, small_tokenizer(), lowering))
+        stages = compile_stages(document, small_tokenizer(), lowering)
+        assert len(lines) == 1 + len(stages.segments)
+        assert ("engine" in {part.author for part in stages.segments}) == (lowering == "multiverse")
+    with pytest.raises(mvspec.Unsupported, match="no lowering"):
+        list(emit("segments", document, small_tokenizer(), "none"))

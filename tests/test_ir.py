@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -333,6 +334,28 @@ def test_fill_puts_text_into_holes() -> None:
     assert [node.text for node in filled.walk(Text)] == ["Hi", "a", "c-d", "e"]
     assert [node.text for node in DOCUMENT.fill({"h": ""}).walk(Text)] == ["Hi", "a", "cd", "e"]
     assert DOCUMENT.fill({}) == DOCUMENT
+
+
+@pytest.mark.parametrize("value", [3, None, "x </Path>"])
+def test_fill_says_which_hole_it_cannot_fill(value: Any) -> None:
+    document = mvspec.document(mvspec.assistant(mvspec.gen("a"), mvspec.gen("b")))
+    with pytest.raises(mvspec.VerifyError, match="hole 'b'"):
+        document.fill({"a": "x", "b": value})
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: mvspec.gen("a", choices="abc"), "one string"),
+        (lambda: mvspec.gen("a", schema=int), "int is no Pydantic class"),  # type: ignore[arg-type]
+        (lambda: mvspec.gen("a", schema={"x": "\ud800"}), "surrogate"),
+        (lambda: mvspec.parallel("ab"), "write branch"),  # type: ignore[arg-type]
+        (lambda: mvspec.assistant(["a"]), "not a list"),  # type: ignore[arg-type]
+    ],
+)
+def test_the_builder_says_what_it_takes(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(mvspec.VerifyError, match=message):
+        make()
 
 
 def test_fill_refuses_what_it_cannot_put() -> None:

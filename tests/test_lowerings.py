@@ -313,6 +313,8 @@ def test_with_rounds_of_one_token_paths_read_each_other_at_once() -> None:
     assert crossed > 0
     with pytest.raises(Unsupported, match="at least one token"):
         find_lowering("shared(0)")
+    tokens = lower(mvspec.parse(CANONICAL), small_tokenizer())
+    assert find_lowering(f"shared({10**30})")(tokens) == find_lowering("shared(100000)")(tokens)
 
 
 # sequential and autoregressive

@@ -24,6 +24,7 @@ from mvspec.compiler import (
     compile_document,
     concatenate,
     dense_mask,
+    layout_from_ids,
     lower,
     pack,
     pad_batch,
@@ -263,3 +264,14 @@ def test_flex_attention_on_a_cpu_has_no_backward() -> None:
     q = torch.randn(1, 2, 128, 16, requires_grad=True)
     with pytest.raises(NotImplementedError, match="backward on CPU"):
         flex_attention(q, q, q, block_mask=block_mask(layout_of(SHORT).padded(128)))
+
+
+def test_what_has_no_tokens_has_no_mask() -> None:
+    empty = layout_from_ids([], small_tokenizer())
+    for make in (dense_mask, additive_mask, block_mask):
+        with pytest.raises(mvspec.VerifyError):
+            make([])
+    with pytest.raises(mvspec.VerifyError, match="no token"):
+        block_mask(empty)
+    with pytest.raises(mvspec.VerifyError, match="-1 tokens"):
+        empty.truncate(-1)

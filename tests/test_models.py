@@ -214,3 +214,9 @@ def test_every_causal_model_type_is_judged() -> None:
         except Unsupported:
             refused += 1
     assert 40 < refused < len(kinds) - 40
+
+
+def test_what_is_no_model_is_refused() -> None:
+    for wrong in ("gpt2", None):
+        with pytest.raises(Unsupported, match="neither a transformers model"):
+            check_model(wrong)

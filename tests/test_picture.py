@@ -23,6 +23,7 @@ from mvspec.compiler.drawing import draw, find_stretches
 from mvspec.compiler.masks import dense_mask
 from mvspec.compiler.picture import layout_html, layout_png, write_pictures
 from mvspec.compiler.stages import compile_stages
+from mvspec.records import InputError
 
 LOWERINGS = ("multiverse", "sequential", "tree", "official", "shared(3)")
 
@@ -143,3 +144,9 @@ def test_show_draws_masks(tmp_path: Path) -> None:
     assert show("--mask", tmp_path / "mask.gif", *tokenizer) == 1
     with pytest.raises(mvspec.Unsupported, match="one record"):
         write_pictures(tmp_path / "a.png", [("a", packed()), ("b", packed())])
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    for name in ("mask.png", "mask.html"):
+        with pytest.raises(InputError, match="there is no folder"):
+            write_pictures(tmp_path / "none" / name, [])

@@ -161,3 +161,50 @@ def test_prompt_tokens_carry_no_loss_and_no_cost() -> None:
     assert plan_cost(plan).critical_path == 2
     layout = plan_layout(plan)
     assert np.flatnonzero(layout.loss_mask).tolist() == [9, 10]
+
+
+def test_numbers_that_are_no_token_ids_are_refused() -> None:
+    plan = plan_document(mvspec.document(mvspec.assistant(mvspec.gen("x"))), small_tokenizer())
+    wrong: list[Any] = [[1 << 40], [1, -2], [0.5], "abc"]
+    for ids in wrong:
+        with pytest.raises(mvspec.Unsupported, match="id"):
+            plan_layout(plan, {"x": ids})
+    with pytest.raises(mvspec.VerifyError, match=r"tokens\[0\]"):
+        ExecutionPlan.from_json('{"ops": [{"op": "extend", "thread": 0, "tokens": [4294967296]}]}')
+
+
+def test_the_errors_of_wide_plans_are_short() -> None:
+    fork = Fork(thread=0, paths=tuple(range(1, 10_001)))
+    for ops in ((fork,), (fork, Extend(thread=0, tokens=(1,))), (fork, Join(paths=(2,), thread=0))):
+        with pytest.raises(mvspec.VerifyError) as caught:
+            ExecutionPlan(ops=ops).verify()
+        assert len(str(caught.value)) < 700
+
+
+def test_the_layout_of_a_plan_needs_surface_order() -> None:
+    def write(thread: int, n: int) -> Extend:
+        return Extend(thread=thread, tokens=(7,) * n)
+
+    fork, join = Fork(thread=0, paths=(1, 2)), Join(paths=(1, 2), thread=3)
+    mixed: tuple[tuple[Op, ...], ...] = (
+        (write(1, 1), write(2, 1), write(1, 2)),
+        (write(2, 3), write(1, 1)),
+    )
+    for ops in mixed:
+        with pytest.raises(mvspec.VerifyError, match="all of one path"):
+            plan_layout(ExecutionPlan(ops=(write(0, 2), fork, *ops, join, write(3, 1))))
+    cases: list[tuple[tuple[Op, ...], list[int]]] = [
+        ((write(1, 2),), [0, 1, 2, 3, 4]),
+        ((write(2, 2),), [0, 1, 2, 3, 4]),
+        ((), [0, 1, 2]),
+        # A path that begins with a fork.
+        (
+            (Fork(thread=1, paths=(4, 5)), write(4, 1), write(5, 2), Join(paths=(4, 5), thread=6)),
+            [0, 1, 2, 2, 3, 4],
+        ),
+    ]
+    for ops, positions in cases:
+        paths = (6, 2) if len(ops) == 4 else (1, 2)
+        end = Join(paths=paths, thread=3)
+        layout = plan_layout(ExecutionPlan(ops=(write(0, 2), fork, *ops, end, write(3, 1))))
+        assert layout.position_ids.tolist() == positions

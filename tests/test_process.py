@@ -87,6 +87,25 @@ def test_an_interrupt_ends_it_quietly(workers: int) -> None:
     assert (child.returncode, errors) == (130, b"")
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="needs a mask of signals")
+def test_a_worker_is_born_deaf_to_interrupts() -> None:
+    assert list(ordered_map(blocked, [0], 2)) == [True]
+    assert not blocked(0)
+
+
+def blocked(_: int) -> bool:
+    return signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
+def test_a_full_disk_is_one_line() -> None:
+    with open("/dev/full", "wb") as full:
+        command = [sys.executable, "-m", "mvspec", "schema"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr.count(b"\n")) == (2, 1)
+    assert b"No space left" in done.stderr
+
+
 def test_nothing_but_text_where_nobody_watches(rows: Path) -> None:
     done = process("check", rows, "--field", "output")
     assert done.returncode == 1

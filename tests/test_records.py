@@ -74,6 +74,14 @@ def test_rows_without_a_field(tmp_path: Path) -> None:
     assert (status, len(verdicts)) == (0, 2)
 
 
+def test_what_names_nothing_is_no_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    ids = "", True, None, 1.5, 0, "a"
+    path.write_text("".join(json.dumps({"id": each, "o": "x"}) + "\n" for each in ids))
+    places = [f"{path}:{line}" for line in range(1, 5)]
+    assert [name for name, _, _ in names(path, field="o")] == [*places, "0", "a"]
+
+
 def test_dotted_fields_reach_inside(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": {"b": "text"}}\n')

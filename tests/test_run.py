@@ -437,6 +437,7 @@ def test_programs(engine: TorchEngine, tmp_path: Path) -> None:
         ("a.py", "from mvspec import document\n", "binds a function"),
         ("a.py", "\n1 / 0\n", r"a\.py:2: ZeroDivisionError"),
         ("a.py", "def\n", r"a\.py:1: SyntaxError"),
+        ("a.py", "import sys\nsys.exit()\n", r"a\.py:2: SystemExit"),
         ("a.py", "import mvspec\n\nmvspec.parallel()\n", r"a\.py:3: .*at least one branch"),
         ("a.json", "{", r"a\.json: "),
         ("a.json", '{"messages": 3}', r"a\.json: messages"),

@@ -6,6 +6,7 @@ import unicodedata
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import pytest
 from bpe import CHATML, chat_tokenizer, small_tokenizer
 from hypothesis import assume, example, given
@@ -15,7 +16,14 @@ from tokenizers import Tokenizer
 from traces import CANONICAL
 
 import mvspec
-from mvspec.compiler import Segment, Vocabulary, compile_document, lower, segments
+from mvspec.compiler import (
+    Segment,
+    Vocabulary,
+    compile_document,
+    layout_from_ids,
+    lower,
+    segments,
+)
 from mvspec.compiler.lower import tokens_of_segments
 from mvspec.errors import Unsupported
 from mvspec.ir import Message
@@ -275,3 +283,11 @@ def test_holes_have_no_tokens_yet() -> None:
     assert [part.hole.name for part in segments(message) if part.hole] == ["x"]
     with pytest.raises(Unsupported, match="hole 'x' has no tokens yet"):
         compile_document(message, small_tokenizer())
+
+
+@pytest.mark.parametrize(
+    "ids", [[1.5], [[1, 2]], [[1], [2, 3]], ["a"], "abc", None, [1 << 40], np.array([2**33 + 5])]
+)
+def test_what_is_no_row_of_token_ids_is_refused(ids: Any) -> None:
+    with pytest.raises(Unsupported, match="id"):
+        layout_from_ids(ids, small_tokenizer())
