@@ -35,6 +35,14 @@ class Cost:
     parallelism: float
     speedup: float
 
+    def __str__(self) -> str:
+        return (
+            f"cost: {self.tokens} tokens, {self.generated} generated, critical path "
+            f"{self.critical_path}, {self.steps} steps, at most {self.peak_threads} threads, "
+            f"{self.kv_tokens} KV tokens, parallelism {self.parallelism:.2f}, "
+            f"predicted speedup {self.speedup:.2f}"
+        )
+
 
 def plan_cost(plan: ExecutionPlan, step_cost: Callable[[int], float] = lambda threads: 1.0) -> Cost:
     """Predict the cost of a static plan or a replay.

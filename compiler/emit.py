@@ -11,7 +11,9 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from mvspec.compiler.conversation import BadRecord, Fields, read_row
+from mvspec.compiler.cost import plan_cost
 from mvspec.compiler.layout import Layout
+from mvspec.compiler.plan import Adaptive
 from mvspec.compiler.planning import plan_document
 from mvspec.compiler.rows import Rows
 from mvspec.compiler.segments import Segment
@@ -19,6 +21,7 @@ from mvspec.compiler.stages import Stages, compile_stages, segments_of
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError
 from mvspec.ir import Document
+from mvspec.records import InputError
 from mvspec.views import tree_rich, visible
 
 __all__ = ["STAGES", "emit", "print_stage"]
@@ -53,7 +56,10 @@ def emit(
     elif stage == "segments":
         yield from segment_lines(segments_of(document, Vocabulary.of(tokenizer), lowering))
     elif stage == "plan":
-        yield Text(str(plan_document(document, tokenizer)))
+        plan = plan_document(document, tokenizer)
+        yield Text(str(plan))
+        if not any(isinstance(op, Adaptive) for op in plan.ops):
+            yield Text(str(plan_cost(plan)))
     else:
         stages = compile_stages(document, tokenizer, lowering, forced_loss=forced_loss)
         yield from layout_lines(stages, tokenizer)
@@ -95,6 +101,8 @@ def print_stage(
             else:
                 console.print(line, soft_wrap=isinstance(line, Text))
         printed += 1
+    if not printed and not bad:
+        raise InputError("there is no record in the input")
     return bad
 
 

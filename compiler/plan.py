@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mvspec.errors import VerifyError
+from mvspec.forms import FORMS
 from mvspec.ir import Document, Gen
 from mvspec.limits import Limits
 from mvspec.node import verify_error
@@ -166,6 +167,8 @@ class ExecutionPlan(BaseModel):
                 not take all paths of one fork in order, a hole occurs twice, or something
                 follows `adaptive`; the address is the op.
         """
+        if self.form not in FORMS:
+            raise VerifyError("form", f"no form is named {self.form!r}: use {', '.join(FORMS)}")
         live = {0}
         made = {0}
         forks: dict[int, Fork] = {}

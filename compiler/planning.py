@@ -13,7 +13,7 @@ from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate
 from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
 from mvspec.errors import Unsupported, VerifyError
-from mvspec.ir import Document, Gen
+from mvspec.ir import Document, Gen, Message
 from mvspec.limits import Limits
 from mvspec.syntax import MULTIVERSE, Syntax, Tag
 
@@ -21,7 +21,7 @@ __all__ = ["plan_document", "plan_layout"]
 
 
 def plan_document(
-    document: Document,
+    document: Document | Message,
     tokenizer: Any,
     *,
     syntax: Syntax = MULTIVERSE,
@@ -34,7 +34,7 @@ def plan_document(
     does not end with an assistant's turn becomes an adaptive plan.
 
     Args:
-        document: the conversation; only its last turn may have holes.
+        document: a conversation, or one assistant turn; only the last turn may have holes.
         tokenizer: a transformers fast tokenizer or a `tokenizers.Tokenizer`.
         syntax: the surface form; `UNTAGGED` for a model that was never taught the tags.
         template: see `mvspec.compiler.segments`.
@@ -64,6 +64,8 @@ def plan_document(
     extend %3 1 tokens
     extend %3 1 tokens
     """
+    if isinstance(document, Message):
+        document = Document(messages=(document,))
     for message in document.messages[:-1]:
         if any(message.walk(Gen)):
             raise Unsupported("only the last turn may have holes: fill those before it")

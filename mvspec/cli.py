@@ -271,6 +271,9 @@ def compile_(
         )
     if output and emit:
         raise typer.BadParameter("prints, and -o writes: give one", param_hint="--emit")
+    written = {"--max-length": max_length is not None, "--pack": pack, "--overwrite": overwrite}
+    for option in [name for name, given in written.items() if given and not output]:
+        raise typer.BadParameter("needs -o: it is about what is written", param_hint=option)
     try:
         from mvspec.compiler.conversation import Fields
         from mvspec.compiler.emit import print_stage

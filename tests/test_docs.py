@@ -1,4 +1,4 @@
-"""The code of docs/masks.md runs, on a tiny model in the place of a real one."""
+"""The code of docs/masks.md and docs/plans.md runs, with a tiny model in a real one's place."""
 
 from __future__ import annotations
 
@@ -14,8 +14,28 @@ from transformers import LlamaConfig, LlamaForCausalLM
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+def run(page: str) -> dict[str, object]:
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
+    names: dict[str, object] = {}
+    exec(compile(code, f"docs/{page}", "exec"), names)
+    return names
+
+
+def test_plans_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat_tokenizer().save_pretrained(tmp_path / "MODEL")
+    monkeypatch.chdir(tmp_path)
+    names = run("plans.md")
+    printed = capsys.readouterr().out
+    assert "%1, %2 = fork %0" in printed
+    assert "generate %2 $speed max 60" in printed
+    assert "%3 = join %1, %2" in printed
+    assert "104 generated" in printed
+    assert names["same"] == names["plan"]
+
+
 def test_masks_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "masks.md").read_text("utf-8"), re.DOTALL)
     tokenizer = chat_tokenizer()
     tokenizer.save_pretrained(tmp_path / "MODEL")
     config = LlamaConfig(
@@ -27,9 +47,7 @@ def test_masks_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text(CANONICAL, "utf-8")
     (tmp_path / "b.txt").write_text("Answer: 4", "utf-8")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    exec(compile(code, "docs/masks.md", "exec"), names)
-    loss = names["loss"]
+    loss = run("masks.md")["loss"]
     assert isinstance(loss, torch.Tensor)
     # A fresh model knows nothing: the loss is that of a guess among all tokens.
     assert abs(float(loss.detach()) - float(torch.log(torch.tensor(len(tokenizer))))) < 0.3

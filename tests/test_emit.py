@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 import mvspec
 from mvspec.cli import app
 from mvspec.compiler import compile_document
+from mvspec.compiler.cost import plan_cost
 from mvspec.compiler.emit import emit
 from mvspec.compiler.planning import plan_document
 from mvspec.compiler.stages import compile_stages
@@ -71,7 +72,8 @@ def test_every_stage_prints(trace: Path) -> None:
     assert "model     '<Think>⏎Let me see." in parts
     assert "engine    '⏎<Path>⏎1.1:'" in parts
     plan = run(trace, "--emit", "plan").stdout
-    assert plan == f"trace.txt\n{plan_document(mvspec.parse(CANONICAL), small_tokenizer())}\n"
+    expected = plan_document(mvspec.parse(CANONICAL), small_tokenizer())
+    assert plan == f"trace.txt\n{expected}\n{plan_cost(expected)}\n"
     assert run(trace, "--emit", "masks").exit_code == 2
     assert run(trace, "--emit", "ir", "-o", trace.parent / "out").exit_code == 2
 

@@ -141,6 +141,7 @@ def test_what_no_runtime_can_run_is_refused(ops: list[Op], why: str) -> None:
         lambda plan: plan["ops"][0].update(extra=1),
         lambda plan: plan["ops"].append({"op": "fork", "thread": 0, "paths": []}),
         lambda plan: plan.pop("ops"),
+        lambda plan: plan.update(form="ops in no known form"),
     ],
 )
 def test_bad_json_says_where(change: Any) -> None:
