@@ -121,13 +121,14 @@ def block_mask(
         raise VerifyError("layout", f"{longest} tokens do not fit into {n}: truncate")
     tables = [_stretches(layout, n, levels, block_size) for layout in batch]
     rows = [torch.from_numpy(table).to(device, non_blocking=True) for table in tables]
-    lists = torch.stack([_kinds(row, n, block_size) for row in rows], dim=1)
+    lists = _stack([_kinds(row, n, block_size, nested) for row in rows], 1)
     number, columns = _ordered(lists)
     # [batch, 1, rows of blocks(, columns)] for each: keys of a row, then rows of a key.
     # Contiguous: FlexAttention's kernels know no stride over the batch.
     partial, full, partial_q, full_q = number.unsqueeze(2)
     partial_at, full_at, partial_q_at, full_q_at = columns.unsqueeze(2)
-    spread = torch.stack([_spread(row, n, levels) for row in rows], dim=1)
+    padded = any(len(each) < n or each.document_ids.min() < 0 for each in batch)
+    spread = _stack([_spread(row, n, padded=padded) for row in rows], 1)
     return BlockMask(
         seq_lengths=(n, n),
         kv_num_blocks=partial,
@@ -156,11 +157,20 @@ def _mask_mod(
     return mask_mod
 
 
-def _stretches(layout: Layout, n: int, levels: int, size: int) -> NDArray[np.int32]:
-    """int32 [2 + 1 + 2 levels, stretches]: rows within which no interval changes.
+def _stack(tensors: list[Tensor], dim: int) -> Tensor:
+    # A stack of one would be a copy; most batches are one packed row.
+    return tensors[0].unsqueeze(dim) if len(tensors) == 1 else torch.stack(tensors, dim)
 
-    For each: its first row, the row after it, where its document starts (-1 for padding), and
-    (lo, hi) at each level. They also end where a block of rows ends.
+
+_AFTER, _END, _ROW, _FROM, _START = range(5)
+
+
+def _stretches(layout: Layout, n: int, levels: int, size: int) -> NDArray[np.int32]:
+    """int32 [5 + 2 levels, stretches]: rows within which no interval changes.
+
+    For each: the row after its first, the row after its last, its row of blocks, the first key
+    that its first row sees, where its document starts (-1 for padding), and lo and hi at each
+    level. They also end where a row of blocks ends.
     """
     real = len(layout)
     cut = np.zeros(n, dtype=np.bool_)
@@ -168,71 +178,74 @@ def _stretches(layout: Layout, n: int, levels: int, size: int) -> NDArray[np.int
     cut[real : real + 1] = True
     new = layout.document_ids[1:] != layout.document_ids[:-1]
     cut[1:real] |= new
-    for intervals in (layout.hide_lo, layout.hide_hi):
-        if len(intervals):
-            cut[1:real] |= (intervals[:, 1:] != intervals[:, :-1]).any(axis=0)
+    for interval in (*layout.hide_lo, *layout.hide_hi):
+        cut[1:real] |= interval[1:] != interval[:-1]
     first = np.flatnonzero(cut)
-    table = np.zeros((3 + 2 * levels, len(first)), dtype=np.int32)
-    table[0] = first
-    table[1, :-1] = first[1:]
-    table[1, -1:] = n
     inside = np.searchsorted(first, real)
     rows = first[:inside]
     starts = np.concatenate([[0], np.flatnonzero(new) + 1])
-    table[2, :inside] = starts[np.searchsorted(starts, rows, side="right") - 1]
-    table[2, :inside][layout.document_ids[rows] < 0] = -1
-    table[2, inside:] = -1
-    table[3 : 3 + layout.depth, :inside] = layout.hide_lo[:, rows]
-    table[3 + levels : 3 + levels + layout.depth, :inside] = layout.hide_hi[:, rows]
+    table = np.zeros((5 + 2 * levels, len(first)), dtype=np.int32)
+    table[_AFTER] = first + 1
+    table[_END, :-1], table[_END, -1:] = first[1:], n
+    table[_ROW] = first // size
+    table[_START] = -1
+    table[_START, :inside] = starts[np.searchsorted(starts, rows, side="right") - 1]
+    table[_START, :inside][layout.document_ids[rows] < 0] = -1
+    table[_FROM] = np.where(table[_START] < 0, first, table[_START])
+    lo, hi = table[5 : 5 + layout.depth], table[5 + levels : 5 + levels + layout.depth]
+    lo[:, :inside], hi[:, :inside] = layout.hide_lo[:, rows], layout.hide_hi[:, rows]
     return table
 
 
-def _spread(table: Tensor, n: int, levels: int) -> Tensor:
+def _spread(table: Tensor, n: int, *, padded: bool) -> Tensor:
     """int32 [1 + 2 levels, n]: start, lo and hi of every token; padding starts at itself."""
-    out = torch.repeat_interleave(table[2:], table[1] - table[0], dim=1, output_size=n)
-    index = torch.arange(n, dtype=torch.int32, device=table.device)
-    out[0] = torch.where(out[0] < 0, index, out[0])
+    lengths = table[_END] - table[_AFTER] + 1
+    out = torch.repeat_interleave(table[_START:], lengths, dim=1, output_size=n)
+    if padded:
+        index = torch.arange(n, dtype=torch.int32, device=table.device)
+        out[0] = torch.where(out[0] < 0, index, out[0])
     return out
 
 
-def _kinds(table: Tensor, n: int, size: int) -> Tensor:
+def _kinds(table: Tensor, n: int, size: int, nested: int) -> Tensor:
     """bool [4, blocks, blocks]: which blocks of pairs are partly and wholly visible.
 
     [row, key] and then [key, row]. Of a stretch and a block of keys, the number of visible keys
     follows from the overlaps; only where they cross the diagonal does it differ by row.
     """
     blocks = -(-n // size)
-    first, end, start = table[0, :, None], table[1, :, None], table[2, :, None]
-    start = torch.where(start < 0, first, start)
-    levels = (len(table) - 3) // 2
-    lo, hi = table[3 : 3 + levels, :, None], table[3 + levels :, :, None]
+    levels = (len(table) - 5) // 2
+    after, end, seen_from = (table[name, :, None] for name in (_AFTER, _END, _FROM))
+    lo, hi = table[5 : 5 + nested, :, None], table[5 + levels : 5 + levels + nested, :, None]
     k0 = (torch.arange(blocks, dtype=torch.int32, device=table.device) * size)[None, :]
-    k1 = (k0 + size).clamp(max=n)
-    visible = (k1 - torch.maximum(k0, start)).clamp(min=0)
-    hidden = (torch.minimum(k1, hi) - torch.maximum(k0, lo)).clamp(min=0)
-    visible = visible - hidden.sum(0, dtype=torch.int32)
-    before = k1 <= first + 1  # no key of the block comes after the stretch's first row
+    k1 = k0 + size
+    if n % size:
+        k1 = k1.clamp(max=n)
+    visible = (k1 - torch.maximum(k0, seen_from)).clamp(min=0)
+    if nested:
+        hidden = (torch.minimum(k1, hi) - torch.maximum(k0, lo)).clamp(min=0)
+        visible = visible - hidden.sum(0, dtype=torch.int32)
+    before = k1 <= after  # no key of the block comes after the stretch's first row
     some = torch.where(before, visible > 0, k0 < end)
-    whole = before & (visible == size)
+    lacking = ~before | (visible != size)
     # Per row of blocks: something is seen in any of its stretches, all in every one.
     counts = torch.zeros(2, blocks, blocks, dtype=torch.int32, device=table.device)
-    row = torch.div(table[0], size, rounding_mode="floor")
-    counts.index_add_(1, row, torch.stack([some, ~whole]).int())
-    any_seen = counts[0] > 0
-    all_seen = any_seen & (counts[1] == 0)
+    counts.index_add_(1, table[_ROW], torch.stack([some, lacking]).int())
+    any_seen, any_lacks = counts > 0
+    all_seen = any_seen & ~any_lacks
     if n % size:
         all_seen[-1] = False  # the last rows are not all there
-    pair = torch.stack([any_seen & ~all_seen, all_seen])
+    pair = torch.stack([any_seen ^ all_seen, all_seen])
     return torch.cat([pair, pair.transpose(1, 2)])
 
 
 def _ordered(listed: Tensor) -> tuple[Tensor, Tensor]:
     """Return for each row of blocks how many are listed, and their columns in order."""
-    place = listed.cumsum(-1, dtype=torch.int32)
-    number = place[..., -1].contiguous()
+    place = listed.cumsum(-1)
+    number = place[..., -1].int()
     blocks = listed.shape[-1]
     # What is not listed is written to a slot past the end.
-    place = torch.where(listed, place - 1, blocks).long()
+    place = torch.where(listed, place - 1, blocks)
     columns = torch.zeros((*listed.shape[:-1], blocks + 1), dtype=torch.int32, device=listed.device)
     each = torch.arange(blocks, dtype=torch.int32, device=listed.device)
     columns.scatter_(-1, place, each.expand_as(place))
