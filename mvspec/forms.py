@@ -47,6 +47,8 @@ def parse(
     >>> repairs[0].code, repairs[0].inserted
     ('cut', '\\n</Think>\\n\\n')
     """
+    if not isinstance(text, str):
+        raise VerifyError("text", f"parse takes a str, not {type(text).__name__}: decode it first")
     if form == JSON:
         return recover_json(text, name) if recover else Document.from_json(text)
     syntax = find(form)

@@ -12,18 +12,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mvspec.errors import MvspecError, VerifyError
+from mvspec.compiler.plan import ExecutionPlan
+from mvspec.errors import MvspecError, Unsupported, VerifyError
 from mvspec.ir import Document
 from mvspec.runtime.engine import TorchEngine
 from mvspec.runtime.hole import Sampling
 from mvspec.runtime.trace import Result
+from mvspec.syntax import UNTAGGED
 from mvspec.views import visible
 
 __all__ = ["load_document", "print_result", "run", "run_program"]
 
 
 def run(
-    document: Document | str | os.PathLike[str],
+    document: Document | ExecutionPlan | str | os.PathLike[str],
     engine: TorchEngine | None = None,
     model: str | os.PathLike[str] | None = None,
     *,
@@ -33,7 +35,7 @@ def run(
     """Fill the holes of a document, paths in parallel.
 
     Args:
-        document: a document, or a file that `load_document` reads.
+        document: a document, its untagged plan, or a file that `load_document` reads.
         engine: what runs it; by default one made for this call.
         model: the folder or hub name of the engine's model, where no engine is given; by
             default SmolLM2-135M-Instruct, fetched once.
@@ -47,12 +49,30 @@ def run(
         MvspecError: the file holds no document, the engine cannot run it, or the model cannot
             be loaded; the message says what to do.
     """
-    if not isinstance(document, Document):
+    if isinstance(document, ExecutionPlan):
+        document = planned(document)
+    elif not isinstance(document, Document):
         document = load_document(document)
     if engine is not None and model is not None:
         raise VerifyError("", "run takes an engine or a model, not both")
     sampling = Sampling(temperature, seed)
     return (engine or TorchEngine.load(model)).run(document, sampling)
+
+
+def planned(plan: ExecutionPlan) -> Document:
+    """Return the document of a plan that this engine can run.
+
+    Raises:
+        Unsupported: the plan writes tags, or does not hold its document.
+    """
+    if plan.verify().form != UNTAGGED.name:
+        raise Unsupported(
+            f"this engine runs untagged plans, and this one is {plan.form}: plan the document "
+            "with syntax=UNTAGGED"
+        )
+    if plan.document is None:
+        raise Unsupported("this engine runs plans that hold their document: set plan.document")
+    return plan.document
 
 
 def load_document(path: str | os.PathLike[str]) -> Document:

@@ -122,3 +122,8 @@ def test_text_without_tags_is_a_document() -> None:
         document = mvspec.parse(text)
         assert document == mvspec.document(mvspec.assistant(text))
         assert mvspec.render(document) == text
+
+
+def test_bytes_are_refused_with_what_to_do() -> None:
+    with pytest.raises(mvspec.VerifyError, match="decode it first"):
+        mvspec.parse(b"text")  # type: ignore[call-overload]

@@ -471,3 +471,25 @@ def test_results_are_printed(
     text = console.export_text()
     assert "[b]" in text  # a value is no markup
     assert "critical path" in text
+
+
+def test_a_plan_runs_like_its_document(engine: TorchEngine) -> None:
+    from mvspec.compiler import plan_document
+    from mvspec.syntax import UNTAGGED
+
+    document = mv.document(
+        mv.user("Which?"),
+        mv.assistant(
+            mv.parallel(
+                mv.branch("a", "It is ", mv.gen("one", 5)),
+                mv.branch("b", "It is ", mv.gen("two", 3)),
+                conclusion=["So ", mv.gen("end", 4)],
+            )
+        ),
+    )
+    plan = plan_document(document, engine.tokenizer, syntax=UNTAGGED)
+    assert run(plan, engine).values == run(document, engine).values
+    with pytest.raises(Unsupported, match="runs untagged plans"):
+        run(plan.model_copy(update={"form": "multiverse"}), engine)
+    with pytest.raises(Unsupported, match="hold their document"):
+        run(plan.model_copy(update={"document": None}), engine)
