@@ -15,6 +15,7 @@ from lark.exceptions import UnexpectedInput
 
 from mvspec.errors import Diagnostic, MvspecError, ParseError, Source
 from mvspec.ir import (
+    LABEL,
     MAX_DEPTH,
     Conclusion,
     Document,
@@ -91,7 +92,7 @@ def _parser(syntax: Syntax) -> Lark:
     raw = rf"<(?!\/?(?:{words})>)"
     # Possessive repeats: a run ends at a tag or at the end, so backtracking can never help.
     run = rf"(?:[^<]|{raw})[^<]*+(?:{raw}[^<]*+)*+"
-    number = r"[0-9]+(?:\.[0-9]+)*"
+    number = LABEL.pattern
     colon = syntax.label_end
     terminals = {
         "TEXT": rf"/(?!\n{tag}){run}(?<=\n)(?=<)/",
