@@ -77,7 +77,6 @@ Lowering = Annotated[
     str,
     typer.Option(help="multiverse, autoregressive, sequential, tree, official or shared(k)."),
 ]
-STAGES = ("ir", "segments", "layout", "plan")
 TOO_LONG = ("truncate", "drop", "error")
 
 
@@ -261,10 +260,6 @@ def compile_(
 ) -> None:
     """Compile records to layouts for training, or print what a stage makes of them."""
     stage = emit or "layout"
-    if stage not in STAGES:
-        raise typer.BadParameter(
-            f"{stage!r} is not one of {', '.join(STAGES)}", param_hint="--emit"
-        )
     if too_long not in TOO_LONG:
         raise typer.BadParameter(
             f"{too_long!r} is not one of {', '.join(TOO_LONG)}", param_hint="--too-long"
@@ -276,11 +271,15 @@ def compile_(
         raise typer.BadParameter("needs -o: it is about what is written", param_hint=option)
     try:
         from mvspec.compiler.conversation import Fields
-        from mvspec.compiler.emit import print_stage
+        from mvspec.compiler.emit import STAGES, print_stage
         from mvspec.compiler.rows import open_rows
         from mvspec.compiler.tokenizer import load_vocabulary
     except ImportError:
         raise InputError("compile needs: pip install 'mvspec[engine]'") from None
+    if stage not in STAGES:
+        raise typer.BadParameter(
+            f"{stage!r} is not one of {', '.join(STAGES)}", param_hint="--emit"
+        )
     fields = Fields(form, field, prompt_field)
     rows = open_rows(inputs, rows=bool(field or prompt_field), split=split)
     if output is None:
