@@ -54,11 +54,17 @@ class Extend(_Op):
 
 
 class Generate(_Op):
-    """Let the model fill a hole."""
+    """Let the model fill a hole.
+
+    Args:
+        lead: what the hole's tokens begin with, before its value: a space that a tokenizer
+            joins with the word after it, so that it cannot be written alone.
+    """
 
     op: Literal["generate"] = "generate"
     thread: Thread
     hole: Gen
+    lead: str = ""
 
     def __str__(self) -> str:
         out = f"generate %{self.thread} ${self.hole.name} max {self.hole.max_tokens}"

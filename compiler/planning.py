@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate
 from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
 from mvspec.errors import Unsupported, VerifyError
-from mvspec.ir import Document, Gen, Message
+from mvspec.ir import Document, Message
 from mvspec.limits import Limits
 from mvspec.syntax import MULTIVERSE, Syntax, Tag
 
@@ -34,14 +35,14 @@ def plan_document(
     does not end with an assistant's turn becomes an adaptive plan.
 
     Args:
-        document: a conversation, or one assistant turn; only the last turn may have holes.
+        document: a conversation, or one assistant turn.
         tokenizer: a transformers fast tokenizer or a `tokenizers.Tokenizer`.
         syntax: the surface form; `UNTAGGED` for a model that was never taught the tags.
         template: see `mvspec.compiler.segments`.
         limits: of an adaptive plan.
 
     Raises:
-        Unsupported: a hole outside the last turn, or the tokenizer is refused.
+        Unsupported: the tokenizer is refused.
 
     >>> import mvspec
     >>> from mvspec.syntax import UNTAGGED
@@ -66,18 +67,32 @@ def plan_document(
     """
     if isinstance(document, Message):
         document = Document(messages=(document,))
-    for message in document.messages[:-1]:
-        if any(message.walk(Gen)):
-            raise Unsupported("only the last turn may have holes: fill those before it")
     vocabulary = Vocabulary.of(tokenizer, tagged=syntax.tagged)
     parts = segments(document, vocabulary.source, syntax=syntax, template=template)
+    leads = _take_leads(parts)
     static = bool(document.holes)
     if static and parts and parts[-1].author == "template":
         parts.pop()  # what the template writes after the turn
-    ops = _ops(parts, vocabulary, replay=not static)
+    ops = _ops(parts, leads, vocabulary, replay=not static)
     if not document.messages or document.messages[-1].role != "assistant":
         ops.append(Adaptive(thread=_last_thread(ops), limits=limits or Limits()))
     return ExecutionPlan(ops=tuple(ops), form=syntax.name, document=document).verify()
+
+
+def _take_leads(parts: list[Segment]) -> dict[int, str]:
+    """Move the space before a hole into it; return the holes' leads by their index in `parts`.
+
+    A tokenizer joins a space with the word after it, in training too: written alone, it would
+    have the model go on from a token that it never saw there.
+    """
+    leads: dict[int, str] = {}
+    for index in range(1, len(parts)):
+        before = parts[index - 1]
+        ours = before.author in ("model", "engine") and before.hole is None
+        if parts[index].hole and ours and before.text.endswith(" "):
+            parts[index - 1] = replace(before, text=before.text[:-1])
+            leads[index] = " "
+    return leads
 
 
 class _Frame:
@@ -92,14 +107,16 @@ class _Frame:
         self.ends: list[int] = []  # what each path has become, after the joins inside it
 
 
-def _ops(parts: Sequence[Segment], vocabulary: Vocabulary, *, replay: bool) -> list[Op]:
+def _ops(
+    parts: Sequence[Segment], leads: Mapping[int, str], vocabulary: Vocabulary, *, replay: bool
+) -> list[Op]:
     written = [p.text for p in parts if p.text and p.author != "outside"]
     encoded = iter(vocabulary.encode_batch(written))
     ops: list[Op | None] = []
     frames: list[_Frame] = []
     thread, made = 0, 1
     forks = False
-    for part in parts:
+    for index, part in enumerate(parts):
         if part.tag is Tag.PATH:
             if forks:
                 frames.append(_Frame(len(ops), thread))
@@ -115,7 +132,7 @@ def _ops(parts: Sequence[Segment], vocabulary: Vocabulary, *, replay: bool) -> l
             if frames:
                 frames[-1].ends[-1] = thread
         if part.hole:
-            ops.append(Generate(thread=thread, hole=part.hole))
+            ops.append(Generate(thread=thread, hole=part.hole, lead=leads.get(index, "")))
         elif part.text:
             outside = part.author == "outside"
             ids = vocabulary.encode_outside(part.text) if outside else next(encoded)
@@ -136,7 +153,7 @@ def plan_layout(plan: ExecutionPlan, holes: Mapping[str, Sequence[int]] | None =
 
     Args:
         plan: without `adaptive`.
-        holes: for each hole the token ids that fill it.
+        holes: for each hole the token ids that fill it, its lead's included.
 
     Raises:
         Unsupported: the plan is adaptive, or a hole has no ids.

@@ -1,4 +1,4 @@
-"""The command line: `mvspec check`, `show`, `stats`, `compile`, `run`, `schema`.
+"""The command line: `mvspec check`, `show`, `stats`, `compile`, `run`, `plan`, `demo`, `schema`.
 
 Exit status: 0 all is well, 1 some record is not, 2 the command cannot be carried out as given,
 130 interrupted, 141 the reader of the output has gone.
@@ -28,6 +28,7 @@ from mvspec.console import (
 from mvspec.errors import MvspecError, Source
 from mvspec.forms import FORMS, JSON
 from mvspec.ir import Document
+from mvspec.limits import Limits
 from mvspec.metrics import Corpus, Counter, Metrics, count_words, measure, token_counter
 from mvspec.records import InputError, Record, read_records, selected
 from mvspec.schema import document_schema
@@ -302,38 +303,100 @@ def compile_(
     raise typer.Exit(1 if result.counts.quarantined else 0)
 
 
+Model = Annotated[
+    str | None,
+    typer.Option(help="Folder or hub name of a model; by default a small one, fetched once."),
+]
+Timeline = Annotated[
+    Path | None, typer.Option(help="Draw threads over steps to this .svg or .png file.")
+]
+
+
 @app.command()
 def run(
     program: Annotated[
         Path,
-        typer.Argument(help="A .py file that binds `document`, or a document as JSON."),
+        typer.Argument(
+            help="A .py file that binds `document`; a document or a plan as .json; a .jsonl file "
+            "of traces; or a text in the multiverse form, which is replayed."
+        ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder or hub name of a model; by default a small one, fetched once."),
-    ] = None,
+    model: Model = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Likeliest tokens that reach this sum.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="So many of the likeliest; 0 for all.")] = 0,
+    min_p: Annotated[float, typer.Option(help="Tokens this share as likely as the first.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="For what a thread has seen.")] = 1.0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Ends the model's turn outside blocks; repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the random streams.")] = 0,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that are written.")] = None,
+    max_seconds: Annotated[float | None, typer.Option(min=0.0, help="Wall-clock time.")] = None,
+    max_depth: Annotated[int | None, typer.Option(min=0, help="Blocks inside blocks.")] = None,
+    share: Annotated[int, typer.Option(min=0, help="Paths read each other after so many.")] = 0,
+    structure: Annotated[bool, typer.Option(help="Hold the model to the grammar.")] = True,
+    live: Annotated[bool, typer.Option(help="Show the paths while they are written.")] = False,
+    trace: Annotated[Path | None, typer.Option(help="Append the trace to this .jsonl.")] = None,
+    timeline: Timeline = None,
     as_json: Json = False,
 ) -> None:
-    """Fill the holes of a document with a model, paths in parallel, and print the results."""
+    """Fill the holes of a document with a model, or let it write a turn; paths in parallel."""
     if not program.is_file():
         raise InputError(f"{program}: there is no such file")
     try:
-        from mvspec.runtime import run_program
+        from mvspec.runtime import Options, Sampling
+        from mvspec.runtime.console import jsonable, run_file
     except ImportError as error:
         raise InputError(f"run needs: pip install 'mvspec[engine]' ({error})") from None
+    given = {"max_tokens": max_tokens, "max_seconds": max_seconds, "max_depth": max_depth}
     try:
-        result = run_program(
-            program, model, temperature=temperature, seed=seed,
-            console=Console(stderr=True, quiet=True) if as_json else Console(),
-        )  # fmt: skip
+        sampling = Sampling(
+            temperature, top_p, top_k, min_p, repetition_penalty, tuple(stop or ()), seed
+        )
+        limits = Limits(**{name: value for name, value in given.items() if value is not None})
+        options = Options(sampling, limits, structure, share)
+        result = run_file(
+            program, model, options, live=live, trace=trace, timeline=timeline, quiet=as_json
+        )
     except MvspecError as error:  # no record is at fault: the command cannot be carried out
         raise InputError(str(error)) from error
     if as_json:
-        print(
-            json.dumps({"values": result.values, "document": json.loads(result.document.to_json())})
-        )
+        print(json.dumps(jsonable(result)))
+
+
+@app.command()
+def plan(
+    program: Annotated[Path, typer.Argument(help="As for run.")],
+    model: Model = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a runtime would do, and what it costs; no weights are loaded."""
+    if not program.is_file():
+        raise InputError(f"{program}: there is no such file")
+    try:
+        from mvspec.runtime.console import cost_line, describe_plan
+    except ImportError as error:
+        raise InputError(f"plan needs: pip install 'mvspec[engine]' ({error})") from None
+    try:
+        found = describe_plan(program, model)
+        print(found.to_json() if as_json else f"{found}\n{cost_line(found)}")
+    except MvspecError as error:
+        raise InputError(str(error)) from error
+
+
+@app.command()
+def demo(model: Model = None, timeline: Timeline = None) -> None:
+    """Run eight questions about a text at once, and a verdict; measure it against one by one."""
+    try:
+        from mvspec.runtime.console import show_demo
+        from mvspec.runtime.demo import document
+    except ImportError as error:
+        raise InputError(f"demo needs: pip install 'mvspec[engine]' ({error})") from None
+    try:
+        show_demo(document, model, timeline=timeline)
+    except MvspecError as error:
+        raise InputError(str(error)) from error
 
 
 @app.command()

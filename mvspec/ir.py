@@ -133,9 +133,7 @@ class Gen(Node):
             raise ValueError(f"json_schema is not JSON text: {error}") from None
         if not isinstance(value, dict | bool):
             raise ValueError("json_schema must be a JSON object or a boolean")
-        text = json.dumps(
-            value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-        )
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise ValueError("json_schema holds half of a surrogate pair, which is no character")
         return text

@@ -18,6 +18,7 @@ class Limits(BaseModel):
         max_position: every position id is below this, in tokens; the published engine's
             budget (8,000) is of this kind, since it bounds the critical path.
         max_tokens: tokens of all threads together.
+        max_seconds: wall-clock time, which only a runtime can measure.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,3 +27,4 @@ class Limits(BaseModel):
     max_paths: int | None = Field(default=None, ge=1)
     max_position: int | None = Field(default=None, ge=0)
     max_tokens: int | None = Field(default=None, ge=0)
+    max_seconds: float | None = Field(default=None, ge=0)

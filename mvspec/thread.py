@@ -226,7 +226,10 @@ class Thread:
             return None
         if self.top is Tag.GOAL:
             return Tag.END_GOAL
-        ends = self.tail.endswith("\n") if self.top is Tag.OUTLINE else self.text_ends()
+        if self.top is Tag.OUTLINE:
+            ends = self.tail.endswith("\n") or not self.strict
+        else:
+            ends = self.text_ends()
         return self.top.partner if ends else self.lead + "\n"
 
     def _refuse(self, found: str, expected: str) -> VerifyError:

@@ -1,19 +1,30 @@
 """Plans to traces: the engines that run documents."""
 
 from mvspec.runtime.default_model import ModelError, default_model
-from mvspec.runtime.engine import TorchEngine
-from mvspec.runtime.hole import Sampling
-from mvspec.runtime.program import load_document, run, run_program
-from mvspec.runtime.trace import Result, TokenRecord
+from mvspec.runtime.engine import Engine, TorchEngine
+from mvspec.runtime.events import Event, Finished, Forked, HoleFilled, Joined, Written
+from mvspec.runtime.program import load_program, run
+from mvspec.runtime.request import Options
+from mvspec.runtime.result import Result
+from mvspec.runtime.sampling import Sampling
+from mvspec.runtime.trace import Interrupted, Trace
 
 __all__ = [
+    "Engine",
+    "Event",
+    "Finished",
+    "Forked",
+    "HoleFilled",
+    "Interrupted",
+    "Joined",
     "ModelError",
+    "Options",
     "Result",
     "Sampling",
-    "TokenRecord",
     "TorchEngine",
+    "Trace",
+    "Written",
     "default_model",
-    "load_document",
+    "load_program",
     "run",
-    "run_program",
 ]

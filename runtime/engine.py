@@ -1,151 +1,334 @@
-"""The in-process engine: a transformers model, and every live thread's tokens in one forward."""
+"""The in-process engine: plans of several requests on one transformers model."""
 
 from __future__ import annotations
 
-import inspect
+import asyncio
 import os
-import time
-from typing import Any
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
-
-from mvspec.compiler.models import check_model as check_attention
+from mvspec.compiler.plan import ExecutionPlan
+from mvspec.compiler.planning import plan_document
 from mvspec.compiler.vocabulary import Vocabulary
-from mvspec.errors import LimitExceeded, Unsupported
+from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
 from mvspec.ir import Document
-from mvspec.runtime.default_model import ModelError, default_model, quiet
-from mvspec.runtime.hole import Sampling, check_hole
-from mvspec.runtime.plan import fills, plan_untagged, span
-from mvspec.runtime.request import Chunk, Forward, Line, Request, additive_mask
-from mvspec.runtime.trace import Result
+from mvspec.runtime.events import Event, Finished
+from mvspec.runtime.lexicon import Lexicon
+from mvspec.runtime.model import Model, load
+from mvspec.runtime.request import Options, Request
+from mvspec.runtime.result import Result, result_of
+from mvspec.runtime.sampling import draw
+from mvspec.runtime.trace import Interrupted
+from mvspec.syntax import MULTIVERSE, UNTAGGED, Tag
 
-__all__ = ["TorchEngine"]
+__all__ = ["Engine", "TorchEngine"]
+
+Runnable = Document | ExecutionPlan
+
+
+class Engine(Protocol):
+    """What every engine does: it takes plans, tells events and returns results."""
+
+    def plan(self, document: Runnable) -> ExecutionPlan:
+        """Return the plan that the engine runs for a document."""
+
+    def run(self, document: Runnable, options: Options | None = None) -> Result:
+        """Run a document or a plan to its end."""
+
+    def stream(self, document: Runnable, options: Options | None = None) -> Iterator[Event]:
+        """Run it and yield what happens; the last event is `Finished`."""
 
 
 class TorchEngine:
-    """Runs documents on a transformers causal language model.
+    """Runs documents and plans on a transformers causal language model.
+
+    All live threads of all requests are rows of one forward: weights are read once a step.
 
     Args:
         model: a causal language model with full attention, in eval mode.
-        tokenizer: its fast tokenizer.
+        tokenizer: its fast tokenizer; with the tags, documents run in the `multiverse` form,
+            without them in the `untagged` one.
+        max_requests: how many requests run at once; others wait.
+        max_rows: how many tokens one forward reads; long prompts take several forwards.
 
     Raises:
         Unsupported: the model cannot honour the mask or the positions.
     """
 
-    def __init__(self, model: Any, tokenizer: Any) -> None:
-        check_model(model)
-        self.model = model
+    def __init__(
+        self, model: Any, tokenizer: Any, *, max_requests: int = 64, max_rows: int | None = None
+    ) -> None:
+        if max_requests < 1 or (max_rows is not None and max_rows < 1):
+            raise VerifyError("TorchEngine", "max_requests and max_rows are at least 1")
+        self.model = model if isinstance(model, Model) else Model(model)
         self.tokenizer = tokenizer
-        self.vocabulary = Vocabulary.of(tokenizer, tagged=False)
-        ends = model.generation_config.eos_token_id if model.can_generate() else None
-        ends = tokenizer.eos_token_id if ends is None else ends
-        self.ends = frozenset([ends] if isinstance(ends, int) else ends or ())
+        self.max_requests = max_requests
+        self.max_rows = max_rows or (256 if self.model.device.type == "cpu" else 4096)
+        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        tagged = all(backend.token_to_id(tag.value) is not None for tag in Tag)
+        self.syntax = MULTIVERSE if tagged else UNTAGGED
+        self.vocabulary = Vocabulary.of(tokenizer, tagged=tagged)
+        eos = getattr(tokenizer, "eos_token_id", None)
+        ends = self.model.ends or frozenset([] if eos is None else [eos])
+        self.lexicon = Lexicon(self.vocabulary, self.model.size, ends)
+        self._lock = threading.RLock()
+        self._waiting: deque[Request] = deque()
+        self._running: list[Request] = []
+        self._made = 0
+        self.steps = 0
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str] | None = None) -> TorchEngine:
-        """Load a model onto the CPU in float32.
+    def load(
+        cls,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        max_requests: int = 64,
+        max_rows: int | None = None,
+    ) -> TorchEngine:
+        """Load a model and its tokenizer.
 
         Args:
             model: a folder or a hub name; by default SmolLM2-135M-Instruct, fetched once.
+            device: by default the GPU where there is one, else the CPU.
+            dtype: by default float32 on the CPU, bfloat16 on a GPU.
+            max_requests, max_rows: as in the constructor.
 
         Raises:
             ModelError: it cannot be fetched or loaded.
         """
-        name = default_model() if model is None else os.fspath(model)
-        if model is not None and not os.path.isdir(name) and looks_local(os.fspath(name)):
-            raise ModelError(f"the model {name} cannot be loaded: there is no such folder")
-        try:
-            with quiet():
-                tokenizer = AutoTokenizer.from_pretrained(name)
-                loaded: Any = AutoModelForCausalLM.from_pretrained(
-                    name, dtype=torch.float32, attn_implementation="sdpa"
-                )
-        except (OSError, ValueError, ImportError) as error:
-            raise ModelError(f"the model {name} cannot be loaded: {error}") from error
-        return cls(loaded.eval(), tokenizer)
+        loaded, tokenizer = load(model, device=device, dtype=dtype)
+        return cls(loaded, tokenizer, max_requests=max_requests, max_rows=max_rows)
 
-    def run(self, document: Document, sampling: Sampling | None = None) -> Result:
-        """Fill a document's holes; paths advance together.
+    # Plans
+
+    def plan(self, document: Runnable) -> ExecutionPlan:
+        """Return the plan that the engine runs for a document.
+
+        Raises:
+            VerifyError: there is nothing for the model to go on from.
+            Unsupported: the tokenizer or its chat template cannot hold the document.
+        """
+        if isinstance(document, ExecutionPlan):
+            return document.verify()
+        if not document.messages:
+            raise VerifyError("messages", "an empty document has nothing to run: add user('...')")
+        template = bool(getattr(self.tokenizer, "chat_template", None)) or None
+        return plan_document(document, self.tokenizer, syntax=self.syntax, template=template)
+
+    def submit(
+        self, document: Runnable, options: Options | None = None, *, name: str | None = None
+    ) -> Request:
+        """Add a request, which runs when the engine steps.
 
         Args:
-            document: a conversation that ends with an assistant's turn.
-            sampling: how tokens are drawn; by default the likeliest.
+            document: a document or a plan.
+            options: how it is run.
+            name: of the request; random streams depend on it.
+
+        Raises:
+            MvspecError: the request cannot be run; the message says why.
+        """
+        plan = self.plan(document)
+        if plan.form != self.syntax.name and plan.form != UNTAGGED.name:
+            raise Unsupported(
+                f"the plan is in form {plan.form!r}, and the tokenizer has no tags: call "
+                "mvspec.compiler.add_tags(tokenizer) and resize the model's embeddings, or plan "
+                "the document with syntax=UNTAGGED"
+            )
+        with self._lock:
+            if name is None:
+                name = "0"
+            request = Request(
+                name,
+                plan,
+                options or Options(),
+                self.lexicon,
+                self.model.store(),
+                self.model.context,
+            )
+            self._waiting.append(request)
+        return request
+
+    def drop(self, request: Request) -> None:
+        """Forget a request; its memory is free again."""
+        with self._lock:
+            if request in self._running:
+                self._running.remove(request)
+            if request in self._waiting:
+                self._waiting.remove(request)
+
+    # One step
+
+    def step(self) -> bool:
+        """Read the waiting tokens of all running requests and draw the next; False if idle.
+
+        Raises:
+            LimitExceeded: there is not enough memory; all running requests are dropped.
+        """
+        with self._lock:
+            self._admit()
+            parts, kept = self._schedule()
+            if not parts:
+                return False
+            try:
+                logits = self.model.forward(parts)
+            except BaseException:
+                # What the stores hold is unknown now, so no running request can go on.
+                self._running.clear()
+                raise
+            self.steps += 1
+            for part, (request, tokens), rows in zip(parts, kept, logits, strict=True):
+                request.read(tokens, rows, len(part.ids))
+            self._draw()
+            return True
+
+    def _admit(self) -> None:
+        self._running = [request for request in self._running if not request.finish]
+        while self._waiting and len(self._running) < self.max_requests:
+            request = self._waiting.popleft()
+            if not request.finish:
+                self._running.append(request)
+
+    def _schedule(self) -> tuple[list[Any], list[tuple[Request, Any]]]:
+        """Choose what this step reads: those with few tokens first, so that none waits long."""
+        parts, kept = [], []
+        left = self.max_rows
+        for request in sorted(self._running, key=lambda request: request.waiting):
+            if request.waiting and left:
+                part, tokens = request.take(left)
+                left -= len(part.ids)
+                parts.append(part)
+                kept.append((request, tokens))
+        return parts, kept
+
+    def _draw(self) -> None:
+        """Draw until every request has tokens to read: a draw may only have ended a hole."""
+        asking = [request for request in self._running if not request.finish]
+        while asking:
+            wanted = [(r, live, want) for r in asking for live, want in r.wanted()]
+            while wanted:
+                draws = draw([want for _, _, want in wanted])
+                wanted = [
+                    (request, live, request.want(live))
+                    for (request, live, _), drawn in zip(wanted, draws, strict=True)
+                    if not request.finish and not request.choose(live, drawn)
+                ]
+            for request in asking:
+                request.pump()
+            asking = [
+                request
+                for request in asking
+                if not request.finish and not request.waiting and request.wanted()
+            ]
+
+    # Runs
+
+    def run(self, document: Runnable, options: Options | None = None) -> Result:
+        """Run a document or a plan to its end; paths advance together.
+
+        Args:
+            document: a document, whose holes are filled or whose next turn is written; or a plan.
+            options: how it is run; by default the likeliest tokens, without limits.
+
+        Returns:
+            Values by hole name, the document, the trace.
 
         Raises:
             VerifyError: the document gives the model nothing to go on from.
-            Unsupported: a hole has a constraint that this engine lacks, or the chat template
+            Unsupported: a hole has a constraint that cannot be honoured, or the chat template
                 cannot hold the document.
-            LimitExceeded: the longest path may pass the model's context.
+            LimitExceeded: the plan does not fit into the model or its limits.
+            Interrupted: Ctrl-C; `trace` is what was done so far.
         """
-        ops = plan_untagged(document, self.tokenizer)
-        for fill in fills(ops):
-            check_hole(fill, self.vocabulary)
-        longest = span(ops)
-        context = getattr(self.model.config, "max_position_embeddings", None)
-        if context is not None and longest > context:
-            raise LimitExceeded(
-                f"the document takes up to {longest} positions, its holes' max_tokens included, "
-                f"and the model has {context}: shorten the text or lower max_tokens"
-            )
-        start = time.perf_counter()
-        request = Request(
-            ops, self.vocabulary, self.ends, sampling or Sampling(), self._forward(DynamicCache())
-        )
-        with torch.inference_mode():
-            request.finish()
-        seconds = time.perf_counter() - start
-        values = {hole.name: request.values[hole.name] for hole in document.holes}
-        trace = tuple(request.root.tokens())
-        return Result(document.fill(values), values, trace, seconds)
+        return self.run_many([document], options)[0]
 
-    def _forward(self, cache: DynamicCache) -> Forward:
-        """Return the function that runs new tokens over `cache`."""
-        device, dtype = self.model.device, self.model.dtype
+    def run_many(
+        self, documents: Sequence[Runnable], options: Options | Sequence[Options] | None = None
+    ) -> list[Result]:
+        """Run several documents or plans at once.
 
-        def forward(chunks: list[Chunk], columns: int) -> dict[Line, Tensor]:
-            records = [record for chunk in chunks for record in chunk.records]
-            rows: dict[Line, int] = {}
-            row = 0
-            for chunk in chunks:
-                row += len(chunk.records)
-                rows[chunk.line] = row - 1
-            keep = torch.tensor(list(rows.values()), device=device)
-            out = self.model(
-                input_ids=torch.tensor([[record.id for record in records]], device=device),
-                position_ids=torch.tensor([[r.position for r in records]], device=device),
-                attention_mask=additive_mask(chunks, columns, dtype)[None, None].to(device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=keep,
-            )
-            return dict(zip(rows, out.logits[0], strict=True))
+        Args:
+            documents: what to run; the random streams of each depend on its index.
+            options: one for all, or one for each.
+        """
+        each = [options] * len(documents) if not isinstance(options, Sequence) else options
+        requests: list[Request] = []
+        try:
+            for index, (document, option) in enumerate(zip(documents, each, strict=True)):
+                requests.append(self.submit(document, option, name=str(index)))
+            for request in requests:
+                while not request.finish:
+                    self._advance(request)
+        except KeyboardInterrupt:
+            running = next((r for r in requests if not r.finish), None)
+            if running is None:
+                raise
+            raise Interrupted(self.result(running).trace) from None
+        finally:
+            for request in requests:
+                self.drop(request)
+        return [self.result(request) for request in requests]
 
-        return forward
+    def _advance(self, request: Request) -> None:
+        if not self.step() and not request.finish:
+            with self._lock:
+                lost = request not in self._running and request not in self._waiting
+            if lost:
+                raise LimitExceeded(
+                    "the request was dropped when another one ended the engine's step"
+                )
+            raise MvspecError(f"request {request.name} waits for nothing: this is a bug of mvspec")
 
+    def result(self, request: Request) -> Result:
+        """Return what a request has done so far."""
+        return result_of(request, self.model.name)
 
-def check_model(model: Any) -> None:
-    """Refuse models whose attention is not full, or not told positions and masks.
+    def stream(self, document: Runnable, options: Options | None = None) -> Iterator[Event]:
+        """Run a document or a plan and yield what happens; the last event is `Finished`.
 
-    Raises:
-        Unsupported: the capability is named.
-    """
-    check_attention(model)
-    name = type(model).__name__
-    taken = inspect.signature(model.forward).parameters
-    for argument in ("position_ids", "logits_to_keep"):
-        if argument not in taken:
-            raise Unsupported(f"{name} takes no {argument}: use a model with rotary attention")
-    attention = model.config._attn_implementation
-    if attention not in ("eager", "sdpa"):
-        raise Unsupported(
-            f"{name} has {attention} attention, which takes no dense mask: load it with "
-            "attn_implementation='sdpa'"
-        )
+        The engine steps when the next event is asked for; leaving the loop drops the request.
+        """
+        request = self.submit(document, options)
+        try:
+            while True:
+                while request.events:
+                    yield request.events.popleft()
+                if request.finish:
+                    break
+                self._advance(request)
+            yield Finished(request.name, self.result(request))
+        except KeyboardInterrupt:
+            raise Interrupted(self.result(request).trace) from None
+        finally:
+            self.drop(request)
 
+    async def run_async(
+        self, document: Runnable, options: Options | None = None, *, name: str | None = None
+    ) -> Result:
+        """Run a document or a plan; requests of several tasks share the engine's steps."""
+        result: Result | None = None
+        async for event in self.stream_async(document, options, name=name):
+            if isinstance(event, Finished):
+                result = event.result
+        assert result is not None
+        return result
 
-def looks_local(name: str) -> bool:
-    """Whether a model's name can only be a folder's: hub names are NAME or OWNER/NAME."""
-    return os.path.isabs(name) or name.startswith((".", "~")) or name.count("/") > 1
+    async def stream_async(
+        self, document: Runnable, options: Options | None = None, *, name: str | None = None
+    ) -> AsyncIterator[Event]:
+        """Run a document or a plan and yield what happens; the event loop stays free."""
+        request = await asyncio.to_thread(self.submit, document, options, name=name)
+        try:
+            while True:
+                while request.events:
+                    yield request.events.popleft()
+                if request.finish:
+                    break
+                await asyncio.to_thread(self._advance, request)
+            yield Finished(request.name, self.result(request))
+        finally:
+            self.drop(request)

@@ -1,259 +1,445 @@
-"""One document on its way through the engine: its threads, and their rows in the KV cache.
+"""One plan on its way through the engine: its threads, and the tokens that wait to be read.
 
-All threads share one cache that only grows. Each knows which of its columns its next token may
-see, so fork and join copy nothing, and tokens that a stop string takes back are just not seen.
+Writing a token takes its column and its position at once; the model reads it later, in the order
+of writing. What a token sees was written before it, so any cut of that queue into forwards
+gives the same logits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-import torch
+from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
-from mvspec.compiler.vocabulary import Vocabulary
-from mvspec.runtime.hole import OpenHole, Sampling
-from mvspec.runtime.plan import Extend, Fill, Fork, Mark, Op
-from mvspec.runtime.trace import TokenRecord
+from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join, Op
+from mvspec.ir import Parallel
+from mvspec.limits import Limits
+from mvspec.runtime.adaptive import Interpreter
+from mvspec.runtime.budget import Budget
+from mvspec.runtime.events import Event, Forked, Joined, Written
+from mvspec.runtime.filling import Filling
+from mvspec.runtime.lexicon import Lexicon
+from mvspec.runtime.model import Part
+from mvspec.runtime.rounds import Rounds
+from mvspec.runtime.sampling import Draw, Sampling, Wanted
+from mvspec.runtime.store import Store
+from mvspec.runtime.thread import Live, Token
 from mvspec.structure import Structure
-from mvspec.syntax import UNTAGGED, Tag
+from mvspec.syntax import Tag
 
-__all__ = ["Chunk", "Line", "Request", "additive_mask"]
-
-
-@dataclass(slots=True, eq=False)
-class Line:
-    """One thread as the engine holds it.
-
-    Args:
-        thread: its number in the structural machine.
-        ops: what it has still to do.
-        parent: the line that forked it.
-        seen: the columns that its next token sees, as [start, stop) ranges.
-        inherited: how many of those ranges it has from its parent.
-        records: its tokens, and the lines that it forked, in surface order.
-        tail: the end of the text that it stands in.
-        logits: of its last token, [vocabulary]; None until the model has read that token.
-    """
-
-    thread: int
-    ops: Iterator[Op]
-    parent: Line | None = None
-    seen: list[tuple[int, int]] = field(default_factory=list)
-    inherited: int = 0
-    records: list[TokenRecord | Line] = field(default_factory=list)
-    tail: str = ""
-    logits: Tensor | None = None
-
-    def tokens(self) -> Iterator[TokenRecord]:
-        """Yield the tokens of the line and of those that it forked, in surface order."""
-        for record in self.records:
-            if isinstance(record, Line):
-                yield from record.tokens()
-            else:
-                yield record
-
-    def fork(self, thread: int, ops: Iterator[Op]) -> Line:
-        """Return a new line that sees what this one sees."""
-        path = Line(thread, ops, self, list(self.seen), len(self.seen))
-        self.records.append(path)
-        return path
-
-    def write(self, start: int, records: list[TokenRecord]) -> None:
-        """Take tokens whose columns begin at `start`."""
-        stop = start + len(records)
-        if len(self.seen) > self.inherited and self.seen[-1][1] == start:
-            start = self.seen.pop()[0]
-        self.seen.append((start, stop))
-        self.records += records
-        self.logits = None
-
-    def rewind(self, count: int) -> list[TokenRecord]:
-        """Take back the last tokens, which are the line's own, and return them."""
-        if not count:
-            return []
-        for _ in range(count):
-            start, stop = self.seen.pop()
-            if stop - start > 1:
-                self.seen.append((start, stop - 1))
-        taken = [record for record in self.records[-count:] if isinstance(record, TokenRecord)]
-        del self.records[-count:]
-        self.logits = None
-        return taken
+__all__ = ["Options", "Request"]
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """New tokens of one line: neighbours in the cache, each seeing those before it.
+class Options:
+    """How a plan is run.
 
     Args:
-        line: whose they are.
-        start: the column of the first.
-        records: the tokens.
-        seen: what all of them see besides, as [start, stop) ranges of columns.
+        sampling: how tokens are drawn.
+        limits: of the run; what cannot be closed in time is not opened, and what is open in the
+            end is closed by force.
+        structure: whether a model that decides when to fork is held to the grammar.
+        share: let paths read each other after every so many tokens; 0 for never.
+        threads: how many threads may take a token in one step, in surface order; 0 for all.
+        decode: let the model's tokens of a replay take a step each, as when they were drawn.
+        logits: keep the logits that follow every token.
     """
 
-    line: Line
-    start: int
-    records: list[TokenRecord]
-    seen: tuple[tuple[int, int], ...]
-
-
-def additive_mask(chunks: list[Chunk], columns: int, dtype: torch.dtype) -> Tensor:
-    """Return the mask [rows of all chunks, columns]: 0 where a row sees, else the lowest number.
-
-    The lowest finite number and not minus infinity: a block of columns that a row does not see
-    at all would give NaN in some attention kernels. Its softmax is exactly 0 all the same.
-    """
-    rows = sum(len(chunk.records) for chunk in chunks)
-    lowest = torch.finfo(dtype).min
-    mask = torch.full((rows, columns), lowest, dtype=dtype)
-    row = 0
-    for chunk in chunks:
-        width = len(chunk.records)
-        block = mask[row : row + width]
-        for start, stop in chunk.seen:
-            block[:, start:stop] = 0
-        causal = torch.full((width, width), lowest, dtype=dtype).triu(1)
-        block[:, chunk.start : chunk.start + width] = causal
-        row += width
-    return mask
-
-
-Forward = Callable[[list[Chunk], int], dict[Line, Tensor]]
-"""(new tokens, columns with them) -> the logits of each line's last new token."""
+    sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
+    structure: bool = True
+    share: int = 0
+    threads: int = 0
+    decode: bool = False
+    logits: bool = False
 
 
 class Request:
     """A run of a plan.
 
     Args:
-        ops: of the root thread.
-        vocabulary, ends, sampling: as in `OpenHole`.
-        forward: the model.
+        name: of the run; random streams depend on it.
+        plan: verified.
+        options: how it is run.
+        lexicon: of the engine's tokenizer.
+        store: an empty one.
+        context: how many positions the model has.
+
+    Raises:
+        MvspecError: the plan cannot be run.
     """
 
     def __init__(
         self,
-        ops: tuple[Op, ...],
-        vocabulary: Vocabulary,
-        ends: frozenset[int],
-        sampling: Sampling,
-        forward: Forward,
+        name: str,
+        plan: ExecutionPlan,
+        options: Options,
+        lexicon: Lexicon,
+        store: Store,
+        context: int | None = None,
     ) -> None:
-        self.vocabulary = vocabulary
-        self.ends = ends
-        self.sampling = sampling
-        self.forward = forward
-        self.machine = Structure(UNTAGGED, strict=False)
-        self.lines = {0: Line(0, iter(ops))}
-        self.root = self.lines[0]
-        self.values: dict[str, str] = {}
-        self.columns = 0
-        self.chunks: list[Chunk] = []
-        self.waiting: list[tuple[Line, OpenHole]] = []
+        self.name = name
+        self.plan = plan
+        self.options = options
+        self.lexicon = lexicon
+        self.store = store
+        self.events: deque[Event] = deque()
+        self.finish = ""
+        """How the run ended, as in `Trace.finish`; "" while it goes on."""
+        self.ending = "end"
+        """How it will have ended: "end" until something was closed by force."""
+        self.cut = ""
+        """"time" once all that is open has to close."""
+        self.ends: list[float] = []
+        self.rows: list[int] = []
+        self.started = time.perf_counter()
+        self.active: list[Live] = []
+        self.ready: deque[Live] = deque()
+        self._queue: deque[tuple[Live, Token]] = deque()
+        self._programs, self._joins = programs(plan)
+        blocks = list(plan.document.walk(Parallel)) if plan.document else []
+        forks = [op for op in plan.ops if isinstance(op, Fork)]
+        # By a fork's first path: forks come in another order than their blocks stand in.
+        self._outlines = {
+            fork.paths[0]: block.goal.outlines
+            for fork, block in zip(forks, blocks, strict=False)
+            if len(block.paths) == len(fork.paths)
+        }
+        self._forks = 0
+        self._threads = 1
+        self._rounds: Rounds | None = None
+        self._done = False
+        self._replay = not any(isinstance(op, Generate | Adaptive) for op in plan.ops)
+        self.interpreter = Interpreter(self, context)
+        self.filling = Filling(self, Budget(plan, options.limits, context))
+        self.root = Live(0, Structure(strict=False), 0, store.row(), self._stream())
+        self.root.ops = self._programs[0]
+        self.active.append(self.root)
+        self.ready.append(self.root)
+        self.pump()
 
-    def finish(self) -> None:
-        """Run to the end: one forward for each round of tokens."""
-        self._advance(self.root)
-        while self.waiting:
-            if self.chunks:
-                chunks, self.chunks = self.chunks, []
-                for line, logits in self.forward(chunks, self.columns).items():
-                    line.logits = logits
-            waiting, self.waiting = self.waiting, []
-            for line, hole in waiting:
-                self._choose(line, hole)
+    # What the engine asks
 
-    def _advance(self, line: Line) -> None:
-        """Do what a line can do without the model."""
-        for op in line.ops:
-            if isinstance(op, Extend):
-                self._extend(line, op)
-            elif isinstance(op, Mark):
-                step = self.machine.push(line.thread, op.tag, 0)
-                line.tail = ""
-                if step.joined is not None:
-                    self._join(self.lines[step.joined])
-            elif isinstance(op, Fork):
-                threads = self.machine.push(line.thread, Tag.END_GOAL, 0).forked
-                paths = [
-                    line.fork(thread, iter(path))
-                    for thread, path in zip(threads, op.paths, strict=True)
-                ]
-                self.lines.update((path.thread, path) for path in paths)
-                for path in paths:
-                    self._advance(path)
-                return
-            else:
-                self._open(line, op)
-                return
+    @property
+    def waiting(self) -> int:
+        """How many tokens wait to be read."""
+        return len(self._queue)
 
-    def _extend(self, line: Line, op: Extend, hole: str = "") -> None:
-        position = self.machine.push(line.thread, op.text, len(op.ids)).position
-        self._append(line, op.ids, position, op.author, hole)
-        line.tail = (line.tail + op.text)[-16:]
+    def take(self, budget: int) -> tuple[Part, list[tuple[Live, Token]]]:
+        """Take at most `budget` waiting tokens, in the order of writing.
 
-    def _append(
-        self, line: Line, ids: tuple[int, ...], position: int, author: str, hole: str
-    ) -> None:
-        if not ids:
-            return
-        chain = self.machine.threads[line.thread].chain
-        records = [
-            TokenRecord(line.thread, position + offset, id, author, chain, hole)
-            for offset, id in enumerate(ids)
+        Returns:
+            What the model reads, and the tokens whose logits are wanted.
+        """
+        taken = [self._queue.popleft() for _ in range(min(budget, len(self._queue)))]
+        keep: list[int] = []
+        for index, (live, _) in enumerate(taken):
+            live.unread -= 1
+            if not live.unread or self.options.logits:
+                keep.append(index)
+        part = Part(
+            self.store,
+            [token.id for _, token in taken],
+            [token.position for _, token in taken],
+            [live.row for live, _ in taken],
+            taken[0][1].column,
+            keep,
+        )
+        return part, [taken[index] for index in keep]
+
+    def read(self, kept: Sequence[tuple[Live, Token]], logits: Iterable[Tensor], rows: int) -> None:
+        """Take the logits of tokens that the model has read, in a forward of `rows` of them."""
+        self.ends.append(time.perf_counter() - self.started)
+        self.rows.append(rows)
+        for (live, token), row in zip(kept, logits, strict=True):
+            if self.options.logits:
+                token.logits = row
+            if not live.unread:
+                live.logits = row
+                self._release(live)
+        seconds = self.options.limits.max_seconds
+        if seconds is not None and self.ends[-1] >= seconds:
+            self.cut = "time"
+        self.pump()
+        self._finish()
+
+    def wanted(self) -> list[tuple[Live, Wanted]]:
+        """Return the draws that threads wait for."""
+        waiting = [
+            live
+            for live in self.active
+            if not live.unread
+            and (live.hole or live.given or (live.adaptive and not live.script))
+            and self.room(live) > 0
         ]
-        self.chunks.append(Chunk(line, self.columns, records, tuple(line.seen)))
-        line.write(self.columns, records)
-        self.columns += len(ids)
+        if self.options.threads:
+            waiting = sorted(waiting, key=lambda live: live.place)[: self.options.threads]
+        return [(live, self.want(live)) for live in waiting]
 
-    def _join(self, parent: Line) -> None:
-        """Let a line see the paths that it forked, and go on."""
-        for path in parent.records:
-            if isinstance(path, Line) and path.thread in self.lines:
-                parent.seen += path.seen[path.inherited :]
-                del self.lines[path.thread]
-        self._advance(parent)
+    def want(self, live: Live) -> Wanted:
+        """Return the draw that a thread waits for."""
+        logits, above = live.logits, live
+        while logits is None and above.parent is not None:  # a path is predicted by its fork
+            above = above.parent
+            logits = above.logits
+        assert logits is not None
+        sampling = self.options.sampling
+        want = Wanted(logits, sampling, f"{self.name}/{live.stream}", live.count)
+        if live.given:
+            want.given = live.given[0]
+            return want
+        want.allowed = (self.interpreter if live.adaptive else self.filling).allowed(live)
+        if live.banned and want.allowed is not None:
+            want.allowed = want.allowed.clone()
+            want.allowed[live.banned] = False
+        if sampling.repetition_penalty != 1.0:
+            want.seen = list(_seen(live))
+        return want
 
-    def _open(self, line: Line, fill: Fill) -> None:
-        if line.logits is None and not any(chunk.line is line for chunk in self.chunks):
-            # The hole before it ended inside a token: let the model read the last one again.
-            (last,) = line.rewind(1)
-            self._append(line, (last.id,), last.position, last.author, last.hole)
-        hole = OpenHole(fill, line.tail, self.vocabulary, self.ends, self.sampling)
-        self.waiting.append((line, hole))
+    def choose(self, live: Live, draw: Draw) -> bool:
+        """Take a drawn token; False where it may not stand, and another has to be drawn."""
+        if live.given:
+            live.given.popleft()
+            self.append(live, draw.id, self.push(live, 1), "model", draw=draw)
+            self.ready.append(live)
+            return True
+        return (self.interpreter if live.adaptive else self.filling).choose(live, draw)
 
-    def _choose(self, line: Line, hole: OpenHole) -> None:
-        """Take the next token of a hole, from the logits of the line's last token."""
-        assert line.logits is not None
-        token = hole.choose(line.logits)
-        if token is None:
-            self._fill(line, hole)
+    # Writing
+
+    def _stream(self) -> DecodeStream:
+        return DecodeStream(skip_special_tokens=False)
+
+    def append(
+        self,
+        live: Live,
+        id: int,
+        position: int,
+        author: str,
+        *,
+        hole: str = "",
+        draw: Draw | None = None,
+    ) -> Token:
+        """Write one token into a thread; the model reads it later."""
+        column = self.store.take(1)
+        step = -1 if author == "prompt" else len(self.ends) - 1
+        token = Token(id, position, author, column, step, hole)
+        if draw is not None:
+            token.logprob, token.top = draw.logprob, draw.top
+        token.text = live.decoder.step(self.lexicon.backend, id) or ""
+        self.store.show(live.row, column, column + 1)
+        live.append(token, control=id in self.lexicon.control)
+        self._queue.append((live, token))
+        if author != "prompt":
+            self.events.append(
+                Written(
+                    self.name, live.number, position, id, token.text, author, token.logprob, hole,
+                    step,
+                )
+            )  # fmt: skip
+        return token
+
+    def extend(
+        self, live: Live, ids: Sequence[int], position: int, author: str, hole: str = ""
+    ) -> None:
+        """Write several tokens."""
+        for offset, id in enumerate(ids):
+            self.append(live, id, position + offset, author, hole=hole)
+
+    def rewind(self, live: Live, count: int) -> list[Token]:
+        """Take back a thread's last tokens, which the model has read; nobody sees them now."""
+        taken = live.rewind(count)
+        self.store.hide(live.row, [token.column for token in taken])
+        if taken:
+            live.decoder = self._stream()
+        return taken
+
+    def push(self, live: Live, width: int) -> int:
+        """Tell a static plan's machine of tokens; return the first one's position."""
+        return live.machine.push(live.id, "x", width).position
+
+    # Running
+
+    def pump(self) -> None:
+        """Do all that can be done without the model."""
+        while not self.finish:
+            if self.ready:
+                self._advance(self.ready.popleft())
+            elif not (self._closed() or (self._rounds and self._rounds.turn() and self._wake())):
+                return
+
+    def _closed(self) -> bool:
+        """Close what the limits end; say whether anything was."""
+        for live in self.active:
+            if live.unread and not self.cut:
+                continue
+            if live.hole and self.filling.close(live):
+                return True
+            if live.adaptive and not live.unread and self.interpreter.close(live):
+                return True
+        return False
+
+    def _wake(self) -> bool:
+        # Written runs stop at the end of a round.
+        self.ready.extend(
+            live for live in self.active if live.script or (live.ops and not live.busy)
+        )
+        return True
+
+    def room(self, live: Live) -> int:
+        """How many tokens a thread may write now."""
+        return self._rounds.room(live) if self._rounds and live.place else 1 << 62
+
+    def _advance(self, live: Live) -> None:
+        """Carry out a thread's ops until it waits for the model, its paths, or its round."""
+        if live.script:
+            self.interpreter.advance(live)
             return
-        position = self.machine.threads[line.thread].position + len(hole.ids)
-        hole.ids.append(token)
-        stop = hole.stop()
-        if stop is not None:
-            keep, rest = stop
-            line.rewind(len(hole.ids) - 1 - keep)
-            del hole.ids[keep:]
-            self._fill(line, hole, rest)
-            return
-        self._append(line, (token,), position, "model", hole.fill.hole.name)
-        if hole.full:
-            self._fill(line, hole)
-        else:
-            self.waiting.append((line, hole))
+        while live.ops and not live.busy:
+            op = live.ops.popleft()
+            if isinstance(op, Extend):
+                if self.options.decode and op.author == "model" and live.predicted:
+                    live.given.extend(op.tokens)
+                    continue
+                room = max(self.room(live), 0)
+                if self.options.decode and op.author == "model":
+                    room = min(room, 1)  # nothing predicts the first: it is just written
+                now, later = op.tokens[:room], op.tokens[room:]
+                if now:
+                    self.extend(live, now, self.push(live, len(now)), op.author)
+                if later:
+                    live.ops.appendleft(op.model_copy(update={"tokens": later}))
+                    if not now:
+                        return
+            elif isinstance(op, Generate):
+                self.filling.open(live, op)
+            elif isinstance(op, Fork):
+                self._fork(live, op)
+            elif isinstance(op, Adaptive):
+                self.interpreter.begin(live, op.limits)
+        if not live.ops and not live.busy:
+            self._end(live)
 
-    def _fill(self, line: Line, hole: OpenHole, rest: str = "") -> None:
-        """End a hole, write what a stop string left of its last token, and go on."""
-        name = hole.fill.hole.name
-        self.machine.push(line.thread, hole.text, len(hole.ids))
-        self.values[name] = hole.text + rest
-        line.tail = (line.tail + hole.text)[-16:]
-        if rest:
-            ids = tuple(self.vocabulary.encode_outside(rest))
-            self._extend(line, Extend(rest, ids, "engine"), name)
-        self._advance(line)
+    def _fork(self, live: Live, op: Fork) -> None:
+        count = len(op.paths)
+        goal = [Tag.PARALLEL, Tag.GOAL, *[Tag.OUTLINE, Tag.END_OUTLINE] * count, Tag.END_GOAL]
+        for tag in goal:
+            step = live.machine.push(live.id, tag, 0)
+        names = [(each.label, each.text) for each in self._outlines.get(op.paths[0], ())]
+        names = names or [(str(index + 1), "") for index in range(count)]
+        for path, thread in zip(self.fork(live, step.forked, names), op.paths, strict=True):
+            path.plan_thread = thread
+            path.ops = self._programs[thread]
+            path.machine.push(path.id, Tag.PATH, 0)
+            self.ready.append(path)
+
+    def fork(self, live: Live, ids: Sequence[int], names: Sequence[tuple[str, str]]) -> list[Live]:
+        """Split a thread.
+
+        Args:
+            ids: the paths' numbers in the machine.
+            names: label and title of each.
+        """
+        if self.options.share and not live.place:
+            self._rounds = Rounds(self.options.share, live.position, self.store)
+        for index, (id, (label, title)) in enumerate(zip(ids, names, strict=True)):
+            row = self.store.row(live.row)
+            path = Live(self._threads, live.machine, id, row, self._stream(), parent=live)
+            path.place = (*live.place, (live.blocks, index))
+            path.label, path.title, path.block = label, title, self._forks
+            path.adaptive, path.predicted = live.adaptive, live.predicted
+            self._threads += 1
+            live.paths.append(path)
+        self._forks += 1
+        live.blocks += 1
+        live.items.append(list(live.paths))
+        if self._rounds:
+            self._rounds.threads += live.paths
+        self.active.remove(live)
+        self.active += live.paths
+        numbers = tuple(path.number for path in live.paths)
+        labels = tuple(path.label for path in live.paths)
+        self.events.append(Forked(self.name, live.number, numbers, labels, len(self.ends) - 1))
+        return live.paths
+
+    def _end(self, live: Live) -> None:
+        """A thread has done all its ops: join its block, or finish."""
+        join = self._joins.get(live.plan_thread)
+        parent = live.parent
+        if join is None or parent is None:
+            self._done = True
+            self._finish()
+            return
+        step = live.machine.push(live.id, Tag.END_PATH, 0)
+        if self.join(live, last=step.joined is not None):
+            for tag in (Tag.CONCLUSION, Tag.END_CONCLUSION, Tag.END_PARALLEL):
+                parent.machine.push(parent.id, tag, 0)
+            parent.plan_thread = join.thread
+            parent.ops = self._programs[join.thread]
+            self.ready.append(parent)
+
+    def _finish(self) -> None:
+        """Finish a plan whose ops are done; a replay once the model has read all of it."""
+        if self._done and not (self._queue and (self._replay or self.options.logits)):
+            self.finish = self.ending
+
+    def join(self, live: Live, *, last: bool) -> bool:
+        """End a path; where it is the last of its block its parent goes on, and True comes back."""
+        live.ended = True
+        self.active.remove(live)
+        parent = live.parent
+        if not last or parent is None:
+            return False
+        ended, parent.paths = parent.paths, []
+        self.store.merge(parent.row, [path.row for path in ended])
+        if self._rounds and not parent.place:
+            ended = self._rounds.threads
+            self._rounds = None
+        parent.after_join()
+        self.active.append(parent)
+        for path in ended:
+            self._release(path)
+        numbers = tuple(path.number for path in ended if path.parent is parent)
+        self.events.append(Joined(self.name, parent.number, numbers, len(self.ends) - 1))
+        return True
+
+    def _release(self, live: Live) -> None:
+        """Give a path's row back once its block has joined and the model has read all of it."""
+        joined = live.parent is not None and live.ended and live not in live.parent.paths
+        if joined and not live.unread and self._rounds is None and live.row >= 0:
+            self.store.release(live.row)
+            live.row = -1
+
+
+def programs(plan: ExecutionPlan) -> tuple[dict[int, deque[Op]], dict[int, Join]]:
+    """Return the ops of each of a plan's threads, and for each path the join that it ends in."""
+    ops: dict[int, deque[Op]] = {0: deque()}
+    joins: dict[int, Join] = {}
+    for op in plan.ops:
+        if isinstance(op, Join):
+            joins.update(dict.fromkeys(op.paths, op))
+            ops[op.thread] = deque()
+            continue
+        ops[op.thread].append(op)
+        if isinstance(op, Fork):
+            ops.update((path, deque()) for path in op.paths)
+    return ops, joins
+
+
+def _seen(live: Live) -> Iterator[int]:
+    """Yield the ids that a thread sees: its own, and those of the threads above it."""
+    at: Live | None = live
+    while at is not None:
+        last = at.items[-1:]
+        items = at.items[:-1] if at.paths and last and isinstance(last[0], list) else at.items
+        for item in items:
+            if isinstance(item, Token):
+                yield item.id
+            else:
+                for path in item:
+                    yield from (token.id for _, token in path.tokens())
+        at = at.parent

@@ -1,73 +1,248 @@
-"""What a run returns: the values of the holes, the filled document, and every token."""
+"""A run on record: every token with its thread, position, author, logprob and step."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mvspec.compiler.layout import Layout
+from mvspec.compiler.plan import ExecutionPlan, Extend, Fork, Join, Op
+from mvspec.compiler.planning import plan_layout
 from mvspec.ir import Document
+from mvspec.node import verify_error
 from mvspec.structure import Chain
 
-__all__ = ["Result", "TokenRecord"]
+__all__ = ["FilledHole", "Trace", "TracedThread"]
+
+Author = Literal["prompt", "engine", "model"]
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRecord:
-    """One token of a run.
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TracedThread(_Record):
+    """The root thread (number 0) or one path.
 
     Args:
-        thread: 0 for the root, others in the order in which they were forked.
-        position: its position id.
-        id: its token id.
-        author: "template", "outside", "engine" (forced tokens) or "model".
-        chain: decides whom it sees, with `mvspec.structure.sees`.
-        hole: the hole that it fills; "" for fixed text.
+        id: its number: threads are listed by it, and a path comes after its parent.
+        label: of the path, as `1` or `2.1`; "" at the root.
+        title: of the path: its outline; "" where there is none.
+        parent: the thread that forked it; None at the root.
+        block: number of the block that it is a path of; -1 at the root.
     """
 
-    thread: int
-    position: int
     id: int
-    author: str
-    chain: Chain = ()
-    hole: str = ""
-
-    @property
-    def forced(self) -> bool:
-        """Whether the engine wrote it: a header, or what a stop string left of a token."""
-        return self.author == "engine"
+    label: str = ""
+    title: str = ""
+    parent: int | None = None
+    block: int = -1
 
 
-@dataclass(frozen=True)
-class Result:
-    """A document with its holes filled.
+class FilledHole(_Record):
+    """The tokens of one hole: those at [start, stop) in surface order.
 
     Args:
-        document: the filled document.
-        values: hole name to text; `result["name"]` is short for it.
-        trace: every token in surface order, the prompt first.
-        seconds: how long the model ran.
+        text: its value as text.
+        cut: whether max_tokens ended it inside its constraint.
     """
 
-    document: Document
-    values: Mapping[str, str]
-    trace: tuple[TokenRecord, ...]
-    seconds: float
+    name: str
+    start: int
+    stop: int
+    text: str
+    cut: bool = False
 
-    def __getitem__(self, hole: str) -> str:
-        return self.values[hole]
+
+class Trace(_Record):
+    """What a run did. All of `ids` ... `steps` are [tokens], in the order of the surface form.
+
+    Args:
+        model: of the engine.
+        form: the surface form of the assistant's turn.
+        seed: of its random streams.
+        threads: the root first.
+        ids, texts: the tokens, and what each adds to its thread's text.
+        owners: each token's thread.
+        position_ids: each token's position id.
+        authors: who wrote each: "prompt", "engine" (forced) or "model".
+        logprobs: of tokens that were drawn, before temperature; None for the others.
+        steps: the forward after which each token was chosen, from 0; the prompt has -1.
+        ends: [forwards]: seconds from the start of the run to the end of each forward.
+        rows: [forwards]: how many of the run's tokens each forward read.
+        holes: those that were filled.
+        document: the result, where there is one.
+        finish: "end" (the plan or the turn ended), "limit" (closed by force: tokens, positions
+            or depth), "time" (closed by force at max_seconds) or "interrupted" (cut off).
+        seconds: of the whole run.
+    """
+
+    model: str = ""
+    form: str = "multiverse"
+    seed: int = 0
+    threads: tuple[TracedThread, ...] = (TracedThread(id=0),)
+    ids: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
+    owners: tuple[int, ...] = ()
+    position_ids: tuple[int, ...] = ()
+    authors: tuple[Author, ...] = ()
+    logprobs: tuple[float | None, ...] = ()
+    steps: tuple[int, ...] = ()
+    ends: tuple[float, ...] = ()
+    rows: tuple[int, ...] = ()
+    holes: tuple[FilledHole, ...] = ()
+    document: Document | None = None
+    finish: Literal["end", "limit", "time", "interrupted"] = "end"
+    seconds: float = Field(default=0.0, ge=0)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @model_validator(mode="after")
+    def _check(self) -> Trace:
+        columns = ("texts", "owners", "position_ids", "authors", "logprobs", "steps")
+        for name in columns:
+            if len(getattr(self, name)) != len(self.ids):
+                raise ValueError(f"{name} has {len(getattr(self, name))} of {len(self.ids)} tokens")
+        for index, thread in enumerate(self.threads):
+            parent = -1 if thread.parent is None else thread.parent
+            if thread.id != index or parent >= index or (parent < 0) != (index == 0):
+                raise ValueError(f"threads[{index}] is not in order")
+        if any(not 0 <= owner < len(self.threads) for owner in self.owners):
+            raise ValueError("a token's thread is not listed")
+        if any(step >= len(self.ends) for step in self.steps) or len(self.rows) != len(self.ends):
+            raise ValueError("a token's step is not listed")
+        return self
+
+    # Reading
+
+    @cached_property
+    def prompt(self) -> int:
+        """How many tokens the run was given before its first own one."""
+        own = (i for i, author in enumerate(self.authors) if author != "prompt")
+        return next(own, len(self.ids))
 
     @property
-    def answer(self) -> tuple[TokenRecord, ...]:
-        """The assistant's tokens."""
-        return tuple(t for t in self.trace if t.author in ("engine", "model"))
+    def answer(self) -> int:
+        """How many tokens are the assistant's."""
+        return sum(author != "prompt" for author in self.authors)
 
     @property
     def critical_path(self) -> int:
-        """Positions from the assistant's first token to its last."""
-        positions = [token.position for token in self.answer]
-        return max(positions) - min(positions) + 1 if positions else 0
+        """Positions from the assistant's first token to its last, without prompts in between."""
+        own = [p for p, a in zip(self.position_ids, self.authors, strict=True) if a != "prompt"]
+        if not own:
+            return 0
+        given = [p for p, a in zip(self.position_ids, self.authors, strict=True) if a == "prompt"]
+        between = sum(min(own) < position < max(own) for position in given)
+        return max(own) - min(own) + 1 - between
 
     @property
     def parallelism(self) -> float:
         """The assistant's tokens over their critical path; 1 for a plain turn."""
-        return len(self.answer) / self.critical_path if self.answer else 1.0
+        return self.answer / self.critical_path if self.answer else 1.0
+
+    @property
+    def text(self) -> str:
+        """The assistant's text, in the order of the surface form."""
+        pairs = zip(self.texts, self.authors, strict=True)
+        return "".join(text for text, author in pairs if author != "prompt")
+
+    def chain(self, thread: int) -> Chain:
+        """Return what decides whom a thread's tokens see, with `mvspec.structure.sees`."""
+        links: list[tuple[int, int]] = []
+        at: TracedThread | None = self.threads[thread]
+        while at is not None and at.parent is not None:
+            links.append((at.block, at.id))
+            at = self.threads[at.parent]
+        return tuple(reversed(links))
+
+    # As plans and layouts
+
+    @cached_property
+    def plan(self) -> ExecutionPlan:
+        """The replay of the run: the same tokens, written instead of generated."""
+        return ExecutionPlan(ops=tuple(_ops(self)), form=self.form, document=self.document).verify()
+
+    @property
+    def layout(self) -> Layout:
+        """The run's tokens laid out by the law, as in training."""
+        return plan_layout(self.plan)
+
+    # Files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Append the trace to a JSONL file, a line each."""
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(self.model_dump_json(exclude_none=True) + "\n")
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Trace:
+        """Read one line of a file that `save` wrote.
+
+        Raises:
+            VerifyError: it is no trace; the address says where.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise verify_error(error) from None
+
+
+def _ops(trace: Trace) -> Iterator[Op]:
+    """Yield the ops of a trace's replay, in the order of the surface form."""
+    blocks: dict[int, list[int]] = {}
+    for thread in trace.threads[1:]:
+        blocks.setdefault(thread.block, []).append(thread.id)
+    name = {0: 0}  # thread -> the plan's number of it, which changes with every join
+    made = 1
+    opened: list[list[int]] = []
+    index, n = 0, len(trace)
+
+    def fork(block: int, thread: int) -> Fork:
+        nonlocal made
+        paths = tuple(range(made, made + len(blocks[block])))
+        made += len(paths)
+        name.update(zip(blocks[block], paths, strict=True))
+        opened.append([block, thread])
+        return Fork(thread=name[thread], paths=paths)
+
+    def join() -> Join:
+        nonlocal made
+        block, thread = opened.pop()
+        ends = tuple(name[path] for path in blocks[block])
+        name[thread], made = made, made + 1
+        return Join(paths=ends, thread=name[thread])
+
+    while index < n:
+        owner = trace.owners[index]
+        chain = trace.chain(owner)
+        inside = [block for block, _ in chain]
+        while [block for block, _ in opened] != inside[: len(opened)]:
+            yield join()
+        for block in inside[len(opened) :]:
+            parent = trace.threads[blocks[block][0]].parent
+            yield fork(block, parent or 0)
+        stop = index
+        author = trace.authors[index]
+        while stop < n and (trace.owners[stop], trace.authors[stop]) == (owner, author):
+            stop += 1
+        yield Extend(thread=name[owner], tokens=trace.ids[index:stop], author=author)
+        index = stop
+    while opened:
+        yield join()
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a run; `trace` is what it had done."""
+
+    def __init__(self, trace: Trace) -> None:
+        super().__init__()
+        self.trace = trace
+
+
+__all__ += ["Interrupted"]

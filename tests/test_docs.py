@@ -1,9 +1,10 @@
-"""The code of docs/masks.md and docs/plans.md runs, with a tiny model in a real one's place."""
+"""The code of the pages in docs/ runs, with a tiny model in a real one's place."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -51,3 +52,24 @@ def test_masks_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(loss, torch.Tensor)
     # A fresh model knows nothing: the loss is that of a guess among all tokens.
     assert abs(float(loss.detach()) - float(torch.log(torch.tensor(len(tokenizer))))) < 0.3
+
+
+def test_run_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "MODEL")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, initializer_range=0.4, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "MODEL")  # type: ignore[no-untyped-call]
+    monkeypatch.chdir(tmp_path)
+    names: Any = run("run.md")
+    printed = capsys.readouterr().out
+    assert "spain" in printed
+    assert set(names["result"].texts) == {"france", "spain", "larger"}
+    assert names["replay"].trace.ids == names["written"].trace.ids
+    assert names["written"].document is not None

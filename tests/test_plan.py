@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bpe import small_tokenizer
+from bpe import chat_tokenizer, small_tokenizer
 from hypothesis import given
 from strategies import turns
 
@@ -101,10 +101,22 @@ def test_a_question_alone_becomes_an_adaptive_plan() -> None:
         plan_layout(plan)
 
 
-def test_holes_before_the_last_turn_are_refused() -> None:
-    document = mvspec.document(mvspec.assistant(mvspec.gen("early")), mvspec.user("And now?"))
-    with pytest.raises(mvspec.Unsupported, match="only the last turn"):
-        plan_document(document, small_tokenizer(), template=False)
+def test_any_assistant_turn_may_have_holes() -> None:
+    document = mvspec.document(mvspec.assistant("So", mvspec.gen("early")), mvspec.user("And?"))
+    plan = plan_document(document, chat_tokenizer())
+    assert [hole.name for hole in plan.holes] == ["early"]
+    assert isinstance(plan.ops[-1], Adaptive)
+
+
+def test_the_space_before_a_hole_is_its_lead() -> None:
+    """A tokenizer joins a space with the word after it, in training too."""
+    turn = mvspec.assistant("It is ", mvspec.gen("what", choices=["a", "b"]), ".")
+    tokenizer = small_tokenizer()
+    plan = plan_document(turn, tokenizer, template=False)
+    (hole,) = [op for op in plan.ops if isinstance(op, Generate)]
+    assert hole.lead == " "
+    layout = plan_layout(plan, {"what": tokenizer.encode(" a", add_special_tokens=False).ids})
+    assert tokenizer.decode(layout.input_ids.tolist()) == "It is a."
 
 
 def extend(thread: int) -> Extend:

@@ -1,0 +1,91 @@
+"""What a run tells while it goes on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mvspec.runtime.result import Result
+
+__all__ = ["Event", "Finished", "Forked", "HoleFilled", "Joined", "Written"]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """One token is in a thread; the prompt's are not told.
+
+    A stop string takes back the tokens that it is made of: `Trace` has what stays.
+
+    Args:
+        request: the run that it belongs to.
+        thread: 0 for the root; paths have other numbers.
+        position: its position id.
+        id: its token id.
+        text: what it adds to the thread's text; "" where it ends inside a character.
+        author: "engine" (forced) or "model".
+        logprob: of the token under the model, before temperature; None where nothing was drawn.
+        hole: the hole that it fills; "" for none.
+        step: the forward that it was chosen after, from 0.
+    """
+
+    request: str
+    thread: int
+    position: int
+    id: int
+    text: str
+    author: str
+    logprob: float | None
+    hole: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """A thread has split; `labels` are the paths' own ("1", "2.1"), in the order of `paths`."""
+
+    request: str
+    thread: int
+    paths: tuple[int, ...]
+    labels: tuple[str, ...]
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """All paths of a thread's block have ended, and it goes on."""
+
+    request: str
+    thread: int
+    paths: tuple[int, ...]
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class HoleFilled:
+    """A hole has its text.
+
+    Args:
+        text: what was written.
+        value: the text, or what its schema makes of it; None where it was cut.
+        cut: whether max_tokens ended it inside its constraint.
+    """
+
+    request: str
+    thread: int
+    name: str
+    text: str
+    value: Any
+    cut: bool
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The run is over."""
+
+    request: str
+    result: Result
+
+
+Event = Written | Forked | Joined | HoleFilled | Finished

@@ -1,0 +1,86 @@
+"""A tokenizer as a runtime needs it: what may be drawn, and what ends a text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import cached_property, lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvspec.compiler.token_rules import TokenRules
+from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.runtime.constraint import Constraints
+from mvspec.syntax import Tag
+from mvspec.thread import Event
+
+__all__ = ["Lexicon"]
+
+
+class Lexicon:
+    """The tokenizer of an engine.
+
+    Args:
+        vocabulary: checked; with the tags where the form is tagged.
+        size: the width of the model's logits.
+        ends: ids that end a turn.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, size: int, ends: Collection[int]) -> None:
+        self.vocabulary = vocabulary
+        self.backend: Any = vocabulary.backend
+        self.size = size
+        self.ends = frozenset(ends)
+        added = self.backend.get_added_tokens_decoder()
+        self.control = frozenset(id for id, token in added.items() if token.special) | self.ends
+        """Ids that are no text: tags, ends of turns, and the like."""
+        closing = [tag for tag in vocabulary.tag_ids if tag.closes]
+        self.closes = frozenset(vocabulary.tag_ids[tag] for tag in closing)
+        """Ids of the closing tags."""
+        self._encode = lru_cache(maxsize=1024)(lambda text: tuple(vocabulary.encode(text)))
+        self._starts = lru_cache(maxsize=16)(self._starting)
+
+    @cached_property
+    def rules(self) -> TokenRules:
+        """What may come next in a structure, as ids."""
+        return TokenRules(self.vocabulary, self.ends)
+
+    @cached_property
+    def constraints(self) -> Constraints:
+        """The compiler of holes' constraints."""
+        return Constraints(self.vocabulary, self.size, self.ends)
+
+    def encode(self, text: str) -> tuple[int, ...]:
+        """Return the ids of a text that the engine writes; short ones are remembered."""
+        return self._encode(text) if len(text) < 64 else tuple(self.vocabulary.encode(text))
+
+    def encode_event(self, event: Event) -> tuple[int, ...]:
+        """Return the ids of a tag or of a text that the engine writes."""
+        if isinstance(event, Tag):
+            return (self.vocabulary.tag_ids[event],)
+        return self.encode(event)
+
+    def width(self, text: str) -> int:
+        """Return how many tokens a text takes."""
+        return len(self.encode(text))
+
+    def starting(self, lead: str) -> Tensor:
+        """Return what may stand in a free hole: bool [size].
+
+        Args:
+            lead: what the token begins with; "" for any text. Ends of turns and closing tags
+                are allowed in either case: they end the hole.
+        """
+        return self._starts(lead)
+
+    def _starting(self, lead: str) -> Tensor:
+        out = torch.zeros(self.size, dtype=torch.bool)
+        table = self.backend.get_vocab(with_added_tokens=True).values()
+        ids = sorted(id for id in table if id < self.size and id not in self.control)
+        if lead:
+            texts = self.backend.decode_batch([[id] for id in ids], skip_special_tokens=False)
+            ids = [id for id, text in zip(ids, texts, strict=True) if text.startswith(lead)]
+        out[ids] = True
+        out[sorted(id for id in self.ends | self.closes if id < self.size)] = True
+        return out

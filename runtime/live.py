@@ -1,0 +1,297 @@
+"""What the threads of a run write, while they write it: a column for each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from threading import RLock
+from types import TracebackType
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.text import Text
+
+from mvspec.ir import TAG
+from mvspec.runtime.events import Event, Finished, Forked, HoleFilled, Joined, Written
+from mvspec.views import TEXT_LIMIT, excerpt, visible
+
+__all__ = ["LiveColumns"]
+
+NARROWEST = 18
+"""Columns of a terminal that a thread has, at least."""
+
+TALLEST = 16
+"""Lines of text of a thread, at most."""
+
+GAP = 2
+"""Columns between two threads."""
+
+KEPT = 20_000
+"""Characters of a thread that are kept, at least: its newest, and the goal before a fork."""
+
+LAG = 2
+"""Steps without a new token after which a thread is idle: it has ended, or is not its turn."""
+
+
+MARKS = ("", "· ", "✓ ")
+"""Before the name of a thread that writes, that is idle, and that has ended."""
+
+
+@dataclass(slots=True)
+class Strand:
+    """One thread on the screen.
+
+    Args:
+        parent: the strand that forked it; None at the root.
+        paths: the live strands that it waits for.
+        pieces: its text and who wrote it, each piece by another author than the one before.
+        step: of its newest token.
+    """
+
+    label: str = ""
+    title: str = ""
+    parent: Strand | None = None
+    paths: dict[int, Strand] = field(default_factory=dict)
+    pieces: list[tuple[str, str]] = field(default_factory=list)
+    tokens: int = 0
+    holes: int = 0
+    step: int = 0
+
+    @property
+    def name(self) -> str:
+        """Its label, after its parent's where that is no part of it, and its title."""
+        name, at = self.label, self.parent
+        while at is not None and at.label:
+            name = name if name.startswith(at.label + ".") else f"{at.label} › {name}"
+            at = at.parent
+        return _line(f"{name} {self.title}".strip() or "root")
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.pieces)
+
+    def header(self, text: str) -> int:
+        """Where the thread's own text begins: its label is in its name."""
+        found = re.match(rf"\s*<Path>\s*{re.escape(self.label)}: *", text)
+        return found.end() if found else 0
+
+    def write(self, text: str, author: str) -> None:
+        last = self.pieces.pop()[0] if self.pieces and self.pieces[-1][1] == author else ""
+        self.pieces.append((last + visible(text), author))
+        self.tokens += 1
+        if self.tokens % 512 == 0:
+            # Seldom, since lines that lose their beginning break elsewhere.
+            over = len(self.text) - KEPT
+            while over > 0:
+                first, author = self.pieces[0]
+                self.pieces[:1] = [(first[over:], author)] if over < len(first) else []
+                over -= len(first)
+
+    def lines(self, console: Console, width: int, count: int, style: str) -> list[Text]:
+        """Return the newest lines that say something, wrapped."""
+        text = self.text
+        start = len(text)
+        for _ in range(4 * count):  # most lines may be blank, or a tag
+            start = max(0, text.rfind("\n", 0, start))
+        start = max(start, self.header(text))
+        shown = Text(text[start:], style)
+        at = -start
+        for piece, author in self.pieces:
+            if author == "engine" and at + len(piece) > 0:
+                shown.stylize("dim", max(0, at), at + len(piece))
+            at += len(piece)
+        found: list[Text] = []
+        for line in reversed(shown.split("\n", allow_blank=True)):
+            if len(found) < count and TAG.sub("", line.plain).strip():
+                found += reversed(line.wrap(console, width, overflow="fold"))
+        return found[:count][::-1]
+
+    def walk(self) -> Iterator[Strand]:
+        yield self
+        for path in self.paths.values():
+            yield from path.walk()
+
+
+@dataclass(slots=True)
+class Run:
+    """One run: its threads, and its newest step."""
+
+    strands: dict[int, Strand] = field(default_factory=lambda: {0: Strand()})
+    step: int = 0
+
+
+class LiveColumns:
+    """Shows the threads of running requests side by side, each by the end of its text.
+
+    A path that has written `</Path>` stays until its block joins, dim and with ✓; so does one
+    that writes nothing, with ·. A thread that waits for its paths is a line on top. What is no
+    terminal gets a plain line for each hole and each path that is done. Text is data: neither
+    markup nor control codes in it have an effect.
+
+    Args:
+        console: where to; by default standard error, since results go to standard output.
+        titles: of paths, by label; those of the goal that a model writes are found by themselves.
+
+    >>> with LiveColumns(Console(force_terminal=False), {"1": "Cost"}) as live:
+    ...     live.show(Forked("", 0, (1,), ("1",), 0))
+    ...     live.show(Written("", 1, 5, 0, "Low.", "model", -0.1, "", 1))
+    ...     live.show(Joined("", 0, (1,), 1))
+    1 Cost: 1 token: Low.
+    """
+
+    def __init__(
+        self, console: Console | None = None, titles: Mapping[str, str] | None = None
+    ) -> None:
+        self.console = console or Console(stderr=True)
+        self.titles = dict(titles or {})
+        self.runs: dict[str, Run] = {}
+        self._lock = RLock()  # a thread of rich's own draws
+        self._live: Live | None = None
+        if self.console.is_interactive:
+            self._live = Live(
+                self,
+                console=self.console,
+                refresh_per_second=8,
+                transient=True,
+                vertical_overflow="crop",
+            )
+
+    def __enter__(self) -> LiveColumns:
+        if self._live:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def show(self, event: Event) -> None:
+        """Take an event of a run."""
+        with self._lock:
+            lines = self._take(event)
+        if self._live is None:
+            for line in lines:
+                self.console.print(Text(line), soft_wrap=True)
+
+    def _take(self, event: Event) -> list[str]:
+        """Change what is shown; return what a log says of it."""
+        several = len(self.runs) > 1
+        run = self.runs.setdefault(event.request, Run())
+        where = f"{_line(event.request)}: " if several else ""
+        if isinstance(event, Finished):
+            del self.runs[event.request]
+            return [where + _ended(path) for path in run.strands[0].walk() if path.parent]
+        strand = run.strands.get(event.thread, run.strands[0])
+        run.step = max(run.step, event.step)
+        strand.step = max(strand.step, event.step)
+        match event:
+            case Written(text=text, author=author):
+                if author != "prompt":
+                    strand.write(text, author)
+            case Forked(paths=paths, labels=labels):
+                goal = strand.text
+                for thread, label in zip(paths, labels, strict=True):
+                    title = _outline(goal, label) or self.titles.get(label, "")
+                    run.strands[thread] = Strand(label, title, strand, step=event.step)
+                    strand.paths[thread] = run.strands[thread]
+            case Joined(paths=paths):
+                ended = [strand.paths.pop(path) for path in paths if path in strand.paths]
+                for path in paths:
+                    run.strands.pop(path, None)
+                return [where + _ended(path) for path in ended]
+            case HoleFilled(name=name, text=text, cut=cut):
+                strand.holes += 1
+                note = " (cut)" if cut else ""
+                return [f"{where}{strand.name}: {_line(name)}{note} = {_short(text)}"]
+        return []
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        with self._lock:
+            yield from self._frame(console, options.max_width, options.size.height - 1)
+
+    def _frame(self, console: Console, width: int, height: int) -> Iterator[Text]:
+        """Yield the lines of the screen: who waits, then the others in a grid."""
+        several = len(self.runs) > 1
+        waiting: list[str] = []
+        live: list[tuple[str, str, Strand]] = []
+        for request, run in self.runs.items():
+            for strand in run.strands[0].walk():
+                name = f"{_line(request)}: {strand.name}" if several else strand.name
+                if strand.paths:
+                    labels = ", ".join(_line(path.label) for path in strand.paths.values())
+                    waiting.append(f"{name} waits for {labels}")
+                else:
+                    closed = bool(strand.parent) and strand.text.rstrip().endswith("</Path>")
+                    mark = MARKS[2 if closed else run.step - strand.step > LAG]
+                    live.append((mark, name, strand))
+        waiting = waiting[: max(1, height // 6)]
+        yield from (_cut(Text(line, "dim"), width) for line in waiting)
+        height -= len(waiting)
+        most = max(1, (width + GAP) // (NARROWEST + GAP))
+        if len(live) > most * (height // 4):
+            # Those that run come first; one line is for the note.
+            fits = max(1, most * ((height - 1) // 4))
+            kept = sorted(range(len(live)), key=lambda index: MARKS.index(live[index][0]))[:fits]
+            note = f"… {len(live) - len(kept):,} more threads"
+            live = [live[index] for index in sorted(kept)]
+            yield _cut(Text(note, "dim"), width)
+            height -= 1
+        if not live:
+            return
+        deep = -(-len(live) // most)
+        across = -(-len(live) // deep)
+        wide = (width - GAP * (across - 1)) // across
+        tall = max(1, min(TALLEST, height // deep - 1))
+        for start in range(0, len(live), across):
+            cells = [_cell(console, *each, wide, tall) for each in live[start : start + across]]
+            for row in range(max(map(len, cells))):
+                line = Text(no_wrap=True, overflow="crop")
+                for index, cell in enumerate(cells):
+                    line.append(" " * (GAP if index else 0))
+                    line.append_text(_cut(cell[row] if row < len(cell) else Text(), wide))
+                yield line
+
+
+def _cell(
+    console: Console, mark: str, name: str, strand: Strand, width: int, tall: int
+) -> list[Text]:
+    """Return the head of a thread and the end of its text."""
+    count = f" {strand.tokens:,}"
+    head = Text(mark + name, "dim" if mark else "bold green")
+    head.truncate(width - len(count) - 2, overflow="ellipsis")
+    head.append(" ").append("─" * (width - head.cell_len - len(count)), "dim not bold")
+    head.append(count, "dim not bold")
+    return [head, *strand.lines(console, width, tall, "dim" if mark else "")]
+
+
+def _cut(line: Text, width: int) -> Text:
+    line.truncate(width, overflow="ellipsis", pad=True)
+    return line
+
+
+def _line(text: str) -> str:
+    return visible(text).replace("\n", "␊")
+
+
+def _short(text: str) -> str:
+    return excerpt(text, TEXT_LIMIT).replace("\n", "␊")
+
+
+def _outline(goal: str, label: str) -> str:
+    """Return the title that a goal gives to a path, or ""."""
+    found = re.findall(rf"<Outline>\s*{re.escape(label)}:[ ]*(.*)", goal)
+    return found[-1].strip() if found else ""
+
+
+def _ended(path: Strand) -> str:
+    """Return what a log says of a path: its text too, if no hole of it was told before."""
+    text = path.text
+    text = text[path.header(text) :].strip().removesuffix("</Path>").strip()
+    said = f": {_short(text)}" if text and not path.holes else ""
+    return f"{path.name}: {path.tokens:,} token{'s' * (path.tokens != 1)}{said}"

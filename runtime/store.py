@@ -1,0 +1,159 @@
+"""Keys, values and visibility of the tokens that a model has read.
+
+All threads of a request share one store that only grows: fork and join change bits of the
+visibility table and copy no keys or values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mvspec.errors import LimitExceeded
+
+__all__ = ["Store"]
+
+
+class Store:
+    """A growing table of columns (tokens) and rows (threads).
+
+    Args:
+        device: where keys, values and the table lie.
+        capacity: columns to begin with; doubled whenever they are used up, so that a token is
+            copied once on average, however long the text.
+        limit: the most bytes that keys and values may take; None for what the memory holds.
+
+    Attributes:
+        visible: bool [rows, columns]: what the next token of each thread sees.
+        copied: bytes of keys and values copied so far, all of them by growing.
+    """
+
+    def __init__(
+        self, device: torch.device, *, capacity: int = 256, limit: int | None = None
+    ) -> None:
+        self.device = device
+        self.capacity = capacity
+        self.limit = limit
+        self.used = 0
+        self.copied = 0
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.visible = torch.zeros(8, capacity, dtype=torch.bool, device=device)
+        self._free_rows = list(range(7, -1, -1))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    # Columns
+
+    def take(self, count: int) -> int:
+        """Return the first of `count` new columns.
+
+        Raises:
+            LimitExceeded: they do not fit into the memory; nothing has changed.
+        """
+        start = self.used
+        if start + count > self.capacity:
+            self._grow(start + count)
+        self.used = start + count
+        return start
+
+    def _grow(self, needed: int) -> None:
+        capacity = self.capacity
+        while capacity < needed:
+            capacity *= 2
+        each = self.nbytes // self.capacity
+        if self.limit is not None and each * capacity > self.limit:
+            raise self._full(needed, each * capacity, f"the limit is {self.limit / 1e6:.0f} MB")
+        try:
+            # One layer after the other, so that little is held twice.
+            for tensors in (self.keys, self.values):
+                for layer, old in enumerate(tensors):
+                    new = old.new_zeros(*old.shape[:2], capacity, old.shape[3])
+                    new[:, :, : self.used] = old[:, :, : self.used]
+                    tensors[layer] = new
+                    self.copied += old[:, :, : self.used].nbytes
+            visible = self.visible.new_zeros(len(self.visible), capacity)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise self._full(needed, each * capacity, "the memory is used up") from None
+        visible[:, : self.capacity] = self.visible
+        self.visible = visible
+        self.capacity = capacity
+
+    def _full(self, needed: int, size: int, why: str) -> LimitExceeded:
+        return LimitExceeded(
+            f"{needed} tokens' keys and values take {size / 1e6:.0f} MB and {why}: shorten the "
+            "text, lower max_tokens, or run fewer requests at once"
+        )
+
+    def write(self, layer: int, key: Tensor, value: Tensor, columns: Tensor) -> None:
+        """Keep the keys and values of new columns.
+
+        Args:
+            layer: number of the layer.
+            key, value: [1, heads, new, dim].
+            columns: int64 [new].
+        """
+        while layer >= len(self.keys):
+            for tensors, new in ((self.keys, key), (self.values, value)):
+                shape = (*new.shape[:2], self.capacity, new.shape[3])
+                tensors.append(new.new_zeros(shape))
+        self.keys[layer].index_copy_(2, columns, key)
+        self.values[layer].index_copy_(2, columns, value)
+
+    # Rows
+
+    def row(self, like: int | None = None) -> int:
+        """Return a new thread's row, which sees what the row `like` sees."""
+        if not self._free_rows:
+            count = len(self.visible)
+            self.visible = torch.cat([self.visible, torch.zeros_like(self.visible)])
+            self._free_rows = list(range(2 * count - 1, count - 1, -1))
+        row = self._free_rows.pop()
+        if like is None:
+            self.visible[row] = False
+        else:
+            self.visible[row, : self.used] = self.visible[like, : self.used]
+            self.visible[row, self.used :] = False
+        return row
+
+    def release(self, row: int) -> None:
+        """Give a thread's row back."""
+        self._free_rows.append(row)
+
+    def show(self, row: int, start: int, stop: int) -> None:
+        """Let a thread see the columns [start, stop)."""
+        self.visible[row, start:stop] = True
+
+    def hide(self, row: int, columns: Sequence[int]) -> None:
+        """Let a thread no longer see columns."""
+        self.visible[row, list(columns)] = False
+
+    def merge(self, row: int, others: Sequence[int]) -> None:
+        """Let a thread see what others see as well."""
+        seen = self.visible[list(others), : self.used].any(0)
+        self.visible[row, : self.used] |= seen
+
+    def mask(self, rows: Tensor, start: int) -> Tensor:
+        """Return what the tokens of the columns from `start` on see: bool [new, start + new].
+
+        Args:
+            rows: int64 [new]; each token's thread. It may have later tokens already, which a
+                token does not see: columns rise in the order in which tokens were written.
+        """
+        end = start + len(rows)
+        order = torch.arange(end, device=self.device)
+        return self.visible[rows, :end] & (order[None, :] <= order[start:, None])
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocator had no memory; on the CPU torch raises a bare RuntimeError for it."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    )

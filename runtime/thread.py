@@ -1,0 +1,182 @@
+"""One thread of a run, as the engine holds it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tokenizers.decoders import DecodeStream
+from torch import Tensor
+
+from mvspec.compiler.plan import Op
+from mvspec.runtime.hole import OpenHole
+from mvspec.structure import Structure
+from mvspec.thread import Event
+
+__all__ = ["Forced", "Live", "Token"]
+
+
+@dataclass(slots=True)
+class Forced:
+    """A token that a header or a closing still has to write.
+
+    Args:
+        event: what it is to the machine, with all `width` tokens of it; None inside a text.
+        position: its position id, where `event` is None.
+    """
+
+    id: int
+    event: Event | None
+    width: int
+    position: int = -1
+
+
+@dataclass(slots=True, eq=False)
+class Token:
+    """A token on its way: the fields of `Trace`, and its column in the store."""
+
+    id: int
+    position: int
+    author: str
+    column: int
+    step: int
+    hole: str = ""
+    text: str = ""
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+    logits: Tensor | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Live:
+    """A thread with its tokens so far.
+
+    Args:
+        number: in the trace; 0 for the root.
+        machine, id: the structural machine that it belongs to, and its number there.
+        row: of the store's table; -1 once it was given back.
+        decoder: turns its ids into text, a character at a time.
+        parent: what forked it.
+        place: (ordinal of the block in its thread, path) for every fork above: sorts threads in
+            surface order, and names its random stream.
+        label, title: of its path.
+        block: number of the block that it is a path of; -1 at the root.
+        ops: what it has still to do in a static plan.
+        plan_thread: its number in the plan, which changes with every join.
+        items: its tokens, and the lists of paths that it forked, in surface order.
+        count: how many tokens it has.
+        blocks: how many blocks it has forked.
+        paths: those of its open block; it waits for them.
+        unread: how many of its tokens the model has not read.
+        ended: whether it takes no more tokens.
+        logits: that follow its last token, [vocabulary], once the model has read it.
+        predicted: whether any token predicts its next one: at its start and after a join none.
+        hole: the hole that it is filling.
+        adaptive: whether the model decides how it goes on.
+        given: tokens of a replay that take a step each.
+        script: tokens that it is forced to write next.
+        tail: the end of its text since the last control token.
+        run: its free tokens since then, for stop strings.
+        outlines: text of each outline of the block that it is opening.
+        banned: ids that were drawn for its next token and refused.
+    """
+
+    number: int
+    machine: Structure
+    id: int
+    row: int
+    decoder: DecodeStream
+    parent: Live | None = None
+    place: tuple[tuple[int, int], ...] = ()
+    label: str = ""
+    title: str = ""
+    block: int = -1
+    ops: deque[Op] = field(default_factory=deque)
+    plan_thread: int = 0
+    items: list[Token | list[Live]] = field(default_factory=list)
+    count: int = 0
+    blocks: int = 0
+    paths: list[Live] = field(default_factory=list)
+    unread: int = 0
+    ended: bool = False
+    logits: Tensor | None = None
+    predicted: bool = False
+    hole: OpenHole | None = None
+    adaptive: bool = False
+    given: deque[int] = field(default_factory=deque)
+    script: deque[Forced] = field(default_factory=deque)
+    tail: str = ""
+    run: list[int] = field(default_factory=list)
+    outlines: list[str] = field(default_factory=list)
+    banned: list[int] = field(default_factory=list)
+
+    @property
+    def busy(self) -> bool:
+        """Whether it waits for the model or for its paths, or is over."""
+        return bool(self.hole or self.adaptive or self.given or self.paths or self.ended)
+
+    @property
+    def stream(self) -> str:
+        """What tells its random stream from the others of a request."""
+        return "/".join(f"{block}.{path}" for block, path in self.place)
+
+    @property
+    def position(self) -> int:
+        """Position id of its next token."""
+        if self.script and self.script[0].event is None:
+            return self.script[0].position
+        pending = len(self.hole.ids) if self.hole else 0
+        return self.machine.threads[self.id].position + pending
+
+    def append(self, token: Token, *, control: bool) -> None:
+        """Take a token, which the model has not read."""
+        self.items.append(token)
+        self.count += 1
+        self.unread += 1
+        self.logits = None
+        self.predicted = True
+        self.banned.clear()
+        self.tail = "" if control else (self.tail + token.text)[-32:]
+
+    def rewind(self, count: int) -> list[Token]:
+        """Give back its last tokens, which stand after its last fork."""
+        if not count:
+            return []
+        taken = [item for item in self.items[-count:] if isinstance(item, Token)]
+        del self.items[-count:]
+        self.count -= count
+        self.logits = None
+        return taken
+
+    def after_join(self) -> None:
+        """Go on after its paths: no one token predicts the next."""
+        self.logits = None
+        self.predicted = False
+        self.tail = ""
+        self.run.clear()
+        self.outlines.clear()
+
+    def tokens(self) -> Iterator[tuple[Live, Token]]:
+        """Yield its tokens and those of the paths that it forked, in surface order."""
+        # By a stack of iterators: a run may nest deeper than Python's own stack likes.
+        stack: list[tuple[Live, Iterator[Token | list[Live]]]] = [(self, iter(self.items))]
+        while stack:
+            live, items = stack[-1]
+            item = next(items, None)
+            if item is None:
+                stack.pop()
+            elif isinstance(item, Token):
+                yield live, item
+            else:
+                stack += [(path, iter(path.items)) for path in reversed(item)]
+
+    def threads(self) -> Iterator[Live]:
+        """Yield it and all threads below it."""
+        stack = [self]
+        while stack:
+            live = stack.pop()
+            yield live
+            for item in live.items:
+                if not isinstance(item, Token):
+                    stack += item
