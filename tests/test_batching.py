@@ -31,7 +31,7 @@ from mvspec.runtime import (  # noqa: E402
 )
 from mvspec.runtime.store import Store  # noqa: E402
 
-SAYS = {f"{name}:": name.lower() * 99 for name in "ABCDE"}
+SAYS = {f"{name}:": name.lower() * 99 for name in "ABCDF"}
 
 
 def hole(name: str, tokens: int) -> mv.Document:
@@ -58,7 +58,7 @@ def test_a_finished_request_leaves_and_a_waiting_one_enters(most: int) -> None:
         return forward(parts)
 
     engine.model.forward = counted  # type: ignore[method-assign]
-    lengths = dict(zip("ABCDE", (9, 2, 5, 1, 7), strict=True))
+    lengths = dict(zip("ABCDF", (9, 2, 5, 1, 7), strict=True))
     results = engine.run_many([hole(name, count) for name, count in lengths.items()])
     assert [result["x"] for result in results] == [n.lower() * c for n, c in lengths.items()]
     assert max(sizes) == min(most, 5)
@@ -77,15 +77,13 @@ def test_a_long_prompt_takes_several_steps_and_lets_others_go_on() -> None:
     alone = [engine.run(document).trace.ids for document in (long, hole("B", 6))]
     read = engine.submit(long)
     quick = engine.submit(hole("B", 6))
-    while not quick.finish:
-        assert engine.step()
-    assert not read.finish
-    while not read.finish:
-        assert engine.step()
+    ends: list[bool] = []
+    while engine.step():
+        ends.append(bool(quick.finish) and not read.finish)
+    assert any(ends)
     for request, ids in zip((read, quick), alone, strict=True):
         assert engine.result(request).trace.ids == ids
         assert max(request.rows) <= 16
-    assert not engine.step()
 
 
 def test_options_for_each() -> None:
@@ -180,7 +178,7 @@ def test_leaving_a_stream_frees_the_request() -> None:
 
 def test_tasks_share_steps() -> None:
     engine = scripted_engine(SAYS)
-    lengths = dict(zip("ABCDE", (20, 12, 5, 19, 1), strict=True))
+    lengths = dict(zip("ABCDF", (20, 12, 5, 19, 1), strict=True))
 
     async def all_() -> list[Result]:
         runs = [engine.run_async(hole(n, c), name=n) for n, c in lengths.items()]
@@ -195,7 +193,7 @@ def test_tasks_share_steps() -> None:
 def test_a_tasks_events_are_those_of_a_stream() -> None:
     engine = scripted_engine(SAYS)
 
-    async def both() -> list[list[Event]]:
+    async def both() -> tuple[list[Event], list[Event]]:
         async def collect(document: mv.Document) -> list[Event]:
             return [event async for event in engine.stream_async(document)]
 
@@ -230,19 +228,19 @@ def test_a_task_that_is_cancelled_or_refused_leaves_the_others_alone() -> None:
 @pytest.mark.xfail(reason="engine.step lets one request's error end the others", strict=True)
 def test_a_request_without_memory_leaves_the_others_alone() -> None:
     engine = tiny_engine(bias={65: 1e4})  # it says one letter
-    limits = iter([40_000, None, None])
-    store = Store
-    engine.model.store = lambda: store(  # type: ignore[method-assign]
-        engine.model.device, capacity=32, limit=next(limits)
+    make = Store  # 64 tokens fit into each
+    engine.model.store = lambda: make(  # type: ignore[method-assign]
+        engine.model.device, capacity=32, limit=60_000
     )
 
     async def all_() -> list[Any]:
-        runs = [engine.run_async(hole("A", count), name=str(count)) for count in (90, 50, 70)]
+        long = mv.document(mv.user("x" * 30), mv.assistant("A:", mv.gen("x", 90)))
+        runs = [engine.run_async(each) for each in (long, hole("B", 20), hole("C", 30))]
         return await asyncio.gather(*runs, return_exceptions=True)
 
     full, *others = asyncio.run(all_())
     assert isinstance(full, LimitExceeded)
-    assert [len(result["x"]) for result in others] == [50, 70]
+    assert [len(result["x"]) for result in others] == [20, 30]
 
 
 def test_an_interrupt_drops_what_waits() -> None:
