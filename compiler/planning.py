@@ -71,10 +71,16 @@ def plan_document(
     parts = segments(document, vocabulary.source, syntax=syntax, template=template)
     leads = _take_leads(parts)
     static = bool(document.holes)
-    if static and parts and parts[-1].author == "template":
+    answered = bool(document.messages) and document.messages[-1].role == "assistant"
+    if static and answered and parts and parts[-1].author == "template":
         parts.pop()  # what the template writes after the turn
     ops = _ops(parts, leads, vocabulary, replay=not static)
-    if not document.messages or document.messages[-1].role != "assistant":
+    if not answered:
+        if not static:  # turns that were written before are given, like the questions
+            ops = [
+                op.model_copy(update={"author": "prompt"}) if isinstance(op, Extend) else op
+                for op in ops
+            ]
         ops.append(Adaptive(thread=_last_thread(ops), limits=limits or Limits()))
     return ExecutionPlan(ops=tuple(ops), form=syntax.name, document=document).verify()
 

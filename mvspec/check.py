@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from mvspec.errors import Diagnostic, ParseError, Source, VerifyError
-from mvspec.forms import FORMS, JSON, parse
+from mvspec.forms import FORMS, parse
 from mvspec.ir import Document, Parallel
 from mvspec.lint import numbering_warnings
 from mvspec.records import Record
@@ -32,6 +32,7 @@ class Verdict:
         diagnostics: the first violation, or in recovery every repair; then warnings.
         report: the diagnostics for people, with excerpts.
         blocks: parallel blocks of a well-formed record.
+        left_out: why it is not among the repaired records, where these are written.
     """
 
     record: str
@@ -40,6 +41,7 @@ class Verdict:
     diagnostics: tuple[Diagnostic, ...]
     report: str
     blocks: int = 0
+    left_out: str = ""
 
     def row(self) -> dict[str, object]:
         """Return the object that `mvspec check --json` prints."""
@@ -62,7 +64,7 @@ def check_record(record: Record, form: str = "multiverse", recover: bool = False
     ok = not diagnostics
     blocks = 0
     if ok and document is not None:
-        syntax = None if record.document or form == JSON else FORMS[form]
+        syntax = FORMS.get(record.form or form)
         diagnostics = numbering_warnings(document, source, syntax)
         blocks = sum(1 for _ in document.walk(Parallel))
     text = "\n".join(report(source, diagnostics, repairs=recover and record.error is None))
@@ -80,7 +82,7 @@ def read_document(
     """
     if record.error is not None:
         return None, (record.error,), False
-    form = JSON if record.document else form
+    form = record.form or form
     if recover:
         document, repairs = parse(record.text, form, recover=True, name=record.name)
         if repairs and repairs[0].code == "not-a-document":

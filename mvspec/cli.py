@@ -1,4 +1,5 @@
-"""The command line: `mvspec check`, `show`, `stats`, `compile`, `run`, `plan`, `demo`, `schema`.
+"""The command line: `mvspec check`, `convert`, `show`, `stats`, `compile`, `run`, `plan`, ...
+
 
 Exit status: 0 all is well, 1 some record is not, 2 the command cannot be carried out as given,
 130 interrupted, 141 the reader of the output has gone.
@@ -25,14 +26,16 @@ from mvspec.console import (
     print_table,
     progress,
 )
+from mvspec.convert import convert_records
 from mvspec.errors import MvspecError, Source
 from mvspec.forms import FORMS, JSON
 from mvspec.ir import Document
 from mvspec.limits import Limits
 from mvspec.metrics import Corpus, Counter, Metrics, count_words, measure, token_counter
-from mvspec.records import InputError, Record, read_records, selected
+from mvspec.records import InputError, Record, is_one_text, read_records, selected
+from mvspec.repaired import Policy, fixed
 from mvspec.schema import document_schema
-from mvspec.syntax import MULTIVERSE
+from mvspec.syntax import MULTIVERSE, Syntax
 from mvspec.views import HTML_LIMIT, TEXT_LIMIT, least_width, tree_html, tree_rich, visible
 from mvspec.workers import ordered_map
 
@@ -89,15 +92,27 @@ def check(
     recover: Annotated[
         bool, typer.Option("--recover", help="List every repair, not only the first violation.")
     ] = False,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write the repaired records to this file, a log beside it.")
+    ] = None,
+    max_repairs: Annotated[
+        int | None, typer.Option(min=0, help="Leave records with more repairs out of --fix.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CODE", help="Leave records with such a repair out; repeatable."),
+    ] = None,
     as_json: Json = False,
     workers: Workers = 1,
 ) -> None:
     """Say of each record whether it is well-formed, and where it is not."""
     summary = Summary()
+    policy = Policy.of(fix, recover, max_repairs, drop)
     function = partial(check_record, form=form, recover=recover)
+    several = partial(ordered_map, function, workers=workers, size=text_length)
     with progress(inputs) as advance:
         records = read_records(inputs, field, advance)
-        for verdict in ordered_map(function, records, workers, size=text_length):
+        for verdict in fixed(records, several, policy, inputs, field, form):
             summary.add(verdict)
             if as_json:
                 print(json.dumps(verdict.row()), flush=True)
@@ -105,7 +120,36 @@ def check(
                 print(verdict.report, flush=True)
     if not as_json:
         print_table(summary)
-    raise typer.Exit(0 if summary.ok == summary.records else 1)
+    well = summary.records - summary.left_out if fix else summary.ok
+    raise typer.Exit(0 if well == summary.records else 1)
+
+
+@app.command()
+def convert(
+    inputs: Inputs,
+    to: Annotated[str, typer.Option(help=f"Form to write: {', '.join((*FORMS, JSON))}.")],
+    source: Annotated[
+        str,
+        typer.Option("--from", help=f"Form to read: {', '.join(READABLE)}.", callback=known_form),
+    ] = MULTIVERSE.name,
+    field: Field = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write to this file instead.")
+    ] = None,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="Convert malformed records too, repaired.")
+    ] = False,
+) -> None:
+    """Write each record in another form; one that the form cannot hold is left out."""
+    left_out = 0
+    with progress(inputs) as advance:
+        records = read_records(inputs, field, advance)
+        for problem in convert_records(
+            records, source, to, output, field, text=is_one_text(inputs, field), recover=recover
+        ):
+            left_out += 1
+            typer.echo(f"left out: {visible(problem)}", err=True)
+    raise typer.Exit(1 if left_out else 0)
 
 
 @app.command()
@@ -199,7 +243,7 @@ def stats(
             try:
                 if document is None:
                     raise MvspecError(f"{diagnostics[0].message} [{diagnostics[0].code}]")
-                metrics = measure(document, counter, FORMS.get(form, MULTIVERSE))
+                metrics = measure(document, counter, counted_in(item.form or form))
             except MvspecError as error:
                 skipped += 1
                 typer.echo(f"left out: {visible(f'{item.name}: {error}')}", err=True)
@@ -426,6 +470,12 @@ def draw_masks(
     vocabulary = load_vocabulary(tokenizer)
     layouts = [(title, compile_document(each, vocabulary, lowering)) for title, each in documents]
     write_pictures(path, layouts, vocabulary)
+
+
+def counted_in(form: str) -> Syntax:
+    """Return the form that lengths are counted in: its own where its text is the tree in order."""
+    syntax = FORMS.get(form, MULTIVERSE)
+    return syntax if syntax.ordered else MULTIVERSE
 
 
 def text_length(record: Record) -> int:

@@ -55,7 +55,7 @@ class Summary:
     """Counts verdicts; prints as a table."""
 
     def __init__(self) -> None:
-        self.records = self.ok = self.cut = self.with_blocks = 0
+        self.records = self.ok = self.cut = self.with_blocks = self.left_out = 0
         self.malformed: Counter[str] = Counter()
         self.warnings: Counter[str] = Counter()
 
@@ -65,6 +65,7 @@ class Summary:
         self.ok += verdict.ok
         self.cut += verdict.cut
         self.with_blocks += verdict.blocks > 0
+        self.left_out += bool(verdict.left_out)
         if verdict.ok:
             self.warnings.update({each.code for each in verdict.diagnostics})
         elif not verdict.cut:
@@ -84,6 +85,8 @@ class Summary:
             table.add_row(f"  {code}", f"{number:,}", style="dim")
         table.add_section()
         table.add_row("all", f"{self.records:,}")
+        if self.left_out:
+            table.add_row("left out of --fix", f"{self.left_out:,}", style="yellow")
         return table
 
 

@@ -5,15 +5,35 @@ from __future__ import annotations
 from typing import Literal, overload
 
 from mvspec.errors import Diagnostic, Source, Unsupported, VerifyError
+from mvspec.fit import refuse, refuse_hole
 from mvspec.ir import Document, Message
+from mvspec.notations import NOTATIONS
 from mvspec.parser import parse_text, recover_text
 from mvspec.recovery import Code
-from mvspec.syntax import MULTIVERSE, UNTAGGED, Syntax
+from mvspec.syntax import (
+    CURATOR,
+    MULTIVERSE,
+    MULTIVERSE_PROMPT,
+    THREADWEAVER,
+    UNTAGGED,
+    Syntax,
+)
 
 __all__ = ["FORMS", "JSON", "parse", "render"]
 
 JSON = "json"
-FORMS: dict[str, Syntax] = {syntax.name: syntax for syntax in (MULTIVERSE, UNTAGGED)}
+FORMS: dict[str, Syntax] = {
+    syntax.name: syntax
+    for syntax in (
+        MULTIVERSE,
+        MULTIVERSE_PROMPT,
+        THREADWEAVER,
+        CURATOR,
+        *(notation.syntax for notation in NOTATIONS.values()),
+        UNTAGGED,
+    )
+}
+"""The text forms; docs/forms.md shows each."""
 
 
 @overload
@@ -33,7 +53,7 @@ def parse(
 
     Args:
         text: the whole text.
-        form: "multiverse" or "json".
+        form: "multiverse", "json", or another of docs/forms.md.
         recover: return the best tree and every repair, and never raise on a str.
         name: what errors call the text, such as its file.
 
@@ -70,7 +90,8 @@ def render(document: Document | Message, form: str = "multiverse") -> str:
     """Write a document, or one assistant turn, in a surface form.
 
     Raises:
-        Unsupported: the form cannot hold it (several messages, holes), with what to do.
+        Unsupported: the form cannot hold it (several messages, holes, blocks nested deeper than
+            it can say), with the path to the node and what to do.
 
     >>> import mvspec
     >>> mvspec.render(mvspec.parse("<Think>\\n</Think>\\n\\nAnswer: 4"))
@@ -81,13 +102,15 @@ def render(document: Document | Message, form: str = "multiverse") -> str:
         return whole.to_json()
     syntax = find(form)
     message = document if isinstance(document, Message) else only_turn(document, form)
+    address = "messages[0]" if isinstance(document, Document) else ""
+    refuse(message, syntax, address)
+    if form in NOTATIONS:
+        NOTATIONS[form].refuse(message, address)
+        return NOTATIONS[form].write(message)
     pieces: list[str] = []
     for piece in syntax.pieces(message):
         if piece.hole is not None:
-            raise Unsupported(
-                f"form {form!r} cannot hold the hole {piece.hole.name!r}: "
-                "fill it, or write form 'json'"
-            )
+            raise refuse_hole(message, piece.hole, syntax, address)
         pieces.append(piece.text)
     return "".join(pieces)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -238,6 +238,14 @@ class Parallel(Node):
         if self._depth > MAX_DEPTH:
             raise ValueError(f"blocks nest deeper than {MAX_DEPTH}: flatten the plan")
         return self
+
+    @classmethod
+    def trusted(cls, **fields: Any) -> Self:
+        """Make a block of parts that a grammar has checked; its levels are counted."""
+        node = super().trusted(kind="parallel", **fields)
+        inner = (item._depth for p in node.paths for item in p.body if isinstance(item, Parallel))
+        object.__setattr__(node, "__pydantic_private__", {"_depth": 1 + max(inner, default=0)})
+        return node
 
 
 Item = Annotated[Text | Gen | Parallel, Field(discriminator="kind")]

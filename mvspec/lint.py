@@ -20,7 +20,8 @@ def numbering_warnings(
     Args:
         document: the tree of `source.text`.
         source: well-formed text of the form; the warnings point at its outlines.
-        syntax: its surface form; None for JSON, where a warning names the node instead.
+        syntax: its surface form; where the text is not the tree in its order, as in JSON, which
+            has none, a warning names the node instead.
 
     >>> import mvspec
     >>> from mvspec.syntax import MULTIVERSE
@@ -34,6 +35,8 @@ def numbering_warnings(
     unusual = dict(_unusual(document, "", ""))
     if not unusual:
         return ()
+    if syntax is not None and not syntax.ordered:
+        syntax = None
     places = {} if syntax is None else dict(_places(document, syntax))
     warnings = []
     for address, (labels, expected) in unusual.items():
@@ -82,4 +85,9 @@ def _label_offsets(document: Document, syntax: Syntax) -> Iterator[int]:
         for piece in syntax.pieces(message):
             at += len(piece.text)
             if piece.tag is Tag.OUTLINE:
-                yield at + len(syntax.separator)
+                inside = syntax.labels == "tag"
+                yield (
+                    at - len(piece.text.partition(" ")[2])
+                    if inside
+                    else at + len(syntax.outline_gap)
+                )

@@ -1,34 +1,27 @@
 """Text to tree by a lark grammar: strict, and recovering by repair.
 
-There is one parser. Recovery (mvspec/recovery/) edits a malformed text into a canonical one,
-which the same parser then reads; the edits are the diagnostics, so nothing is lost silently.
+There is one parser a form. Recovery (mvspec/recovery/) edits a malformed text into a canonical
+one, which the same parser then reads; the edits are the diagnostics, so nothing is lost silently.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
-from lark import Lark, Token, Transformer
-from lark.exceptions import UnexpectedInput
+from lark import Token, Transformer
 
-from mvspec.errors import Diagnostic, MvspecError, ParseError, Source
-from mvspec.ir import (
-    LABEL,
-    MAX_DEPTH,
-    Conclusion,
-    Document,
-    Goal,
-    Message,
-    Outline,
-    Parallel,
-    Path,
-    Text,
-    Think,
-)
-from mvspec.recovery import repair
-from mvspec.syntax import MULTIVERSE, Syntax, Tag
+from mvspec.builder import number
+from mvspec.errors import Diagnostic, ParseError, Source
+from mvspec.grammar import NO_CONCLUSION, Grammar, Mismatch, document_of, tagged_terminals, text_of
+from mvspec.ir import Conclusion, Document, Goal, Outline, Parallel, Path, Think
+from mvspec.notations import NOTATIONS
+from mvspec.recovery import repair, repairs
+from mvspec.recovery.alignment import aligned
+from mvspec.recovery.edits import apply
+from mvspec.recovery.trim import trimmed
+from mvspec.syntax import MULTIVERSE, Syntax
 
 __all__ = ["apply", "parse_text", "recover_text"]
 
@@ -40,11 +33,11 @@ def parse_text(text: str, syntax: Syntax = MULTIVERSE, name: str = "<text>") -> 
         ParseError: the first violation, located; its `cut` tells a prefix from a mistake.
     """
     try:
-        return _document(text, syntax)
-    except (UnexpectedInput, _Mismatch):
+        return read(text, syntax)
+    except Mismatch:
         source = Source(text, name)
-        diagnostics = repair(source, syntax)
-        raise ParseError(source, diagnostics[0], cut=diagnostics[0].code == "cut") from None
+        first = next(iter(violations(source, syntax)))
+        raise ParseError(source, first, cut=first.code == "cut") from None
 
 
 def recover_text(
@@ -55,58 +48,46 @@ def recover_text(
     Replacing each diagnostic's span by its `inserted` text gives the rendering of the tree.
     """
     try:
-        return _document(text, syntax), ()
-    except (UnexpectedInput, _Mismatch):
-        diagnostics = repair(Source(text, name), syntax)
-    return _document(apply(text, diagnostics), syntax), diagnostics
+        return read(text, syntax), ()
+    except Mismatch:
+        diagnostics = tuple(violations(Source(text, name), syntax))
+    return read(apply(text, diagnostics), syntax), diagnostics
 
 
-def apply(text: str, diagnostics: tuple[Diagnostic, ...]) -> str:
-    """Return `text` with the repairs of `diagnostics` made."""
-    out: list[str] = []
-    at = 0
-    for diagnostic in diagnostics:
-        out += (text[at : diagnostic.offset], diagnostic.inserted)
-        at = diagnostic.end
-    return "".join((*out, text[at:]))
+def read(text: str, syntax: Syntax) -> Document:
+    """Return the document of canonical text.
+
+    Raises:
+        Mismatch: it is not canonical.
+    """
+    if syntax.name in NOTATIONS:
+        return NOTATIONS[syntax.name].read(text)
+    document: Document = _grammar(syntax).parse(_unfenced(text, syntax))
+    return document
 
 
-class _Mismatch(MvspecError):
-    """The grammar accepts the text, an invariant of the tree does not."""
-
-
-def _document(text: str, syntax: Syntax) -> Document:
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise _Mismatch(str(error)) from None
-    tree: Document = _parser(syntax).parse(text)  # type: ignore[assignment]
-    return tree
+def violations(source: Source, syntax: Syntax) -> Iterable[Diagnostic]:
+    """Return the repairs of a text that is not canonical, in order."""
+    if syntax is MULTIVERSE:
+        return repairs(source, syntax)
+    if syntax.name in NOTATIONS:
+        return trimmed(source, NOTATIONS[syntax.name].repair(source))
+    return trimmed(source, aligned(source.text, syntax, read, repair))
 
 
 @cache
-def _parser(syntax: Syntax) -> Lark:
-    words = "|".join(tag.value[1:-1] for tag in Tag if not tag.closes)
-    tag = rf"<\/?(?:{words})>"
-    raw = rf"<(?!\/?(?:{words})>)"
-    # Possessive repeats: a run ends at a tag or at the end, so backtracking can never help.
-    run = rf"(?:[^<]|{raw})[^<]*+(?:{raw}[^<]*+)*+"
-    number = LABEL.pattern
-    colon = syntax.label_end
-    terminals = {
-        "TEXT": rf"/(?!\n{tag}){run}(?<=\n)(?=<)/",
-        "TAIL": rf"/{run}\Z/",
-        "BLANK": rf"/\n(?={tag})/",
-        "LABEL": rf"/{number}{colon}/",
-        "LINE": rf"/{number}{colon}(?:[^<\n]|{raw})*+\n/",
-    }
-    for each in Tag:
-        escaped = (each.value + syntax.after(each)).replace("\n", "\\n")
-        terminals[f"_{each.name}"] = f'"{escaped}"'
-    rules = files("mvspec").joinpath(f"grammars/{syntax.name}.lark").read_text("utf-8")
-    grammar = rules + "".join(f"\n{name}: {pattern}" for name, pattern in terminals.items())
-    return Lark(grammar, parser="lalr", transformer=_Build(syntax))
+def _grammar(syntax: Syntax) -> Grammar:
+    return Grammar(("tagged", syntax.name), tagged_terminals(syntax), _Build(syntax))
+
+
+def _unfenced(text: str, syntax: Syntax) -> str:
+    """Write a fence as the tags that it stands for, which the grammar knows."""
+    fence = syntax.fence
+    if not fence or not f"{text}\n".startswith(f"{fence}\n"):
+        return text
+    if not text.endswith(f"\n{fence}") or len(text) < 2 * len(fence) + 1:
+        raise Mismatch("the fence is not closed")
+    return f"<Think>{text[len(fence) : -len(fence)]}</Think>"
 
 
 class _Build(Transformer[Token, Document]):
@@ -118,44 +99,87 @@ class _Build(Transformer[Token, Document]):
 
     def start(self, items: list[Any]) -> Document:
         body = tuple(
-            item
-            if not isinstance(item, Token)
-            else Text(text=str(item) if item.type == "TAIL" else item[:-1])
-            for item in items
+            text_of(item if item.type == "TAIL" else item[:-1]) if isinstance(item, Token) else item
+            for item in self._counted(items)
         )
-        return Document(messages=(Message(role="assistant", body=body),))
+        return document_of(body)
 
     def _body(self, items: list[Any]) -> tuple[Any, ...]:
         return tuple(
-            Text(text=item[:-1]) if isinstance(item, Token) else item
+            text_of(item[:-1]) if isinstance(item, Token) else item
             for item in items
             if not (isinstance(item, Token) and item.type == "BLANK")
         )
 
+    def _counted(self, items: list[Any]) -> list[Any]:
+        """Give the blocks inside of blocks their numbers, where the form writes none."""
+        if self.syntax.labels != "none":
+            return items
+        return [
+            number(item) if isinstance(item, Parallel) and item.depth > 1 else item
+            for item in items
+        ]
+
     def think(self, items: list[Any]) -> Think:
-        return Think(body=self._body(items))
+        return Think.trusted(kind="think", body=self._body(self._counted(items)))
 
     def outline(self, items: list[Token]) -> Outline:
-        label, text = items[0].split(self.syntax.label_end, 1)
-        return Outline(label=label, text=text[:-1])
+        if self.syntax.labels == "tag":
+            opening, line, closing = items
+            label = digits(opening)
+            if label != digits(closing):
+                raise Mismatch("an outline's tags differ")
+            return Outline.trusted(label=label, text=line[: -len(self.syntax.outline_gap)])
+        lead, text = items[0].split(self.syntax.label_end, 1)
+        gap = len(self.syntax.outline_gap)
+        # Without labels the outlines of a block are counted by `goal`.
+        label = lead if self.syntax.labels == "text" else "0"
+        return Outline.trusted(label=label, text=text[: len(text) - gap])
 
     def goal(self, items: list[Outline]) -> Goal:
-        if len({outline.label for outline in items}) < len(items):
-            raise _Mismatch("labels repeat")
-        return Goal(outlines=tuple(items))
+        if self.syntax.labels == "none":
+            items = [
+                Outline.trusted(label=str(k), text=each.text) for k, each in enumerate(items, 1)
+            ]
+        labels = [outline.label for outline in items]
+        if self.syntax.counted and labels != [str(k + 1) for k in range(len(labels))]:
+            raise Mismatch("labels do not count")
+        if len(set(labels)) < len(labels):
+            raise Mismatch("labels repeat")
+        return Goal.trusted(outlines=tuple(items))
 
     def path(self, items: list[Any]) -> Path:
+        if self.syntax.labels == "none":
+            return Path.trusted(label="0", body=self._body(items))
         label, *body = items
-        return Path(label=label.removesuffix(self.syntax.label_end), body=self._body(body))
+        if self.syntax.labels == "tag":
+            closing = body.pop()
+            if digits(label) != digits(closing):
+                raise Mismatch("a path's tags differ")
+            return Path.trusted(label=digits(label), body=self._body(body))
+        return Path.trusted(label=label.removesuffix(self.syntax.label_end), body=self._body(body))
 
     def conclusion(self, items: list[Any]) -> Conclusion:
-        return Conclusion(body=self._body(items))
+        return Conclusion.trusted(body=self._body(items))
 
     def block(self, items: list[Any]) -> Parallel:
-        goal, *paths, conclusion = items
+        goal, *paths = items
+        conclusion = paths.pop() if isinstance(paths[-1], Conclusion) else NO_CONCLUSION
+        if self.syntax.labels == "none" and len(paths) == len(goal.outlines):
+            paths = [
+                Path.trusted(label=outline.label, body=path.body)
+                for outline, path in zip(goal.outlines, paths, strict=True)
+            ]
         if [o.label for o in goal.outlines] != [p.label for p in paths]:
-            raise _Mismatch("labels differ")
+            raise Mismatch("labels differ")
+        if self.syntax.optional_join and not conclusion.body and len(items) > len(paths) + 1:
+            raise Mismatch("an empty conclusion is written")
         inner = (item.depth for p in paths for item in p.body if isinstance(item, Parallel))
-        if max(inner, default=0) >= MAX_DEPTH:
-            raise _Mismatch("too deep")
-        return Parallel(goal=goal, paths=tuple(paths), conclusion=conclusion)
+        if max(inner, default=0) >= self.syntax.max_depth:
+            raise Mismatch("too deep")
+        return Parallel.trusted(goal=goal, paths=tuple(paths), conclusion=conclusion)
+
+
+def digits(tag: str) -> str:
+    """Return the label that stands in a tag."""
+    return tag[tag.index(" ") + 1 : tag.index(">")]

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from mvspec.errors import Diagnostic, MvspecError, Source
 
-__all__ = ["InputError", "Record", "read_records", "selected", "total_bytes"]
+__all__ = ["InputError", "Record", "is_one_text", "read_records", "selected", "total_bytes"]
 
 TEXTS = frozenset({".txt", ".md"})
 ROWS = frozenset({".jsonl", ".ndjson"})
@@ -24,6 +24,9 @@ VALUE = ".json"
 
 PATIENCE = 100
 """Rows without the field that are held back before the field is taken to be a mistake."""
+
+_OBJECTS = {"messages": "json", "main_calls": "apr"}
+"""What an object that stands where a text is expected is known by, and the form that it is in."""
 
 _MARK = b"\xef\xbb\xbf"
 
@@ -42,15 +45,17 @@ class Record:
         name: the row's `id`, else the place.
         place: the file, with the line of a row: `runs.jsonl:12`.
         text: the text; of a record that cannot be read, what the error points into.
-        document: whether the text is a document as JSON, whatever form was asked for.
+        form: the form that the text is in whatever was asked for: a document or a trace as JSON.
         error: why the record cannot be read.
+        row: the object that the text is part of.
     """
 
     name: str
     place: str
     text: str
-    document: bool = False
+    form: str | None = None
     error: Diagnostic | None = None
+    row: dict[str, Any] | None = None
 
 
 def read_records(
@@ -86,6 +91,13 @@ def read_records(
                 yield from _file(file, field, advance, named=False)
         else:
             yield from _file(name, field, advance, named=True)
+
+
+def is_one_text(inputs: Sequence[str], field: str | None) -> bool:
+    """Whether the input is a single text and no rows."""
+    if len(inputs) != 1 or os.path.isdir(inputs[0]):
+        return False
+    return _layout("" if inputs[0] == "-" else inputs[0], field) == "text"
 
 
 def total_bytes(inputs: Iterable[str]) -> int | None:
@@ -216,10 +228,12 @@ def _row(row: Any, place: str, field: str | None) -> Record:
         if not isinstance(value, dict) or step not in value:
             return _unreadable(name, place, "", 0, "missing-field", f"no field {field!r}")
         value = value[step]
+    whole = row if isinstance(row, dict) else None
     if isinstance(value, str):
-        return Record(name, place, value)
-    if isinstance(value, dict) and isinstance(value.get("messages"), list):
-        return Record(name, place, json.dumps(value), document=True)
+        return Record(name, place, value, row=whole)
+    for key, form in _OBJECTS.items():
+        if isinstance(value, dict) and isinstance(value.get(key), list):
+            return Record(name, place, json.dumps(value), form, row=whole)
     if field is None and isinstance(value, dict):
         fields = ", ".join(map(repr, value)) or "no field"
         message = f"the row is an object, neither a text nor a document: it has {fields}"

@@ -56,6 +56,9 @@ class Interpreter:
         limits = limits.model_copy(update=update)
         ends = [n for n in (limits.max_position, self.context) if n is not None]
         limits = limits.model_copy(update={"max_position": min(ends) if ends else None})
+        if limits.max_tokens is not None:  # holes before this turn have taken their share
+            own = sum(t.author != "prompt" for _, t in self.request.root.tokens())
+            limits = limits.model_copy(update={"max_tokens": max(limits.max_tokens - own, 0)})
         lexicon = self.request.lexicon
         if not self.strict:
             # Nothing is closed by force, so nothing is held back for closing either.

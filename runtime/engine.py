@@ -7,6 +7,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from mvspec.compiler.plan import ExecutionPlan
@@ -182,9 +183,19 @@ class TorchEngine:
                 raise
             self.steps += 1
             for part, (request, tokens), rows in zip(parts, kept, logits, strict=True):
-                request.read(tokens, rows, len(part.ids))
+                with self._alone(request):
+                    request.read(tokens, rows, len(part.ids))
             self._draw()
             return True
+
+    @contextmanager
+    def _alone(self, request: Request) -> Iterator[None]:
+        """Let an error of one request, such as a full store, end that request alone."""
+        try:
+            yield
+        except MvspecError as error:
+            request.error = error
+            request.finish = "limit"
 
     def _admit(self) -> None:
         self._running = [request for request in self._running if not request.finish]
@@ -212,13 +223,15 @@ class TorchEngine:
             wanted = [(r, live, want) for r in asking for live, want in r.wanted()]
             while wanted:
                 draws = draw([want for _, _, want in wanted])
-                wanted = [
-                    (request, live, request.want(live))
-                    for (request, live, _), drawn in zip(wanted, draws, strict=True)
-                    if not request.finish and not request.choose(live, drawn)
-                ]
+                again = []
+                for (request, live, _), drawn in zip(wanted, draws, strict=True):
+                    with self._alone(request):
+                        if not request.finish and not request.choose(live, drawn):
+                            again.append((request, live, request.want(live)))
+                wanted = again
             for request in asking:
-                request.pump()
+                with self._alone(request):
+                    request.pump()
             asking = [
                 request
                 for request in asking
@@ -263,6 +276,8 @@ class TorchEngine:
             for request in requests:
                 while not request.finish:
                     self._advance(request)
+                if request.error:
+                    raise request.error
         except KeyboardInterrupt:
             running = next((r for r in requests if not r.finish), None)
             if running is None:
@@ -300,6 +315,8 @@ class TorchEngine:
                 if request.finish:
                     break
                 self._advance(request)
+            if request.error:
+                raise request.error
             yield Finished(request.name, self.result(request))
         except KeyboardInterrupt:
             raise Interrupted(self.result(request).trace) from None
@@ -329,6 +346,8 @@ class TorchEngine:
                 if request.finish:
                     break
                 await asyncio.to_thread(self._advance, request)
+            if request.error:
+                raise request.error
             yield Finished(request.name, self.result(request))
         finally:
             self.drop(request)

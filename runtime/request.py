@@ -16,6 +16,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join, Op
+from mvspec.errors import MvspecError
 from mvspec.ir import Parallel
 from mvspec.limits import Limits
 from mvspec.runtime.adaptive import Interpreter
@@ -92,6 +93,8 @@ class Request:
         """How the run ended, as in `Trace.finish`; "" while it goes on."""
         self.ending = "end"
         """How it will have ended: "end" until something was closed by force."""
+        self.error: MvspecError | None = None
+        """Why the run ended before its end."""
         self.cut = ""
         """"time" once all that is open has to close."""
         self.ends: list[float] = []
@@ -175,6 +178,7 @@ class Request:
             if not live.unread
             and (live.hole or live.given or (live.adaptive and not live.script))
             and self.room(live) > 0
+            and _predicting(live) is not None
         ]
         if self.options.threads:
             waiting = sorted(waiting, key=lambda live: live.place)[: self.options.threads]
@@ -182,10 +186,7 @@ class Request:
 
     def want(self, live: Live) -> Wanted:
         """Return the draw that a thread waits for."""
-        logits, above = live.logits, live
-        while logits is None and above.parent is not None:  # a path is predicted by its fork
-            above = above.parent
-            logits = above.logits
+        logits = _predicting(live)
         assert logits is not None
         sampling = self.options.sampling
         want = Wanted(logits, sampling, f"{self.name}/{live.stream}", live.count)
@@ -428,6 +429,13 @@ def programs(plan: ExecutionPlan) -> tuple[dict[int, deque[Op]], dict[int, Join]
         if isinstance(op, Fork):
             ops.update((path, deque()) for path in op.paths)
     return ops, joins
+
+
+def _predicting(live: Live) -> Tensor | None:
+    """Return the logits that a thread's next token is drawn from; None before they are there."""
+    while live.parent is not None and not live.count:  # a path is predicted by its fork
+        live = live.parent
+    return live.logits
 
 
 def _seen(live: Live) -> Iterator[int]:

@@ -68,8 +68,8 @@ def test_rows_without_a_field(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps("text") + "\n" + document.to_json() + "\n")
     first, second = read_records([str(path)])
-    assert (first.text, first.document) == ("text", False)
-    assert second.document
+    assert (first.text, first.form) == ("text", None)
+    assert second.form == "json"
     status, verdicts = check(path)
     assert (status, len(verdicts)) == (0, 2)
 

@@ -210,7 +210,6 @@ def test_a_turn_after_others_is_written_alone(structure: bool) -> None:
     assert forked
 
 
-@pytest.mark.xfail(reason="planning: the template's end is dropped", strict=True)
 def test_a_turn_after_one_with_holes() -> None:
     engine = scripted_engine({"A:": "a" * 4, "assistant\n": "Yes."})
     result = engine.run(chat_of(mv.assistant("A:", mv.gen("a", 4))))
@@ -229,7 +228,6 @@ def test_a_turn_that_was_begun() -> None:
     assert result.document == mv.document(*GO.messages, mv.assistant("Well, yes."))
 
 
-@pytest.mark.xfail(reason="planning: a chat's old turns count as the run's own", strict=True)
 def test_a_chats_old_turns_are_given() -> None:
     engine = tiny_engine(bias=FORKING)
     limits = Limits(max_tokens=30)
@@ -238,7 +236,6 @@ def test_a_chats_old_turns_are_given() -> None:
     assert "Old" not in result.text
 
 
-@pytest.mark.xfail(reason="adaptive: max_tokens begins anew after the holes", strict=True)
 def test_one_budget_for_holes_and_turn() -> None:
     engine = tiny_engine()
     limits = Limits(max_tokens=20)
@@ -246,7 +243,6 @@ def test_one_budget_for_holes_and_turn() -> None:
     assert result.trace.answer <= 20
 
 
-@pytest.mark.xfail(reason="request: a path that begins with a hole does not wait", strict=True)
 def test_a_path_that_begins_with_a_hole_waits_for_its_prompt() -> None:
     engine = scripted_engine({"So:": "xyz"}, max_rows=1)
     ids = engine.model.encode("So:")  # type: ignore[attr-defined]

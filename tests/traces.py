@@ -192,10 +192,9 @@ TRACES: tuple[Trace, ...] = (
     Trace("paths in the other order",
           "<Parallel>\n<Goal>\n<Outline>\n1: a\n</Outline>\n<Outline>\n2: b\n</Outline>\n</Goal>\n"
           f"<Path>\n2: B\n</Path>\n<Path>\n1: A\n</Path>\n{JOIN}",
-          ("missing-outline", "wrong-label", "missing-path"),
-          "<Parallel>\n<Goal>\n<Outline>\n3: \n</Outline>\n<Outline>\n1: a\n</Outline>\n"
-          "<Outline>\n2: b\n</Outline>\n</Goal>\n"
-          f"<Path>\n3: B\n</Path>\n<Path>\n1: A\n</Path>\n{EMPTY_2}{JOIN}"),
+          ("outline-order", "outline-order"),
+          "<Parallel>\n<Goal>\n<Outline>\n2: b\n</Outline>\n<Outline>\n1: a\n</Outline>\n</Goal>\n"
+          f"<Path>\n2: B\n</Path>\n<Path>\n1: A\n</Path>\n{JOIN}"),
     change("an outline twice", "wrong-label missing-path",
            ("</Outline>\n</Goal>\n<Path>\n1.1",
             "</Outline>\n<Outline>\n1.2: Again.\n</Outline>\n</Goal>\n<Path>\n1.1",

@@ -25,14 +25,16 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from mvspec.errors import Diagnostic, Source
+from mvspec.ir import TAG
 from mvspec.recovery.edits import Code, Edit
+from mvspec.recovery.hidden import hidden
 from mvspec.recovery.pairing import pair_labels
 from mvspec.recovery.reader import read
 from mvspec.recovery.scan import Scan
 from mvspec.recovery.writer import Writer
 from mvspec.syntax import Syntax
 
-__all__ = ["Code", "repair"]
+__all__ = ["Code", "repair", "repairs"]
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]+")
 _LAYOUT: tuple[Code, ...] = ("separator", "missing-newline")
@@ -43,9 +45,15 @@ def repair(source: Source, syntax: Syntax) -> tuple[Diagnostic, ...]:
 
     Time and memory are linear in the text, but for sorting.
     """
+    return tuple(repairs(source, syntax))
+
+
+def repairs(source: Source, syntax: Syntax) -> Iterator[Diagnostic]:
+    """Yield what `repair` returns; whoever wants the first alone leaves the others unlocated."""
     text = _SURROGATE.sub(lambda m: "\ufffd" * len(m.group()), source.text)
-    scan = read(text)
-    edits = list(Writer(text, syntax, pair_labels(text, scan.events), scan.dropped).run())
+    scan = read(text, syntax.max_depth)
+    dropped = [*scan.dropped, *hidden(text, scan.dropped, TAG)]
+    edits = list(Writer(text, syntax, pair_labels(text, scan.events), dropped).run())
     if text is not source.text:
         edits += surrogates(source.text, edits)
     edits.sort(key=lambda edit: (edit.start, edit.end > edit.start))
@@ -53,8 +61,9 @@ def repair(source: Source, syntax: Syntax) -> tuple[Diagnostic, ...]:
     if edits and all(edit.start == end for edit in edits):
         missing = "".join(edit.insert for edit in edits)
         message = cut_message(scan, edits[0], missing)
-        return (source.diagnostic(end, "cut", message, inserted=missing),)
-    return tuple(merged(source, edits))
+        yield source.diagnostic(end, "cut", message, inserted=missing)
+        return
+    yield from merged(source, edits)
 
 
 def surrogates(text: str, edits: list[Edit]) -> Iterator[Edit]:

@@ -6,11 +6,13 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from mvspec.errors import Diagnostic
 from mvspec.syntax import Tag
 
-__all__ = ["LABEL", "LEAD", "NUMBER", "Code", "Edit", "Event", "Frame"]
+__all__ = ["LABEL", "LEAD", "NUMBER", "Code", "Edit", "Event", "Frame", "apply"]
 
 Code = Literal[
+    "call-differs",
     "cut",
     "missing-closing",
     "missing-conclusion",
@@ -20,7 +22,9 @@ Code = Literal[
     "missing-outline",
     "missing-path",
     "not-a-document",
+    "not-a-trace",
     "outline-line",
+    "outline-order",
     "separator",
     "stray-tag",
     "surrogate",
@@ -56,6 +60,7 @@ class Event:
     code: Code = "missing-closing"
     message: str = ""
     label: str = ""
+    line: str | None = None  # of an outline that another one takes the place of
 
     @property
     def missing(self) -> str:
@@ -76,3 +81,13 @@ class Frame:
     path_count: int = 0
     path_end: Event | None = None
     conclusion_end: Event | None = None
+
+
+def apply(text: str, diagnostics: tuple[Diagnostic, ...]) -> str:
+    """Return `text` with the repairs of `diagnostics` made."""
+    out: list[str] = []
+    at = 0
+    for diagnostic in diagnostics:
+        out += (text[at : diagnostic.offset], diagnostic.inserted)
+        at = diagnostic.end
+    return "".join((*out, text[at:]))

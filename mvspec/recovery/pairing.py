@@ -7,7 +7,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mvspec.ir import TAG
 from mvspec.recovery.edits import LABEL, NUMBER, Code, Event
+from mvspec.recovery.hidden import without_tags
 from mvspec.syntax import Tag
 
 __all__ = ["longest_pairs", "pair_labels"]
@@ -18,9 +20,9 @@ _PARTIAL_LABEL = re.compile(rf"\n({NUMBER}\.?)\Z")
 def pair_labels(text: str, events: list[Event]) -> list[Event]:
     """Return the tags with a label for every outline and path, and one path for every outline.
 
-    Equal labels pair in order, as many as can (longest increasing run); between two pairs, what
-    is left pairs as it comes; then outlines without a path get an empty one, and paths without
-    an outline an empty outline. Takes O(n log n) for n tags.
+    Outlines follow the order of their paths. Equal labels pair in order, as many as can (longest
+    increasing run); between two pairs, what is left pairs as it comes; then outlines without a
+    path get an empty one, and paths without an outline an empty outline. Takes O(n log n).
     """
     before: dict[int, list[Event]] = {}
     open_blocks: list[_Block] = []
@@ -59,6 +61,7 @@ class _Block:
     def pair(self) -> None:
         names = [self.label(index) for index in self.outlines]
         path_names = [self.label(index) for index in self.paths]
+        names = self.reorder(names, path_names)
         numbers = _Numbers(names)
         for o, p, lacks in self.pairs(names, path_names):
             name = "" if lacks is Tag.OUTLINE else names[o]
@@ -81,6 +84,29 @@ class _Block:
                 self.add(at, lacks, label, "missing-path", message)
             else:
                 self.events[self.paths[p]].label = label
+
+    def reorder(self, names: list[str], path_names: list[str]) -> list[str]:
+        """Let outlines that have a path stand in the order of the paths; return their labels."""
+        wanted = places_of(path_names)
+        found = places_of(names)
+        slots = sorted(found[key] for key in found if key in wanted)
+        order = [found[key] for key in sorted(found.keys() & wanted.keys(), key=wanted.__getitem__)]
+        if slots == order:
+            return names
+        moved = list(names)
+        for slot, place in zip(slots, order, strict=True):
+            if slot != place:
+                self.events[self.outlines[slot]].line = self.line(place)
+                moved[slot] = names[place]
+        return moved
+
+    def line(self, place: int) -> str:
+        """Return what an outline says, on one line and without its label."""
+        index = self.outlines[place]
+        text = self.text[self.events[index].end : self.events[index + 1].start]
+        label = LABEL.match(text)
+        text = without_tags(text[label.end() :] if label else text, TAG)
+        return " ".join(text.strip("\n \t\r").split("\n")) if "\n" in text else text.strip()
 
     def pairs(
         self, names: list[str], path_names: list[str]
@@ -155,14 +181,21 @@ class _Numbers:
         return label
 
 
-def longest_pairs(outlines: list[str], paths: list[str]) -> list[tuple[int, int]]:
-    """Pair equal labels so that both rise, as many as can: O(n log n)."""
+def places_of(names: list[str]) -> dict[tuple[str, int], int]:
+    """Return where each label stands, by how often it has come."""
     places: dict[tuple[str, int], int] = {}
     count: dict[str, int] = {}
-    for index, name in enumerate(outlines):
-        count[name] = count.get(name, 0) + 1
-        places[name, count[name]] = index
-    count.clear()
+    for index, name in enumerate(names):
+        if name:
+            count[name] = count.get(name, 0) + 1
+            places[name, count[name]] = index
+    return places
+
+
+def longest_pairs(outlines: list[str], paths: list[str]) -> list[tuple[int, int]]:
+    """Pair equal labels so that both rise, as many as can: O(n log n)."""
+    places = places_of(outlines)
+    count: dict[str, int] = {}
     tails: list[int] = []  # the smallest last outline of a run of each length
     tail_path: list[int] = []
     back: dict[int, tuple[int, int]] = {}

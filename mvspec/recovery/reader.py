@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from mvspec.ir import TAG
+from mvspec.ir import MAX_DEPTH, TAG
 from mvspec.recovery.edits import LEAD, NUMBER
 from mvspec.recovery.rules import RULES
 from mvspec.recovery.scan import Scan
@@ -17,9 +17,9 @@ _FULL_LINE = re.compile(r"^[^\S\n]*+\S", re.MULTILINE)
 _PARTIAL_TAG = re.compile(r"</?[A-Za-z]*\Z")
 
 
-def read(text: str) -> Scan:
+def read(text: str, max_depth: int = MAX_DEPTH) -> Scan:
     """Return the tags of the repaired text and those dropped; time is linear in the text."""
-    scan = Scan(text)
+    scan = Scan(text, max_depth)
     tags = list(TAG.finditer(text))
     following = next_structural(text, tags)
     at = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from mvspec.ir import MAX_DEPTH
 from mvspec.recovery.scan import Scan
 from mvspec.syntax import Tag
 
@@ -54,7 +53,7 @@ def parallel(scan: Scan) -> None:
             scan.reopen("a block follows where a path was expected: kept in the path before it")
         else:
             scan.close_to(scan.find(Tag.PARALLEL) - 1)
-    if scan.depth() >= MAX_DEPTH:
+    if scan.depth() >= scan.max_depth:
         scan.deep()
         scan.too_deep = 1
     else:

@@ -21,10 +21,12 @@ class Scan:
 
     Args:
         text: the whole text, of which `run_start:at` is the run before the tag at hand.
+        max_depth: the most levels of blocks.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, max_depth: int = MAX_DEPTH) -> None:
         self.text = text
+        self.max_depth = max_depth
         self.events: list[Event] = []
         self.dropped: list[Edit] = []
         self.stack: list[Frame] = [Frame(None)]
@@ -198,7 +200,9 @@ class Scan:
 
     def deep(self) -> None:
         """Leave the tag at hand out, and all up to the end of the block that it would open."""
-        self.drop("too-deep", f"{self.name} stands more than {MAX_DEPTH} blocks deep: left out")
+        self.drop(
+            "too-deep", f"{self.name} stands more than {self.max_depth} blocks deep: left out"
+        )
 
     def reopen(self, message: str) -> None:
         """Leave out the last tag taken as structure: a closing, or an opening with nothing in it.
@@ -236,7 +240,7 @@ class Scan:
 
     def open_block(self) -> bool:
         """Write a <Parallel>; where blocks are too deep, leave the tag at hand out instead."""
-        if self.depth() >= MAX_DEPTH:
+        if self.depth() >= self.max_depth:
             self.deep()
             self.too_deep = 1
             return False

@@ -91,6 +91,11 @@ class Writer:
         if inside in (Tag.PARALLEL, Tag.GOAL):
             self.structural(run, cut)
             return
+        if before and before.line is not None:
+            label = self.syntax.after(Tag.OUTLINE) + before.label + self.syntax.label_end
+            message = f"the paths come in another order: outline {before.label} stands here"
+            run.replace(0, len(run.text), f"{label}{before.line}\n", "outline-order", message)
+            return
         lead = 0
         tag = before.tag if before else None
         if before:

@@ -1,0 +1,166 @@
+"""Text to tree and back: strict, recovering, rendering, every form, and `check`, against lxml.
+
+    python benchmarks/front_end.py [--data TRACES.jsonl --field output] [--form FORM ...]
+
+lxml parses the same canonical texts escaped, as the published pipeline does: `&`, `<` and `>`
+become entities except in the twelve tags, and one root stands around the whole. It makes a tree
+of strings and verifies nothing else. Rates are millions of characters a second of one process,
+the best of several runs. Without --data, documents shaped like reasoning traces are made up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+import synthetic
+
+import mvspec
+from mvspec.builder import number
+from mvspec.forms import FORMS
+from mvspec.ir import TAG, Conclusion, Document, Parallel, Think
+from mvspec.node import Node
+from mvspec.records import read_records
+
+try:
+    from lxml import etree
+except ImportError:
+    raise SystemExit("this benchmark compares with lxml: pip install lxml") from None
+
+
+def best(function: Callable[[], object], repeats: int = 5) -> float:
+    """Seconds of the fastest of several runs."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def row(name: str, texts: list[str], function: Callable[[], object]) -> None:
+    """Print the rate of one way to read or write these texts."""
+    size = sum(map(len, texts))
+    taken = best(function)
+    print(
+        f"| {name} | {len(texts):,} | {size / 1e6:.2f} | {taken:.3f} | {size / taken / 1e6:.1f} |"
+    )
+
+
+def escaped(text: str) -> str:
+    """Return a text as XML: everything escaped but the tags."""
+    parts: list[str] = []
+    at = 0
+    for tag in TAG.finditer(text):
+        parts += (escape(text[at : tag.start()], quote=False), tag.group())
+        at = tag.end()
+    return f"<root>{''.join(parts)}{escape(text[at:], quote=False)}</root>"
+
+
+def adapted(document: Document, form: str) -> Document | None:
+    """Return what a form can hold of a document, None where that is nothing."""
+    if form == "apr" or form.startswith("curator"):
+        (turn,) = document.messages
+        body = turn.body[0].body if turn.body and isinstance(turn.body[0], Think) else turn.body
+        document = mvspec.document(mvspec.assistant(*body))
+    if form == "curator-summary":
+        document = document.map(bare)
+    if form == "curator-plan":
+        blocks = list(document.walk(Parallel))
+        turn = mvspec.assistant(
+            *(
+                mvspec.parallel(
+                    *(mvspec.branch(f"S{o.label}: {o.text}") for o in block.goal.outlines)
+                )
+                for block in blocks
+            )
+        )
+        document = mvspec.document(turn)
+    document = document.map(lambda node: number(node) if isinstance(node, Parallel) else node)
+    try:
+        mvspec.render(document, form)
+    except mvspec.Unsupported:
+        return None
+    return document
+
+
+def bare(node: Node) -> Node:
+    return Conclusion() if isinstance(node, Conclusion) else node
+
+
+def damaged(text: str, rng: random.Random) -> str:
+    """Return a text without two of its tags, or cut."""
+    tags = list(TAG.finditer(text))
+    if len(tags) < 4:
+        return text[: len(text) // 2] + "</Path>\n"
+    gone = sorted(rng.sample(tags, 2), key=lambda tag: tag.start())
+    first, second = gone
+    return text[: first.start()] + text[first.end() : second.start()] + text[second.end() :]
+
+
+def check_rate(texts: list[str], workers: int, megabytes: int) -> None:
+    """Print the rate of the command over a folder of two files."""
+    with tempfile.TemporaryDirectory() as folder:
+        rows = "".join(json.dumps({"output": text}) + "\n" for text in texts)
+        repeats = max(1, megabytes * 500_000 // len(rows))
+        for index in range(2):
+            Path(folder, f"{index}.jsonl").write_text(rows * repeats, "utf-8")
+        size = 2 * repeats * sum(map(len, texts))
+        command = [sys.executable, "-m", "mvspec", "check", folder, "--field", "output", "--json"]
+        start = time.perf_counter()
+        subprocess.run([*command, "--workers", str(workers)], stdout=subprocess.DEVNULL, check=True)
+        taken = time.perf_counter() - start
+    rate = size / taken / 1e6
+    print(f"| check, {workers} worker{'s' * (workers > 1)} | {2 * repeats * len(texts):,} "
+          f"| {size / 1e6:.1f} | {taken:.2f} | {rate / workers:.1f} |")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", help="records, as `mvspec check` reads them")
+    parser.add_argument("--field", help="where a row keeps its text")
+    parser.add_argument("--form", action="append", choices=FORMS, help="only this; repeatable")
+    parser.add_argument("--megabytes", type=int, default=40, help="input of `check`")
+    args = parser.parse_args()
+    documents = []
+    if args.data:
+        for record in read_records([args.data], args.field):
+            try:
+                documents.append(mvspec.parse(record.text))
+            except mvspec.ParseError:
+                continue
+    else:
+        documents = [synthetic.document(4000, seed=seed) for seed in range(60)]
+    texts = [mvspec.render(document) for document in documents]
+    rng = random.Random(0)
+    broken = [damaged(text, rng) for text in texts]
+    xml = [escaped(text) for text in texts]
+    print("| What | Texts | MB | Seconds | MB/s per core |\n| --- | ---: | ---: | ---: | ---: |")
+    parser_of_xml = etree.XMLParser(huge_tree=True)
+    row(
+        "lxml, escaped text to tree", xml, lambda: [etree.fromstring(t, parser_of_xml) for t in xml]
+    )
+    row("lxml, escaping too", texts,
+        lambda: [etree.fromstring(escaped(t), parser_of_xml) for t in texts])  # fmt: skip
+    for form in args.form or [name for name, syntax in FORMS.items() if syntax.tagged]:
+        held = [each for each in (adapted(document, form) for document in documents) if each]
+        written = [mvspec.render(document, form) for document in held]
+        if not written:
+            continue
+        row(f"{form}, strict", written, lambda: [mvspec.parse(t, form) for t in written])  # noqa: B023
+        row(f"{form}, render", written, lambda: [mvspec.render(d, form) for d in held])  # noqa: B023
+    row("multiverse, recover", broken, lambda: [mvspec.parse(t, recover=True) for t in broken])
+    for workers in (1, 2):
+        check_rate(texts, workers, args.megabytes)
+
+
+if __name__ == "__main__":
+    main()

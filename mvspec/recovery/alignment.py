@@ -1,0 +1,214 @@
+"""Recovery of the other tagged forms: repaired as canonical text, and aligned with the result.
+
+What the canonical repair of a transcript keeps of the text is found again in the form's own
+rendering of the tree; where the two differ in between is an edit. A rendering is canonical by
+law 1, so the edits are complete whatever the rules decided.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import cast
+
+from mvspec.builder import number
+from mvspec.errors import Diagnostic, Source
+from mvspec.ir import TAG, Document, Message, Outline, Parallel, Text, Think
+from mvspec.node import Node
+from mvspec.recovery.edits import Code, Edit, apply
+from mvspec.recovery.transcript import Ending, Run, Transcript, endings, transcribe
+from mvspec.recovery.trim import same_start
+from mvspec.syntax import MULTIVERSE, Piece, Syntax, Tag
+
+__all__ = ["aligned"]
+
+Read = Callable[[str, Syntax], Document]
+Repair = Callable[[Source, Syntax], tuple[Diagnostic, ...]]
+
+PASSES = 3
+"""Times that a text is read again without the numbered tags that turned out to be words."""
+
+_WORDS = ("tag-as-word", "stray-tag", "too-deep")
+_SPACE: tuple[Code, ...] = ("separator", "missing-newline", "cut")
+_LABELS: tuple[Code, ...] = ("missing-label", "wrong-label")
+
+
+def aligned(text: str, syntax: Syntax, read: Read, repair: Repair) -> list[Edit]:
+    """Return the edits that make a text canonical in its form.
+
+    Args:
+        read: the strict parser.
+        repair: the repairs of the canonical form.
+    """
+    edits, rendered = _attempt(text, syntax, read, repair, None)
+    if all(edit.start == len(text) for edit in edits):
+        return edits
+    for ending in endings(text, syntax):
+        _, rendered = _attempt(text, syntax, read, repair, ending)
+        if rendered.startswith(text):
+            end = len(text)
+            return [Edit(end, end, rendered[end:], "cut", "the text ends inside a tag")]
+    return edits
+
+
+def _attempt(
+    text: str, syntax: Syntax, read: Read, repair: Repair, ending: Ending | None
+) -> tuple[list[Edit], str]:
+    """Return the edits of a text whose end is read as the beginning of a tag, and the result."""
+    rules = replace(MULTIVERSE, max_depth=syntax.max_depth)
+    words: set[int] = set()
+    for left in range(PASSES, -1, -1):
+        script = transcribe(text, syntax, words, ending)
+        found = repair(Source(script.text), rules)
+        (message,) = read(apply(script.text, found), MULTIVERSE).messages
+        # Around a tag that is left out another may come about, which then is left out too.
+        clean = not any(syntax.marker.search(each.text) for each in message.walk(Text))
+        clean &= not any(syntax.marker.search(each.text) for each in message.walk(Outline))
+        new = _words(script, found, every=not clean)
+        if not new:
+            break
+        words |= new if left > 1 else {number for _, number, _ in script.tags}
+    _, canonical = _placed(MULTIVERSE.pieces(message))
+    rendered, own = _placed(syntax.pieces(_fitted(message, syntax)))
+    runs: Iterable[Run] = (
+        Run(at, source, size) for (at, size), (source, _) in zip(own, canonical, strict=True)
+    )
+    runs = _joined(list(_joined(list(runs), _kept(script.text, found))), script.runs)
+    return list(_gaps(text, rendered, list(runs), script, found, syntax)), rendered
+
+
+def _words(script: Transcript, found: tuple[Diagnostic, ...], *, every: bool) -> set[int]:
+    """Return the numbers of the tags that the repair drops: all, or those with a label."""
+    out = set()
+    starts = [each.offset for each in found]
+    for at, index, labelled in script.tags:
+        place = bisect_right(starts, at) - 1
+        drops = place >= 0 and found[place].code in _WORDS and at < found[place].end
+        if drops and (every or labelled):
+            out.add(index)
+    return out
+
+
+def _fitted(message: Message, syntax: Syntax) -> Message:
+    """Return a turn with what a form cannot say put right: its numbers, and text like a fence."""
+    body = message.body
+    if syntax.counted:
+        body = tuple(_counted(item) for item in body)  # type: ignore[misc]
+    first = body[0] if body else None
+    fence = f"{syntax.fence}\n"
+    if syntax.fence and isinstance(first, Text) and f"{first.text}\n".startswith(fence):
+        body = (Think.build(body=body),)
+    return Message(role="assistant", body=body)
+
+
+def _counted(item: Node) -> Node:
+    if isinstance(item, Think):
+        return Think(body=tuple(_counted(each) for each in item.body))
+    return number(item) if isinstance(item, Parallel) else item
+
+
+def _placed(pieces: Iterable[Piece]) -> tuple[str, list[tuple[int, int]]]:
+    """Return a rendering, and where each text of the tree stands in it, with its size."""
+    parts: list[str] = []
+    places: list[tuple[int, int]] = []
+    at = 0
+    for piece in pieces:
+        if piece.content:
+            places.append((at, len(piece.text)))
+        parts.append(piece.text)
+        at += len(piece.text)
+    return "".join(parts), places
+
+
+def _kept(text: str, found: tuple[Diagnostic, ...]) -> list[Run]:
+    """Return the runs of a repaired text that the repairs keep."""
+    out: list[Run] = []
+    at = place = 0
+    for each in found:
+        out.append(Run(place, at, each.offset - at))
+        place += each.offset - at + len(each.inserted)
+        at = each.end
+    return [*out, Run(place, at, len(text) - at)]
+
+
+def _joined(first: list[Run], second: list[Run]) -> Iterator[Run]:
+    """Yield the runs from the first of three texts to the last; both lists rise."""
+    low = 0
+    for run in first:
+        end = run.source + run.size
+        while low < len(second) and second[low].at + second[low].size <= run.source:
+            low += 1
+        index = low
+        while index < len(second) and second[index].at < end:
+            other = second[index]
+            start = max(run.source, other.at)
+            stop = min(end, other.at + other.size)
+            if stop > start:
+                at, source = run.at + start - run.source, other.source + start - other.at
+                yield Run(at, source, stop - start)
+            index += 1
+
+
+def _gaps(
+    text: str,
+    rendered: str,
+    runs: list[Run],
+    script: Transcript,
+    found: tuple[Diagnostic, ...],
+    syntax: Syntax,
+) -> Iterator[Edit]:
+    """Yield an edit for each place between two runs where text and rendering differ."""
+    starts = [run.at for run in script.runs]
+    reasons = [(edit.start, edit.code, edit.message) for edit in script.drops]
+    for each in found:
+        place = bisect_right(starts, each.offset) - 1
+        run = script.runs[place] if place >= 0 else Run(0, 0, 0)
+        at = min(run.source + run.size, run.source + each.offset - run.at)
+        reasons.append((at, cast(Code, each.code), each.message))
+    reasons.sort(key=lambda reason: reason[0])
+    low = at = start = 0
+    for run in (*runs, Run(len(rendered), len(text), 0)):
+        want, have = rendered[at : run.at], text[start : run.source]
+        while low < len(reasons) and reasons[low][0] < start:
+            low += 1
+        high = low
+        while high < len(reasons) and reasons[high][0] <= run.source:
+            high += 1
+        if want != have:
+            code: Code
+            code, message = _reason(have, want, reasons[low:high], syntax)
+            if run.source == len(text) and code == "separator" and want.strip():
+                line = next(filter(None, want.split("\n")))
+                code, message = "missing-closing", f"the text ends: expected {line}"
+            same = same_start(have, want)
+            yield Edit(start + same, run.source, want[same:], code, message)
+        at, start = run.at + run.size, run.source + run.size
+
+
+def _reason(
+    have: str, want: str, reasons: list[tuple[int, Code, str]], syntax: Syntax
+) -> tuple[Code, str]:
+    """Say why one place differs: as the rules did, where that holds for the form."""
+    silent = {*_SPACE}
+    if syntax.labels == "none":
+        silent |= {*_LABELS}
+    if syntax.optional_join:
+        silent.add("missing-conclusion")
+    for _, code, said in reasons:
+        if code not in silent:
+            return code, TAG.sub(
+                lambda tag: syntax.written(Tag(tag.group()), "N") or tag.group(), said
+            )
+    message = f"expected {shown(want)}, found {shown(have)}"
+    if have.split() == want.split():
+        glued = any(code == "missing-newline" for _, code, _ in reasons)
+        return "missing-newline" if glued else "separator", message
+    plain = (re.sub("[0-9.]", "", part).split() for part in (have, want))
+    return ("wrong-label" if next(plain) == next(plain) else "separator"), message
+
+
+def shown(text: str) -> str:
+    """Return what stands between two runs as a message shows it."""
+    return repr(text[:40]) + ("..." if len(text) > 40 else "") if text else "nothing"

@@ -1,0 +1,163 @@
+"""The other surface forms: their page, what each refuses, and how each kind of defect is mended."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from dialects import READABLE
+
+import mvspec
+from mvspec.forms import FORMS
+from mvspec.parser import apply
+
+PAGE = Path(__file__).parents[1] / "docs" / "forms.md"
+# A fence needs a newline at its end, which a text need not have.
+EXAMPLES = {
+    form: text if form in ("curator-summary", "curator-plan") else text.removesuffix("\n")
+    for form, text in re.findall(r"~~~~text (\S+)\n(.*?)~~~~\n", PAGE.read_text("utf-8"), re.DOTALL)
+}
+
+
+@pytest.mark.parametrize("form", READABLE)
+def test_the_page_shows_each_form_as_it_is(form: str) -> None:
+    text = EXAMPLES[form]
+    document = mvspec.parse(text, form)
+    assert mvspec.render(document, form) == text
+    assert list(document.walk(mvspec.Parallel))
+
+
+def test_the_page_lists_every_form() -> None:
+    listed = re.findall(r"^\| `(\S+)` \|", PAGE.read_text("utf-8"), re.MULTILINE)
+    assert sorted(listed) == sorted([*FORMS, "json"])
+
+
+BLOCK = mvspec.parallel(mvspec.branch("A", "a"), mvspec.branch("B", "b"))
+DEEP = mvspec.parallel(mvspec.branch("A", BLOCK))
+ODD = mvspec.Parallel(
+    goal=mvspec.Goal(outlines=(mvspec.Outline(label="3", text="S1: a"),)),
+    paths=(mvspec.Path(label="3"),),
+)
+CONCLUDED = mvspec.parallel(mvspec.branch("S1: A"), conclusion="so")
+HOLE = mvspec.parallel(mvspec.branch("A", mvspec.gen("x")))
+REFUSED = (
+    ("threadweaver", mvspec.assistant("x", DEEP), "body[1].paths[0].body[0]: it is a block 2 lev"),
+    ("threadweaver", mvspec.assistant(ODD), "body[0]: its labels are 3, and the form counts 1"),
+    ("threadweaver", mvspec.assistant("a <Thread>"), "body[0]: its text holds the tag <Thread>"),
+    ("multiverse-prompt", mvspec.assistant("a <Path 2.1>"), "body[0]: its text holds the tag"),
+    ("curator", mvspec.assistant(mvspec.think("a"), "b"), "body[1]: its fence is the whole text"),
+    ("curator", mvspec.assistant("```\na\n```"), "body[0]: text that begins with ```"),
+    ("curator", mvspec.assistant(ODD), "body[0]: its labels are 3"),
+    ("curator-summary", mvspec.assistant(mvspec.think("a")), "body[0]: a summary has no reason"),
+    ("curator-summary", mvspec.assistant(CONCLUDED), "body[0].conclusion: a summary has no conc"),
+    ("curator-summary",
+     mvspec.assistant(mvspec.parallel(mvspec.branch("A", "a\nS2: b"))),
+     "body[0].paths[0].body[0]: the line 'S2:' of its text reads as a step"),
+    ("curator-plan", mvspec.assistant("text", BLOCK), "body[0]: a plan has no text"),
+    ("curator-plan", mvspec.assistant(BLOCK), "body[0].goal.outlines[0]: an outline of a plan"),
+    ("curator-plan", mvspec.assistant(CONCLUDED), "body[0].conclusion: a plan has no conclusions"),
+    ("apr", mvspec.assistant(DEEP), "body[0].paths[0].body[0]: it is a block 2 levels deep"),
+    ("apr", mvspec.assistant(mvspec.think("a")), "body[0]: a trace has no reasoning span"),
+    ("apr", mvspec.assistant("<Sub Searches>"), "body[0]: its text holds the tag <Sub Searches>"),
+    ("apr", mvspec.assistant(HOLE), "the hole 'x' at messages[0].body[0].paths[0].body[0]"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "turn", "why"), REFUSED)
+def test_a_refusal_names_the_node(form: str, turn: mvspec.Message, why: str) -> None:
+    where = "cannot hold " + ("" if why.startswith("the hole") else "messages[0].") + why
+    with pytest.raises(mvspec.Unsupported, match=re.escape(where)):
+        mvspec.render(mvspec.document(turn), form)
+
+
+Defect = tuple[str, str, str, str]
+"""A form, what its example has, what is found instead, the codes; mended, it is the example."""
+
+SAME: tuple[Defect, ...] = (
+    ("multiverse-prompt", "</Path 1>\n", "", "missing-closing"),
+    ("multiverse-prompt", "</Path 1>", "</Path 2>", "wrong-label"),
+    ("multiverse-prompt", "<Path 2>", "<Path 3>", "wrong-label"),
+    ("multiverse-prompt", "</Goal 1>\n<Goal 2>", "<Goal 2>", "missing-closing"),
+    ("multiverse-prompt", "<Goal 1>\n", "<Goal 1>", "separator"),
+    ("multiverse-prompt", "It is 5.\n", "It is 5.", "missing-newline"),
+    ("multiverse-prompt", "<Parallel>\n", "", "missing-opening"),
+    ("threadweaver", "</Thread><Thread>", "</Thread>\n<Thread>", "separator"),
+    ("threadweaver", "</Thread><Thread>", "<Thread>", "missing-closing"),
+    ("threadweaver", "</Outlines>\n", "", "missing-closing"),
+    ("threadweaver", "<Outlines>\n", "", "missing-opening"),
+    ("threadweaver", "2: It is 6", "3: It is 6", "wrong-label"),
+    ("threadweaver", "1: Add.", "\n1: Add.\n", "separator separator"),
+    ("threadweaver", "<Outline>1: Add.</Outline>\n", "<Outline>1: Add.</Outline>", "separator"),
+    ("threadweaver", "</think>\n\n", "</think></think>\n\n", "stray-tag"),
+    ("threadweaver", "Done.\n", "Done.\n</Thread>\n", "stray-tag"),
+    ("curator", "</Path>\n\n<Path>", "</Path>\n<Path>", "separator"),
+    ("curator", "Path: Add.", "Path 1: Add.", "separator"),
+    ("curator", "Path: Add.", "path:Add.", "separator"),
+    ("curator", "</Goal>\n\n", "", "missing-closing"),
+    ("curator", "Done.\n", "Done.\n<Outline>\n", "tag-as-word"),
+    ("curator-summary", "<parallel>[", "  <parallel> [", "separator"),
+    ("curator-summary", "S3: The product", "S2: The product", "wrong-label"),
+    ("curator-summary", "S4: Compare", "</parallel>\nS4: Compare", "stray-tag"),
+    ("curator-summary", "S4: Compare", "S4: <Goal>Compare", "tag-as-word"),
+    ("curator-summary", "S2: The sum", "S2:The sum", "separator"),
+    ("curator-plan", "P1: [S1+S2, S3]\n", "", "missing-outline"),
+    ("curator-plan", "[S1+S2, S3]", "[S1, S3]", "separator"),
+    ("curator-plan", "  S3: M", "\tS3: M", "separator"),
+    ("curator-plan", "  S3: M", "Then\n  S3: M", "text-outside"),
+    ("apr", 'no way\\n"', 'no way"', "missing-newline"),
+    ("apr", 'no way\\n"', 'no way<Sub Searches>\\n"', "stray-tag"),
+    ("apr", "<Start Sub Search 1", "<Start Sub Search 5", "call-differs"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "canonical", "found", "codes"), SAME)
+def test_a_defect_is_mended(form: str, canonical: str, found: str, codes: str) -> None:
+    example = EXAMPLES[form]
+    assert canonical in example
+    text = example.replace(canonical, found, 1)
+    document, diagnostics = mvspec.parse(text, form, recover=True)
+    assert " ".join(each.code for each in diagnostics) == codes
+    assert apply(text, diagnostics) == mvspec.render(document, form) or form == "apr"
+    assert document == mvspec.parse(example, form)
+
+
+def test_text_is_kept_where_tags_are_wrong() -> None:
+    text = EXAMPLES["threadweaver"].replace(
+        "It is 5.", "a\n<Parallel>\n<Thread>\nb\n</Parallel>\nc"
+    )
+    document, diagnostics = mvspec.parse(text, "threadweaver", recover=True)
+    kept = " ".join(part.text for part in document.walk(mvspec.Text))
+    assert re.findall(r"\b[abc]\b", kept) == ["a", "b", "c"]
+    assert diagnostics
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        {"main_calls": ["a"], "sub_calls": []},
+        {"main_calls": ["a\n<Sub Searches>\n<End Sub Searches>\n"], "sub_calls": []},
+        {"main_calls": ["x"], "sub_calls": [[{"main_calls": ["y\n"], "sub_calls": []}]]},
+        {"main_calls": [], "sub_calls": [[{"main_calls": ["y\n"], "sub_calls": [[{}]]}]]},
+        {"main_calls": ["a", 3, "b"], "sub_calls": [3, [], [4]]},
+        {"main_calls": ["<Calling Sub Searches>\n"], "sub_calls": [], "more": 1},
+    ],
+)
+def test_traces_of_wrong_shape_keep_what_was_said(trace: dict[str, object]) -> None:
+    text = json.dumps(trace)
+    document, diagnostics = mvspec.parse(text, "apr", recover=True)
+    again = json.loads(mvspec.render(document, "apr"))
+    assert json.loads(apply(text, diagnostics)) == again
+    said = [part.text for part in document.walk(mvspec.Text)]
+    if "y" in text:
+        assert "y" in said
+
+
+def test_a_warning_of_numbers_points_at_the_label() -> None:
+    text = EXAMPLES["multiverse-prompt"].replace(" 2>", " 7>")
+    from mvspec.check import check_record
+    from mvspec.records import Record
+
+    (warning,) = check_record(Record("a", "a", text), "multiverse-prompt").diagnostics
+    assert (warning.code, text[warning.offset : warning.end]) == ("numbering", "7")

@@ -1,0 +1,82 @@
+"""Law 10 by the million, in the nightly profile: made-up damage of every form, and atheris."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from dialects import READABLE
+from fuzz_front_end import one, text_of
+from test_law10_forms import check
+from traces import CANONICAL, TRACES
+
+import mvspec
+from mvspec.forms import FORMS
+from mvspec.ir import TAG
+
+NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("form", READABLE)
+def test_rows_of_tags(form: str) -> None:
+    rng = random.Random(form)
+    for _ in range(1_000_000 // len(READABLE) if NIGHTLY else 200):
+        data = rng.randbytes(rng.randint(0, 40))
+        check(text_of(data, form), form)
+
+
+def test_traces_with_tags_lost_doubled_and_moved() -> None:
+    rng = random.Random(0)
+    for _ in range(1_000_000 if NIGHTLY else 300):
+        parts = TAG.split(rng.choice(TRACES).text)
+        tags = TAG.findall(CANONICAL)
+        text = "".join(
+            part + (rng.choice(tags) + rng.choice(["\n", "", " "])) * rng.choice([0, 1, 1, 1, 2])
+            for part in parts
+        )
+        check(text, "multiverse")
+
+
+def test_the_fuzzer_holds_the_law_on_an_input() -> None:
+    for index in range(len(READABLE)):
+        one(bytes([index]) + b"\x00\x80\x81a<\n\xff")
+
+
+@pytest.mark.skipif(not NIGHTLY, reason="a minute of the nightly profile")
+def test_atheris(tmp_path: Path) -> None:
+    if importlib.util.find_spec("atheris") is None:
+        pytest.skip("needs atheris")
+    path = os.pathsep.join(str(ROOT / each) for each in (".", "tests", "tests/laws"))
+    command = [sys.executable, "tests/fuzz_front_end.py", "-max_total_time=60", "-max_len=400"]
+    paths = os.pathsep.join(filter(None, (path, os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        [*command, f"-artifact_prefix={tmp_path}/", str(tmp_path)], cwd=ROOT, check=False,
+        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.mark.parametrize("form", READABLE)
+def test_time_grows_as_the_text(form: str) -> None:
+    # Ten times the text may take thirty times as long on a busy machine, and no hundred times.
+    tags = [FORMS[form].written(tag, "1") for tag in mvspec.syntax.Tag]
+    for unit in {*filter(None, tags), "<Path>\n", "<Pa<Path>th>", "1: a\n", "S1: a\n", '["'}:
+        few, many = (fastest(unit * size, form) for size in (100, 1000))
+        assert many < 50 * max(few, 0.002), unit
+
+
+def fastest(text: str, form: str) -> float:
+    """Seconds of the fastest of three recoveries; a collection of garbage may fall into one."""
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        mvspec.parse(text, form, recover=True)
+        times.append(time.process_time() - start)
+    return min(times)
