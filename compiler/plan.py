@@ -15,6 +15,7 @@ A value is a thread between a fork and a join; `fork` and `join` use up what the
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -147,6 +148,20 @@ class ExecutionPlan(BaseModel):
     def holes(self) -> tuple[Gen, ...]:
         """The holes that the plan fills, in surface order."""
         return tuple(op.hole for op in self.ops if isinstance(op, Generate))
+
+    def programs(self) -> tuple[dict[int, deque[Op]], dict[int, Join]]:
+        """Return the ops of each thread, and for each path the join that it ends in."""
+        ops: dict[int, deque[Op]] = {0: deque()}
+        joins: dict[int, Join] = {}
+        for op in self.ops:
+            if isinstance(op, Join):
+                joins.update(dict.fromkeys(op.paths, op))
+                ops[op.thread] = deque()
+                continue
+            ops[op.thread].append(op)
+            if isinstance(op, Fork):
+                ops.update((path, deque()) for path in op.paths)
+        return ops, joins
 
     def to_json(self, indent: int | None = None) -> str:
         """Return the plan as JSON text; `ExecutionPlan.from_json` reads it back."""

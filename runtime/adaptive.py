@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Interpreter"]
 
-_OUTLINE = re.compile(r"\s*([0-9.]*[0-9])\s*:\s*(.*)", re.DOTALL)
+# What follows the tag `<Outline>`: label and title.
+_OUTLINE = re.compile(r"\s*([0-9.]*[0-9])\s*:\s*(.*?)\s*</Outline>", re.DOTALL)
 
 
 class Interpreter:
@@ -91,7 +92,8 @@ class Interpreter:
         if not self.strict:
             over = self.most is not None and live.machine.count >= self.most
             over |= self.last is not None and live.position >= self.last
-            request.finish = request.cut or ("limit" if over else "")
+            if request.cut or over:
+                request.end(request.cut or "limit")
             return bool(request.finish)
         expect = live.machine.expect(live.id)
         if not request.cut and not expect.closing:
@@ -105,7 +107,7 @@ class Interpreter:
         if events:
             request.ready.append(live)
         else:  # nothing is open: this is the root thread
-            request.finish = request.ending
+            request.end(request.ending)
         return True
 
     def _force(self, live: Live, event: Event) -> None:
@@ -132,7 +134,7 @@ class Interpreter:
         while live.script and self.request.room(live) > 0 and not self.request.finish:
             forced = live.script.popleft()
             if forced.event is None:
-                self.request.append(live, forced.id, forced.position, "engine")
+                self._append(live, forced.id, forced.position, "engine")
                 continue
             for offset, later in zip(range(1, forced.width), live.script, strict=False):
                 later.position = live.machine.threads[live.id].position + offset
@@ -146,35 +148,46 @@ class Interpreter:
         if draw.id in lexicon.ends:
             return self._end_of_turn(live, draw)
         event = lexicon.rules.event(draw.id)
-        if isinstance(event, Tag):
-            live.run.clear()
-        elif self._stops(live, draw):
+        if not isinstance(event, Tag) and self._stops(live, draw):
             return True
         try:
             self._take(live, event, draw.id, 1, "model", draw)
         except (VerifyError, LimitExceeded) as error:
             if self.strict:
                 live.banned.append(draw.id)
+                if not isinstance(event, Tag):
+                    del live.run[-1:]
                 return False
             self._misplaced(live, draw, error)
+        if isinstance(event, Tag):
+            live.run.clear()
         return True
 
     def _stops(self, live: Live, draw: Draw) -> bool:
         """Whether a stop string ends the turn here: never inside a structure."""
-        request = self.request
-        thread = live.machine.threads[live.id]
-        if not request.options.sampling.stop or not thread.may_end():
+        request, machine = self.request, live.machine
+        thread = machine.threads[live.id]
+        stops = request.options.sampling.stop
+        if not stops or not thread.may_end():
             return False
         live.run.append(draw.id)
-        stops = request.options.sampling.stop
         stopped = cut_at_stop(live.run, stops, request.lexicon.vocabulary)
         if stopped is None:
             return False
         keep, rest = stopped
-        gone = request.rewind(live, len(live.run) - 1 - keep)
+        gone = len(request.rewind(live, len(live.run) - 1 - keep))
+        # What is left of a token may be several tokens, for which there has to be room as well.
         ids = request.lexicon.vocabulary.encode_outside(rest)
-        request.extend(live, ids, thread.position - len(gone), "engine")
-        request.finish = "end"
+        start = thread.position - gone
+        bounds = (
+            (self.most, machine.count - gone),
+            (machine.limits.max_tokens, machine.count - gone),
+            (self.last, start),
+            (machine.limits.max_position, start),
+        )
+        room = max(min((n - at for n, at in bounds if n is not None), default=len(ids)), 0)
+        request.extend(live, ids[:room], start, "engine")
+        request.end("limit" if room < len(ids) else "end")
         return True
 
     def _end_of_turn(self, live: Live, draw: Draw) -> bool:
@@ -184,7 +197,7 @@ class Interpreter:
             return False
         self.violations += not whole
         self.request.append(live, draw.id, live.position, "model", draw=draw)
-        self.request.finish = "end"
+        self.request.end("end")
         return True
 
     def _misplaced(self, live: Live, draw: Draw, error: VerifyError | LimitExceeded) -> None:
@@ -198,7 +211,14 @@ class Interpreter:
             else:
                 self.request.append(live, draw.id, step.position, "model", draw=draw)
                 return
-        self.request.finish = "limit"
+        self.request.end("limit")
+
+    def _append(
+        self, live: Live, id: int, position: int, author: str, draw: Draw | None = None
+    ) -> None:
+        self.request.append(live, id, position, author, draw=draw)
+        if live.outlines:
+            live.outlines[-1].append(id)
 
     def _take(
         self, live: Live, event: Event, id: int, width: int, author: str, draw: Draw | None = None
@@ -206,13 +226,12 @@ class Interpreter:
         """Write an event's first token; where it forks or joins, force the headers."""
         request = self.request
         step = live.machine.push(live.id, event, width)
-        request.append(live, id, step.position, author, draw=draw)
+        self._append(live, id, step.position, author, draw)
         if event is Tag.OUTLINE:
-            live.outlines.append("")
-        elif live.outlines and not isinstance(event, Tag):
-            live.outlines[-1] += event
+            live.outlines.append([])
         if step.forked:
-            found = [_OUTLINE.fullmatch(outline.strip()) for outline in live.outlines]
+            texts = map(request.lexicon.vocabulary.decode, live.outlines)
+            found = [_OUTLINE.match(text) for text in texts]
             threads = [live.machine.threads[id] for id in step.forked]
             names = [
                 (match[1] if match and not self.strict else thread.label, match[2] if match else "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,15 @@ from rich.text import Text
 from mvspec.compiler.cost import plan_cost
 from mvspec.compiler.plan import Adaptive, ExecutionPlan
 from mvspec.errors import MvspecError
-from mvspec.ir import Document, Parallel
+from mvspec.ir import Document
 from mvspec.runtime.engine import Runnable, TorchEngine
 from mvspec.runtime.events import Finished
 from mvspec.runtime.live import LiveColumns
+from mvspec.runtime.options import Options
 from mvspec.runtime.program import load_program
-from mvspec.runtime.request import Options
 from mvspec.runtime.result import Result
 from mvspec.runtime.timeline import timeline_text, write_timeline
-from mvspec.runtime.trace import Interrupted, Trace
+from mvspec.runtime.trace import Trace
 from mvspec.views import visible
 
 __all__ = ["cost_line", "describe_plan", "jsonable", "run_file", "show_demo", "show_result"]
@@ -77,31 +76,20 @@ def run_live(
     trace: Path | None = None,
 ) -> Result:
     """Run a program, shown while it goes on; Ctrl-C leaves the trace so far in its file."""
+    request = engine.submit(program, options)
     try:
-        if not live:
-            with console.status("running"):
-                return engine.run(program, options)
-        columns = LiveColumns(console, titles(program))
-        with columns:
-            for event in engine.stream(program, options):
-                columns.show(event)
+        with LiveColumns(console) if live else console.status("running") as shown:
+            for event in engine.follow(request):
+                if isinstance(shown, LiveColumns):
+                    shown.show(event)
                 if isinstance(event, Finished):
                     return event.result
-    except Interrupted as stop:
+    except KeyboardInterrupt:  # wherever it came: in the model, or while the screen was drawn
         if trace is not None:
-            stop.trace.save(trace)
+            engine.result(request).trace.save(trace)
             print(f"mvspec: interrupted; the trace so far is in {trace}", file=sys.stderr)
         raise
     raise MvspecError("the engine ended its events without a result: this is a bug of mvspec")
-
-
-def titles(program: Runnable) -> Mapping[str, str]:
-    """Return the outlines of a program's paths by label."""
-    document = program.document if isinstance(program, ExecutionPlan) else program
-    if document is None:
-        return {}
-    blocks = document.walk(Parallel)
-    return {each.label: each.text for block in blocks for each in block.goal.outlines}
 
 
 def jsonable(result: Result) -> dict[str, Any]:

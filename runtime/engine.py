@@ -16,12 +16,13 @@ from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
 from mvspec.ir import Document
 from mvspec.runtime.events import Event, Finished
+from mvspec.runtime.interrupt import Interrupted, deferred
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.model import Model, load
-from mvspec.runtime.request import Options, Request
+from mvspec.runtime.options import Options
+from mvspec.runtime.request import Request
 from mvspec.runtime.result import Result, result_of
 from mvspec.runtime.sampling import draw
-from mvspec.runtime.trace import Interrupted
 from mvspec.syntax import MULTIVERSE, UNTAGGED, Tag
 
 __all__ = ["Engine", "TorchEngine"]
@@ -181,11 +182,12 @@ class TorchEngine:
                 # What the stores hold is unknown now, so no running request can go on.
                 self._running.clear()
                 raise
-            self.steps += 1
-            for part, (request, tokens), rows in zip(parts, kept, logits, strict=True):
-                with self._alone(request):
-                    request.read(tokens, rows, len(part.ids))
-            self._draw()
+            with deferred():
+                self.steps += 1
+                for part, (request, tokens), rows in zip(parts, kept, logits, strict=True):
+                    with self._alone(request):
+                        request.read(tokens, rows, len(part.ids))
+                self._draw()
             return True
 
     @contextmanager
@@ -267,8 +269,18 @@ class TorchEngine:
         Args:
             documents: what to run; the random streams of each depend on its index.
             options: one for all, or one for each.
+
+        Raises:
+            VerifyError: there are not as many options as documents.
+            Interrupted: Ctrl-C; `traces` is what each had done so far.
+            MvspecError: as `run`; none is run then, or all are dropped.
         """
         each = [options] * len(documents) if not isinstance(options, Sequence) else options
+        if len(each) != len(documents):
+            raise VerifyError(
+                "options",
+                f"{len(each)} for {len(documents)} documents: give one for all, or one for each",
+            )
         requests: list[Request] = []
         try:
             for index, (document, option) in enumerate(zip(documents, each, strict=True)):
@@ -279,10 +291,9 @@ class TorchEngine:
                 if request.error:
                     raise request.error
         except KeyboardInterrupt:
-            running = next((r for r in requests if not r.finish), None)
-            if running is None:
+            if not requests:
                 raise
-            raise Interrupted(self.result(running).trace) from None
+            raise Interrupted([self.result(request).trace for request in requests]) from None
         finally:
             for request in requests:
                 self.drop(request)
@@ -307,7 +318,10 @@ class TorchEngine:
 
         The engine steps when the next event is asked for; leaving the loop drops the request.
         """
-        request = self.submit(document, options)
+        yield from self.follow(self.submit(document, options))
+
+    def follow(self, request: Request) -> Iterator[Event]:
+        """Yield what happens to a request that was submitted, as `stream` does."""
         try:
             while True:
                 while request.events:
@@ -319,7 +333,7 @@ class TorchEngine:
                 raise request.error
             yield Finished(request.name, self.result(request))
         except KeyboardInterrupt:
-            raise Interrupted(self.result(request).trace) from None
+            raise Interrupted([self.result(request).trace]) from None
         finally:
             self.drop(request)
 

@@ -8,14 +8,23 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mvspec.runtime.result import Result
 
-__all__ = ["Event", "Finished", "Forked", "HoleFilled", "Joined", "Written"]
+__all__ = [
+    "Event",
+    "Finished",
+    "Forked",
+    "HoleFilled",
+    "Joined",
+    "PathEnded",
+    "TakenBack",
+    "Written",
+]
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
     """One token is in a thread; the prompt's are not told.
 
-    A stop string takes back the tokens that it is made of: `Trace` has what stays.
+    Whoever appends these and drops what `TakenBack` says holds the tokens of the trace.
 
     Args:
         request: the run that it belongs to.
@@ -41,13 +50,43 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenBack:
+    """The last `count` tokens of a thread are none of it any more.
+
+    A stop string takes back the tokens that it is made of; a path's end takes back a newline
+    that the plan writes; and a token that turns out to end inside a character is told again,
+    with its text.
+    """
+
+    request: str
+    thread: int
+    count: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class Forked:
-    """A thread has split; `labels` are the paths' own ("1", "2.1"), in the order of `paths`."""
+    """A thread has split.
+
+    Args:
+        paths: the threads that it has split into.
+        labels, titles: of each path, as its outline has them; "1" or "2.1", and "" for no title.
+    """
 
     request: str
     thread: int
     paths: tuple[int, ...]
     labels: tuple[str, ...]
+    titles: tuple[str, ...]
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class PathEnded:
+    """A path has written its last token; it waits for the others of its block."""
+
+    request: str
+    thread: int
     step: int
 
 
@@ -88,4 +127,4 @@ class Finished:
     result: Result
 
 
-Event = Written | Forked | Joined | HoleFilled | Finished
+Event = Written | TakenBack | Forked | PathEnded | Joined | HoleFilled | Finished

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from mvspec.compiler.plan import Extend, Generate, Op
-from mvspec.errors import VerifyError
-from mvspec.ir import TAG
+from mvspec.compiler.plan import Extend, Fork, Generate, Join, Op
+from mvspec.errors import Unsupported, VerifyError
+from mvspec.ir import TAG, Gen
 from mvspec.runtime.budget import Budget
 from mvspec.runtime.constraint import value_of
 from mvspec.runtime.events import HoleFilled
@@ -46,9 +46,13 @@ class Filling:
         self.cut: set[str] = set()
         self.drawn = 0
         """Tokens of all holes so far; a lead's is left out, since it is written anyway."""
+        depth = 0
         for op in request.plan.ops:
+            depth += isinstance(op, Fork) - isinstance(op, Join)
             if isinstance(op, Generate):
                 request.lexicon.constraints.check(op.hole, op.lead)
+                if request.options.share and depth:
+                    _check_stops(op.hole)
         document = request.plan.document
         if document is not None:
             try:
@@ -80,7 +84,7 @@ class Filling:
         """End a hole that may not grow; say whether it was ended."""
         hole = live.hole
         assert hole is not None
-        if self._room(live, hole) > 0 and not self.request.cut:
+        if hole.rest or (self._room(live, hole) > 0 and not self.request.cut):
             return False
         self.request.ending = self.request.cut or "limit"
         self._end(live, hole)
@@ -114,7 +118,9 @@ class Filling:
         if hole.constraint is None:
             ids = [*hole.ids, draw.id]
             stopped = cut_at_stop(ids, hole.hole.stop, lexicon.vocabulary, len(hole.lead))
-        if self._completes_tag(live, hole, draw.id, stopped):
+        # A token before may end inside the character that this one ends, before a stop string.
+        read = stopped is not None and stopped[0] < len(hole.ids) and self.request.is_shared(live)
+        if read or self._completes_tag(live, hole, draw.id, stopped):
             live.banned.append(draw.id)
             if hole.constraint is not None:
                 allowed = hole.constraint.allowed()
@@ -175,7 +181,8 @@ class Filling:
         """
         request = self.request
         decode = request.lexicon.vocabulary.decode
-        if newline and hole.after.startswith("\n") and decode(hole.ids).endswith("\n"):
+        doubled = newline and hole.after.startswith("\n") and decode(hole.ids).endswith("\n")
+        if doubled and not request.is_shared(live):
             whole = decode(hole.ids)[:-1]
             keep = len(hole.ids) - 1
             while not whole.startswith(decode(hole.ids[:keep])):
@@ -189,31 +196,38 @@ class Filling:
         room = self._room(live, hole)
         if len(ids) > room:
             request.ending = request.cut or "limit"
-        ids = ids[: min(room, hole.hole.max_tokens - len(hole.ids))]
-        live.hole = None
+        hole.rest = ids[: min(room, hole.hole.max_tokens - len(hole.ids))]
+        self.drawn += len(hole.rest) - bool(hole.rest and hole.lead and not hole.ids)
         live.banned.clear()
+        self.write(live)
+
+    def write(self, live: Live) -> None:
+        """Write what a stop string left of a token, as far as the thread's round goes."""
+        hole, request = live.hole, self.request
+        assert hole is not None
+        room = max(request.room(live), 0)
+        now, hole.rest = hole.rest[:room], hole.rest[room:]
+        for id in now:
+            request.append(live, id, live.position, "engine", hole=hole.hole.name)
+            hole.ids.append(id)
+            hole.written += 1
+        if hole.rest:
+            return
+        live.hole = None
         if hole.ids:
             request.push(live, len(hole.ids))
-        if ids:
-            request.extend(live, ids, request.push(live, len(ids)), "engine", hole.hole.name)
-            self.drawn += len(ids) - bool(hole.lead and not hole.ids)
-        elif live.count and live.logits is None and not live.unread:
+        if live.count and live.logits is None and not live.unread:
             self._read_again(live)
-        self._record(live, hole, decode([*hole.ids, *ids])[len(hole.lead) :])
+        text = request.lexicon.vocabulary.decode(hole.ids)
+        self._record(live, hole, text[len(hole.lead) :])
         request.ready.append(live)
 
     def _read_again(self, live: Live) -> None:
-        """Let the model read the last token once more: what came after it was taken back."""
+        """Let the model read the last token once more, where it has to predict what follows."""
         following = live.ops[0] if live.ops else None
-        last = live.items[-1]
         written = isinstance(following, Extend) and following.tokens
-        if following is None or written or not isinstance(last, Token):
-            return
-        self.request.rewind(live, 1)
-        again = self.request.append(live, last.id, last.position, last.author, hole=last.hole)
-        again.step, again.logprob, again.top = last.step, last.logprob, last.top
-        if last.author != "prompt":
-            self.request.events.pop()  # it was told already
+        if following is not None and not written and isinstance(live.items[-1], Token):
+            self.request.read_again(live)
 
     def _record(self, live: Live, hole: OpenHole, text: str) -> None:
         name = hole.hole.name
@@ -223,7 +237,7 @@ class Filling:
             what = "its max_tokens" if hole.full else "the limits of the run"
             self.cut.add(name)
             self.errors[name] = (
-                f"after {len(hole.ids)} tokens it was cut inside its constraint, at "
+                f"after {len(hole.ids) - hole.written} tokens it was cut inside its constraint, at "
                 f"{text[-40:]!r}: raise {what}"
             )
         else:
@@ -231,9 +245,22 @@ class Filling:
                 self.values[name] = value_of(hole.hole, text, hole.hole.type)
             except VerifyError as error:
                 self.errors[name] = str(error).removeprefix(f"{error.address}: ")
-        step = len(self.request.ends) - 1
-        self.request.events.append(
-            HoleFilled(
-                self.request.name, live.number, name, text, self.values.get(name), cut, step
+        request, value = self.request, self.values.get(name)
+        request.events.append(
+            HoleFilled(request.name, live.number, name, text, value, cut, request.step)
+        )
+
+
+def _check_stops(hole: Gen) -> None:
+    """Refuse stop strings that may be several tokens, which paths with `share` have read.
+
+    Raises:
+        Unsupported: a stop string is longer than one byte.
+    """
+    for stop in hole.stop:
+        if len(stop.encode()) > 1:
+            raise Unsupported(
+                f"hole {hole.name!r}: with share, other paths read a path's tokens, so none can be "
+                f"taken back; the stop string {stop!r} may be several: use stop strings of one "
+                "ASCII character, a regex, or share=0"
             )
-        )  # fmt: skip

@@ -21,6 +21,8 @@ class OpenHole:
         before: the end of the text before it, since the last control token.
         after: the beginning of the fixed text after it.
         constraint: its matcher, where it has a constraint.
+        rest: what the engine still has to write of it: it takes nothing else then.
+        written: how many of its tokens the engine wrote.
     """
 
     hole: Gen
@@ -29,13 +31,15 @@ class OpenHole:
     after: str
     constraint: Constraint | None
     ids: list[int] = field(default_factory=list)
+    rest: list[int] = field(default_factory=list)
+    written: int = 0
 
     @property
     def full(self) -> bool:
         """Whether it takes no more tokens, whatever the model would say."""
         if self.constraint is not None and self.constraint.ended:
             return True
-        return len(self.ids) >= self.hole.max_tokens
+        return len(self.ids) - self.written >= self.hole.max_tokens
 
 
 def cut_at_stop(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from threading import RLock
 from types import TracebackType
@@ -13,7 +13,16 @@ from rich.live import Live
 from rich.text import Text
 
 from mvspec.ir import TAG
-from mvspec.runtime.events import Event, Finished, Forked, HoleFilled, Joined, Written
+from mvspec.runtime.events import (
+    Event,
+    Finished,
+    Forked,
+    HoleFilled,
+    Joined,
+    PathEnded,
+    TakenBack,
+    Written,
+)
 from mvspec.views import TEXT_LIMIT, excerpt, visible
 
 __all__ = ["LiveColumns"]
@@ -28,10 +37,10 @@ GAP = 2
 """Columns between two threads."""
 
 KEPT = 20_000
-"""Characters of a thread that are kept, at least: its newest, and the goal before a fork."""
+"""Characters of a thread that are kept, about: its newest."""
 
 LAG = 2
-"""Steps without a new token after which a thread is idle: it has ended, or is not its turn."""
+"""Steps without a new token after which a thread is idle: it is not its turn."""
 
 
 MARKS = ("", "· ", "✓ ")
@@ -45,8 +54,10 @@ class Strand:
     Args:
         parent: the strand that forked it; None at the root.
         paths: the live strands that it waits for.
-        pieces: its text and who wrote it, each piece by another author than the one before.
+        pieces: its newest tokens: what each says, and who wrote it.
+        tokens, holes: how many it has written and filled.
         step: of its newest token.
+        ended: whether it waits for the join of its block.
     """
 
     label: str = ""
@@ -57,6 +68,7 @@ class Strand:
     tokens: int = 0
     holes: int = 0
     step: int = 0
+    ended: bool = False
 
     @property
     def name(self) -> str:
@@ -77,16 +89,20 @@ class Strand:
         return found.end() if found else 0
 
     def write(self, text: str, author: str) -> None:
-        last = self.pieces.pop()[0] if self.pieces and self.pieces[-1][1] == author else ""
-        self.pieces.append((last + visible(text), author))
+        self.pieces.append((visible(text), author))
         self.tokens += 1
         if self.tokens % 512 == 0:
             # Seldom, since lines that lose their beginning break elsewhere.
             over = len(self.text) - KEPT
+            count = 0
             while over > 0:
-                first, author = self.pieces[0]
-                self.pieces[:1] = [(first[over:], author)] if over < len(first) else []
-                over -= len(first)
+                over -= len(self.pieces[count][0])
+                count += 1
+            del self.pieces[:count]
+
+    def take_back(self, count: int) -> None:
+        del self.pieces[-count:]
+        self.tokens -= count
 
     def lines(self, console: Console, width: int, count: int, style: str) -> list[Text]:
         """Return the newest lines that say something, wrapped."""
@@ -96,11 +112,13 @@ class Strand:
             start = max(0, text.rfind("\n", 0, start))
         start = max(start, self.header(text))
         shown = Text(text[start:], style)
-        at = -start
-        for piece, author in self.pieces:
-            if author == "engine" and at + len(piece) > 0:
-                shown.stylize("dim", max(0, at), at + len(piece))
-            at += len(piece)
+        at = len(text) - start
+        for piece, author in reversed(self.pieces):
+            if at <= 0:
+                break
+            if author == "engine":
+                shown.stylize("dim", max(0, at - len(piece)), at)
+            at -= len(piece)
         found: list[Text] = []
         for line in reversed(shown.split("\n", allow_blank=True)):
             if len(found) < count and TAG.sub("", line.plain).strip():
@@ -124,27 +142,23 @@ class Run:
 class LiveColumns:
     """Shows the threads of running requests side by side, each by the end of its text.
 
-    A path that has written `</Path>` stays until its block joins, dim and with ✓; so does one
-    that writes nothing, with ·. A thread that waits for its paths is a line on top. What is no
-    terminal gets a plain line for each hole and each path that is done. Text is data: neither
-    markup nor control codes in it have an effect.
+    A path that has ended stays until its block joins, dim and with ✓; so does one that writes
+    nothing, with ·. A thread that waits for its paths is a line on top. What is no terminal gets
+    a plain line for each hole and each path that is done. Text is data: neither markup nor
+    control codes in it have an effect.
 
     Args:
         console: where to; by default standard error, since results go to standard output.
-        titles: of paths, by label; those of the goal that a model writes are found by themselves.
 
-    >>> with LiveColumns(Console(force_terminal=False), {"1": "Cost"}) as live:
-    ...     live.show(Forked("", 0, (1,), ("1",), 0))
+    >>> with LiveColumns(Console(force_terminal=False)) as live:
+    ...     live.show(Forked("", 0, (1,), ("1",), ("Cost",), 0))
     ...     live.show(Written("", 1, 5, 0, "Low.", "model", -0.1, "", 1))
-    ...     live.show(Joined("", 0, (1,), 1))
+    ...     live.show(PathEnded("", 1, 1))
     1 Cost: 1 token: Low.
     """
 
-    def __init__(
-        self, console: Console | None = None, titles: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self.titles = dict(titles or {})
         self.runs: dict[str, Run] = {}
         self._lock = RLock()  # a thread of rich's own draws
         self._live: Live | None = None
@@ -186,7 +200,8 @@ class LiveColumns:
         where = f"{_line(event.request)}: " if several else ""
         if isinstance(event, Finished):
             del self.runs[event.request]
-            return [where + _ended(path) for path in run.strands[0].walk() if path.parent]
+            broken = [each for each in run.strands[0].walk() if each.parent and not each.ended]
+            return [where + _ended(path) for path in broken]
         strand = run.strands.get(event.thread, run.strands[0])
         run.step = max(run.step, event.step)
         strand.step = max(strand.step, event.step)
@@ -194,17 +209,19 @@ class LiveColumns:
             case Written(text=text, author=author):
                 if author != "prompt":
                     strand.write(text, author)
-            case Forked(paths=paths, labels=labels):
-                goal = strand.text
-                for thread, label in zip(paths, labels, strict=True):
-                    title = _outline(goal, label) or self.titles.get(label, "")
+            case TakenBack(count=count):
+                strand.take_back(count)
+            case Forked(paths=paths, labels=labels, titles=titles):
+                for thread, label, title in zip(paths, labels, titles, strict=True):
                     run.strands[thread] = Strand(label, title, strand, step=event.step)
                     strand.paths[thread] = run.strands[thread]
             case Joined(paths=paths):
-                ended = [strand.paths.pop(path) for path in paths if path in strand.paths]
                 for path in paths:
+                    strand.paths.pop(path, None)
                     run.strands.pop(path, None)
-                return [where + _ended(path) for path in ended]
+            case PathEnded():
+                strand.ended = True
+                return [where + _ended(strand)]
             case HoleFilled(name=name, text=text, cut=cut):
                 strand.holes += 1
                 note = " (cut)" if cut else ""
@@ -227,8 +244,7 @@ class LiveColumns:
                     labels = ", ".join(_line(path.label) for path in strand.paths.values())
                     waiting.append(f"{name} waits for {labels}")
                 else:
-                    closed = bool(strand.parent) and strand.text.rstrip().endswith("</Path>")
-                    mark = MARKS[2 if closed else run.step - strand.step > LAG]
+                    mark = MARKS[2 if strand.ended else run.step - strand.step > LAG]
                     live.append((mark, name, strand))
         waiting = waiting[: max(1, height // 6)]
         yield from (_cut(Text(line, "dim"), width) for line in waiting)
@@ -281,12 +297,6 @@ def _line(text: str) -> str:
 
 def _short(text: str) -> str:
     return excerpt(text, TEXT_LIMIT).replace("\n", "␊")
-
-
-def _outline(goal: str, label: str) -> str:
-    """Return the title that a goal gives to a path, or ""."""
-    found = re.findall(rf"<Outline>\s*{re.escape(label)}:[ ]*(.*)", goal)
-    return found[-1].strip() if found else ""
 
 
 def _ended(path: Strand) -> str:

@@ -15,7 +15,7 @@ from mvspec.forms import parse
 from mvspec.ir import Document
 from mvspec.limits import Limits
 from mvspec.runtime.engine import Engine, Runnable, TorchEngine
-from mvspec.runtime.request import Options
+from mvspec.runtime.options import Options
 from mvspec.runtime.result import Result
 from mvspec.runtime.sampling import Sampling
 from mvspec.runtime.trace import Trace

@@ -5,10 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from mvspec.builder import message
@@ -70,7 +68,6 @@ class Result:
 def result_of(request: Request, model: str) -> Result:
     """Return the result of a request that has finished, or was interrupted."""
     tokens = list(request.root.tokens())
-    _settle_texts(request)
     threads = sorted(request.root.threads(), key=lambda live: live.number)
     filling = request.filling
     order = [hole.name for hole in request.plan.holes]
@@ -138,23 +135,6 @@ def result_of(request: Request, model: str) -> Result:
         logits=[token.logits for _, token in tokens] if request.options.logits else None,
         errors=dict(filling.errors),
     )
-
-
-def _settle_texts(request: Request) -> None:
-    """Give tokens that ended inside a character their text, now that nothing follows them."""
-    backend = request.lexicon.backend
-    for live in request.root.threads():
-        for forked, items in groupby(live.items, key=lambda item: isinstance(item, list)):
-            if forked:
-                continue
-            tokens = [item for item in items if isinstance(item, Token)]
-            text = request.lexicon.vocabulary.decode([token.id for token in tokens])
-            if text == "".join(token.text for token in tokens):
-                continue
-            stream = DecodeStream(skip_special_tokens=False)
-            for token in tokens:
-                token.text = stream.step(backend, token.id) or ""
-            tokens[-1].text += text[sum(len(token.text) for token in tokens) :]
 
 
 def _written(

@@ -50,23 +50,21 @@ class Sampling:
     logprobs: int = 0
 
     def __post_init__(self) -> None:
-        ranges = (
+        check_fields(
+            self,
             ("temperature", 0 <= self.temperature < math.inf, "a number from 0 up"),
             ("top_p", 0 < self.top_p <= 1, "a number above 0 and at most 1"),
-            ("top_k", _whole(self.top_k) and self.top_k >= 0, "a whole number from 0 up"),
+            ("top_k", is_whole(self.top_k) and self.top_k >= 0, "a whole number from 0 up"),
             ("min_p", 0 <= self.min_p <= 1, "a number from 0 to 1"),
             ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0"),
-            ("seed", _whole(self.seed), "a whole number"),
+            ("seed", is_whole(self.seed), "a whole number"),
             (
                 "logprobs",
-                _whole(self.logprobs) and 0 <= self.logprobs <= 100,
+                is_whole(self.logprobs) and 0 <= self.logprobs <= 100,
                 "a whole number from 0 to 100",
             ),
             ("stop", _strings(self.stop), "a tuple of strings that are not empty"),
         )
-        for name, good, expected in ranges:
-            if not good:
-                raise VerifyError(name, f"{getattr(self, name)!r} is not {expected}")
 
     @property
     def greedy(self) -> bool:
@@ -85,8 +83,23 @@ class Sampling:
         return (int.from_bytes(digest, "big") >> 11) / (1 << 53)
 
 
-def _whole(number: object) -> bool:
-    return isinstance(number, Integral)  # NumPy's too
+def check_fields(record: object, *rules: tuple[str, bool, str]) -> None:
+    """Refuse a record with a bad field.
+
+    Args:
+        rules: (name of the field, whether its value is good, what it should be).
+
+    Raises:
+        VerifyError: of the first field that is not good.
+    """
+    for name, good, expected in rules:
+        if not good:
+            raise VerifyError(name, f"{getattr(record, name)!r} is not {expected}")
+
+
+def is_whole(number: object) -> bool:
+    """Whether it is an integer, NumPy's included."""
+    return isinstance(number, Integral)
 
 
 def _strings(stops: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from tokenizers.decoders import DecodeStream
@@ -78,7 +78,7 @@ class Live:
         script: tokens that it is forced to write next.
         tail: the end of its text since the last control token.
         run: its free tokens since then, for stop strings.
-        outlines: text of each outline of the block that it is opening.
+        outlines: ids of each outline of the block that it is opening.
         banned: ids that were drawn for its next token and refused.
     """
 
@@ -108,7 +108,7 @@ class Live:
     script: deque[Forced] = field(default_factory=deque)
     tail: str = ""
     run: list[int] = field(default_factory=list)
-    outlines: list[str] = field(default_factory=list)
+    outlines: list[list[int]] = field(default_factory=list)
     banned: list[int] = field(default_factory=list)
 
     @property
@@ -128,6 +128,14 @@ class Live:
             return self.script[0].position
         pending = len(self.hole.ids) if self.hole else 0
         return self.machine.threads[self.id].position + pending
+
+    @property
+    def predicting(self) -> Tensor | None:
+        """The logits that its next token is drawn from; None before they are there."""
+        live = self
+        while live.parent is not None and not live.count:  # a path is predicted by its fork
+            live = live.parent
+        return live.logits
 
     def append(self, token: Token, *, control: bool) -> None:
         """Take a token, which the model has not read."""
@@ -156,6 +164,29 @@ class Live:
         self.tail = ""
         self.run.clear()
         self.outlines.clear()
+
+    def since_control(self, control: Container[int]) -> list[Token]:
+        """Return its last tokens: those after its last control token, and after its last fork."""
+        found: list[Token] = []
+        for item in reversed(self.items):
+            if not isinstance(item, Token) or item.id in control:
+                break
+            found.append(item)
+        return found[::-1]
+
+    def seen(self) -> Iterator[int]:
+        """Yield the ids that it sees: its own, and those of the threads above it."""
+        at: Live | None = self
+        while at is not None:
+            last = at.items[-1:]
+            items = at.items[:-1] if at.paths and last and isinstance(last[0], list) else at.items
+            for item in items:
+                if isinstance(item, Token):
+                    yield item.id
+                else:
+                    for path in item:
+                        yield from (token.id for _, token in path.tokens())
+            at = at.parent
 
     def tokens(self) -> Iterator[tuple[Live, Token]]:
         """Yield its tokens and those of the paths that it forked, in surface order."""

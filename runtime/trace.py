@@ -235,14 +235,3 @@ def _ops(trace: Trace) -> Iterator[Op]:
         index = stop
     while opened:
         yield join()
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended a run; `trace` is what it had done."""
-
-    def __init__(self, trace: Trace) -> None:
-        super().__init__()
-        self.trace = trace
-
-
-__all__ += ["Interrupted"]

@@ -25,6 +25,7 @@ from mvspec.runtime import (  # noqa: E402
     Interrupted,
     Joined,
     Options,
+    PathEnded,
     Result,
     Sampling,
     Written,
@@ -96,6 +97,14 @@ def test_options_for_each() -> None:
     assert short.trace.finish == "limit"
 
 
+@pytest.mark.parametrize("count", [0, 1, 4])
+def test_options_are_one_or_as_many(count: int) -> None:
+    engine = tiny_engine()
+    with pytest.raises(VerifyError, match=f"options: {count} for 3 documents"):
+        engine.run_many([hole("A", 3)] * 3, [Options()] * count)
+    assert engine.run_many([], []) == []
+
+
 def test_one_that_cannot_run_stops_all_before_they_start() -> None:
     engine = tiny_engine()
     with pytest.raises(VerifyError, match="empty document"):
@@ -130,9 +139,11 @@ def test_events_come_in_order() -> None:
         next(i for i, event in enumerate(events) if isinstance(event, kind))
         for kind in (Forked, Joined)
     )
-    assert events[forked] == Forked("0", 0, (1, 2), ("1", "2"), -1)
+    assert events[forked] == Forked("0", 0, (1, 2), ("1", "2"), ("a", "b"), -1)
     assert isinstance(events[joined], Joined)
     assert all(forked < i < joined for i, e in enumerate(events) if e in written(events, 1, 2))
+    ended = [event.thread for event in events if isinstance(event, PathEnded)]
+    assert ended == [2, 1]
     filled = [(e.thread, e.name, e.value, e.cut) for e in events if isinstance(e, HoleFilled)]
     assert filled == [(2, "b", "bb", False), (1, "a", "aaaaa", False), (0, "c", "ccc", False)]
     # What is told of a token is what the trace holds of it.
@@ -257,6 +268,8 @@ def test_an_interrupt_drops_what_waits() -> None:
     trace = stop.value.trace  # of the one that was running
     assert trace.text == "B:bb"
     assert trace.finish == "interrupted"
+    found = [(trace.text, trace.finish) for trace in stop.value.traces]
+    assert found == [("A:aaaa<|im_end|>", "end"), ("B:bb", "interrupted"), ("C:", "interrupted")]
     engine.model.forward = forward  # type: ignore[method-assign]
     assert not engine.step()
     assert engine.run(hole("C", 2)).values == {"x": "cc"}

@@ -12,7 +12,16 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from mvspec.runtime.events import Event, Finished, Forked, HoleFilled, Joined, Written
+from mvspec.runtime.events import (
+    Event,
+    Finished,
+    Forked,
+    HoleFilled,
+    Joined,
+    PathEnded,
+    TakenBack,
+    Written,
+)
 from mvspec.runtime.live import LiveColumns
 
 EVIL = " \x1b[31mred\x1b]0;title\x07 [bold red]x[/] :smile: \r\x00\u202e"
@@ -22,8 +31,9 @@ def wrote(thread: int, text: str, step: int = 0, author: str = "model", run: str
     return Written(run, thread, 0, 0, text, author, None, "", step)
 
 
-def forked(thread: int, paths: range, labels: list[str], step: int = 0, run: str = "") -> Forked:
-    return Forked(run, thread, tuple(paths), tuple(labels), step)
+def forked(thread: int, paths: range, labels: list[str], step: int = 0, *titles: str) -> Forked:
+    given = (*titles, *[""] * (len(labels) - len(titles)))
+    return Forked("", thread, tuple(paths), tuple(labels), given, step)
 
 
 def paths_of(count: int, words: int = 40) -> Iterator[Event]:
@@ -31,7 +41,8 @@ def paths_of(count: int, words: int = 40) -> Iterator[Event]:
     yield wrote(0, "the prompt", -1, "prompt")
     for number in range(1, count + 1):
         yield wrote(0, f"<Outline>\n{number}: Part {number}\n</Outline>\n", number)
-    yield forked(0, range(1, count + 1), [str(n) for n in range(1, count + 1)], count)
+    numbers = [str(n) for n in range(1, count + 1)]
+    yield forked(0, range(1, count + 1), numbers, count, *(f"Part {n}" for n in numbers))
     for number in range(1, count + 1):
         yield wrote(number, f"\n<Path>\n{number}:", count, "engine")
     for word in range(words):
@@ -43,9 +54,9 @@ def over(run: str) -> Finished:
     return Finished(run, cast("Any", None))  # the result is not looked at
 
 
-def after(events: Iterator[Event] | list[Event], **titles: str) -> LiveColumns:
+def after(events: Iterator[Event] | list[Event]) -> LiveColumns:
     """Columns that have taken the events, without a terminal."""
-    live = LiveColumns(Console(file=io.StringIO(), force_terminal=False), titles)
+    live = LiveColumns(Console(file=io.StringIO(), force_terminal=False))
     for event in events:
         live.show(event)
     return live
@@ -132,12 +143,10 @@ def test_the_prompt_and_the_header_are_not_shown() -> None:
     assert [line.strip() for line in lines[1:]] == ["Yes."]
 
 
-def test_titles_come_from_the_goal_or_from_the_mapping() -> None:
-    fork = forked(0, range(1, 3), ["1", "2"])
-    text = shown_in(screen(after([wrote(0, "<Outline>1: Cost</Outline>"), fork], **{"2": "Time"})))
+def test_titles_come_with_the_fork() -> None:
+    text = shown_in(screen(after([forked(0, range(1, 3), ["1", "2"], 0, "", "Time")])))
     assert "2 Time" in text
-    goal = wrote(0, "<Outline>\n1: Cost\n</Outline>")
-    assert "1 Cost" in shown_in(screen(after([goal, fork], **{"1": "Other"})))
+    assert re.search(r"\n1 ─", text)
 
 
 def test_nested_blocks() -> None:
@@ -156,9 +165,9 @@ def test_nested_blocks() -> None:
 
 
 def test_a_path_that_ended_stays_until_the_join() -> None:
-    events = [*paths_of(2, 5), wrote(1, "\n</Path>", 8)]
+    events = [*paths_of(2, 5), PathEnded("", 1, 8)]
     assert re.match(r"✓ 1 Part 1 .*  2 Part 2", screen(after(events))[1])
-    # Where no tag is written it may as well wait for its turn.
+    # One that has not ended may wait for its turn.
     events = [*paths_of(2, 5), *(wrote(2, " on", step) for step in range(8, 12))]
     assert re.match(r"· 1 Part 1 .*  2 Part 2", screen(after(events))[1])
     lines = screen(after([*events, Joined("", 0, (1, 2), 12), wrote(0, "\nDone.", 12)]))
@@ -184,10 +193,10 @@ def test_much_text_is_forgotten() -> None:
 def test_a_terminal_gets_frames_and_no_control_of_the_text() -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=80, height=24, color_system="truecolor")
-    with LiveColumns(console, {"1": EVIL}) as live:
+    with LiveColumns(console) as live:
         for event in paths_of(2, 5):
             live.show(event)
-        live.show(forked(1, range(3, 4), [EVIL], 9))
+        live.show(forked(1, range(3, 4), [EVIL], 9, EVIL))
         live.show(wrote(3, EVIL, 10))
         live.show(wrote(2, EVIL, 10))
         time.sleep(0.3)
@@ -219,36 +228,36 @@ def test_an_error_leaves_the_terminal_in_order() -> None:
 # Elsewhere
 
 
-def log_of(events: list[Event], **titles: str) -> list[str]:
+def log_of(events: list[Event]) -> list[str]:
     out = io.StringIO()
     console = Console(file=out, force_terminal=False, width=40)
-    with LiveColumns(console, titles) as live:
+    with LiveColumns(console) as live:
         for event in events:
             live.show(event)
     return out.getvalue().split("\n")[:-1]
 
 
-def test_a_pipe_gets_a_line_for_each_hole_and_each_path() -> None:
-    events: list[Event] = [forked(0, range(1, 4), ["1", "2", "3"])]
+def test_a_pipe_gets_a_line_for_each_hole_and_each_path_as_it_ends() -> None:
+    events: list[Event] = [forked(0, range(1, 4), ["1", "2", "3"], 0, "Cost")]
     events += [wrote(1, "\n<Path>\n1:", 0, "engine"), wrote(1, " Low.\nVery.", 1)]
-    events += [wrote(1, "\n</Path>", 2), wrote(2, "Fast", 1)]
+    events += [wrote(1, "\n</Path>", 2), PathEnded("", 1, 2), wrote(2, "Fast", 1)]
     events += [HoleFilled("", 2, "speed", "Fast", "Fast", False, 1)]
-    events += [HoleFilled("", 3, "rank", "1", None, True, 1)]
-    events += [Joined("", 0, (1, 2, 3), 3), wrote(0, "Buy.", 4)]
+    events += [HoleFilled("", 3, "rank", "1", None, True, 1), PathEnded("", 3, 1)]
+    events += [PathEnded("", 2, 3), Joined("", 0, (1, 2, 3), 3), wrote(0, "Buy.", 4)]
     events += [over("")]
-    assert log_of(events, **{"1": "Cost"}) == [
+    assert log_of(events) == [
+        "1 Cost: 3 tokens: Low.␊Very.",
         "2: speed = Fast",
         "3: rank (cut) = 1",
-        "1 Cost: 3 tokens: Low.␊Very.",
-        "2: 1 token",
         "3: 0 tokens",
+        "2: 1 token",
     ]
 
 
 def test_a_pipe_gets_one_line_of_each_text_and_no_control_codes() -> None:
-    events: list[Event] = [forked(0, range(1, 2), ["1"]), wrote(1, EVIL + "\nb" * 900)]
-    events += [HoleFilled("", 0, EVIL, EVIL + "\nb", None, False, 0), Joined("", 0, (1,), 1)]
-    lines = log_of(events, **{"1": EVIL})
+    events: list[Event] = [forked(0, range(1, 2), ["1"], 0, EVIL), wrote(1, EVIL + "\nb" * 900)]
+    events += [HoleFilled("", 0, EVIL, EVIL + "\nb", None, False, 0), PathEnded("", 1, 1)]
+    lines = log_of(events)
     assert len(lines) == 2
     assert not any(ord(character) < 32 for line in lines for character in line)
     assert "[bold red]x[/] :smile: ␍␀\\u202e␊b" in lines[0]
@@ -256,5 +265,15 @@ def test_a_pipe_gets_one_line_of_each_text_and_no_control_codes() -> None:
 
 
 def test_paths_of_a_run_that_broke_off_are_told_too() -> None:
-    events: list[Event] = [*paths_of(2, 1), over("")]
-    assert log_of(events) == ["1 Part 1: 2 tokens: w0of1", "2 Part 2: 2 tokens: w0of2"]
+    events: list[Event] = [*paths_of(2, 1), PathEnded("", 2, 3), over("")]
+    assert log_of(events) == ["2 Part 2: 2 tokens: w0of2", "1 Part 1: 2 tokens: w0of1"]
+
+
+def test_what_was_taken_back_is_not_shown() -> None:
+    events: list[Event] = [wrote(0, word, n) for n, word in enumerate(("One", " two", " st", "op"))]
+    live = after([*events, TakenBack("", 0, 2, 4)])
+    lines = screen(live)
+    assert lines[0].rstrip().endswith(" 2")
+    assert [line.strip() for line in lines[1:]] == ["One two"]
+    live.show(wrote(0, ".", 4))
+    assert [line.strip() for line in screen(live)[1:]] == ["One two."]

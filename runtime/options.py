@@ -1,0 +1,60 @@
+"""How a plan is run, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mvspec.limits import Limits
+from mvspec.runtime.sampling import Sampling, check_fields, is_whole
+
+__all__ = ["Options"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a plan is run.
+
+    Args:
+        sampling: how tokens are drawn.
+        limits: of the run; what cannot be closed in time is not opened, and what is open in the
+            end is closed by force.
+        structure: whether a model that decides when to fork is held to the grammar.
+        share: let paths read each other after every so many tokens; 0 for never. Nothing that
+            a path has written can be taken back then, so its holes' stop strings are of one
+            character.
+        threads: how many threads may take a token in one step, in surface order; 0 for all.
+        decode: let the model's tokens of a replay take a step each, as when they were drawn.
+        logits: keep the logits that follow every token.
+
+    Raises:
+        VerifyError: a value is out of its range.
+
+    >>> Options(share=-1)
+    Traceback (most recent call last):
+    mvspec.errors.VerifyError: share: -1 is not a whole number from 0 up
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    limits: Limits = field(default_factory=Limits)
+    structure: bool = True
+    share: int = 0
+    threads: int = 0
+    decode: bool = False
+    logits: bool = False
+
+    def __post_init__(self) -> None:
+        counts = (
+            (name, is_whole(value) and value >= 0, "a whole number from 0 up")
+            for name, value in (("share", self.share), ("threads", self.threads))
+        )
+        switches = (
+            (name, isinstance(getattr(self, name), bool), "True or False")
+            for name in ("structure", "decode", "logits")
+        )
+        check_fields(
+            self,
+            ("sampling", isinstance(self.sampling, Sampling), "a Sampling"),
+            ("limits", isinstance(self.limits, Limits), "a Limits"),
+            *counts,
+            *switches,
+        )
