@@ -99,21 +99,31 @@ class Request(Threads):
 
     def wanted(self) -> list[tuple[Live, Wanted]]:
         """Return the draws that threads wait for."""
-        waiting = [
-            live
-            for live in self.active
-            if not live.unread
-            and (
+        waiting = [live for live in self.active if self.wants(live)]
+        if self.options.threads:
+            waiting = sorted(waiting, key=lambda live: live.place)[: self.options.threads]
+        return [(live, self.want(live)) for live in waiting]
+
+    def wants(self, live: Live) -> bool:
+        """Whether a thread waits for a draw."""
+        return (
+            not live.unread
+            and bool(
                 (live.hole and not live.hole.rest)
                 or live.given
                 or (live.adaptive and not live.script)
             )
             and self.room(live) > 0
             and live.predicting is not None
-        ]
-        if self.options.threads:
-            waiting = sorted(waiting, key=lambda live: live.place)[: self.options.threads]
-        return [(live, self.want(live)) for live in waiting]
+        )
+
+    def allowed(self, live: Live) -> Tensor | None:
+        """Return what may be drawn for a thread: bool [at most vocabulary]; None for anything."""
+        allowed = (self.interpreter if live.adaptive else self.filling).allowed(live)
+        if live.banned and allowed is not None:
+            allowed = allowed.clone()
+            allowed[live.banned] = False
+        return allowed
 
     def want(self, live: Live) -> Wanted:
         """Return the draw that a thread waits for."""
@@ -124,10 +134,7 @@ class Request(Threads):
         if live.given:
             want.given = live.given[0]
             return want
-        want.allowed = (self.interpreter if live.adaptive else self.filling).allowed(live)
-        if live.banned and want.allowed is not None:
-            want.allowed = want.allowed.clone()
-            want.allowed[live.banned] = False
+        want.allowed = self.allowed(live)
         if sampling.repetition_penalty != 1.0:
             want.seen = list(live.seen())
         return want
@@ -239,7 +246,7 @@ class Request(Threads):
 
     def _finish(self) -> None:
         """Finish a plan whose ops are done; a replay once the model has read all of it."""
-        if self._done and not (self._queue and (self._replay or self.options.logits)):
+        if self._done and not (self.waiting and (self._replay or self.options.logits)):
             self.end(self.ending)
 
     def end(self, how: str) -> None:

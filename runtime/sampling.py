@@ -134,12 +134,12 @@ class Draw:
 
     Args:
         id: the token.
-        logprob: under the model itself: no temperature, no filter.
+        logprob: under the model itself: no temperature, no filter; None where nobody asked.
         top: the likeliest tokens and their logprobs, as many as were asked for.
     """
 
     id: int
-    logprob: float
+    logprob: float | None
     top: tuple[tuple[int, float], ...] = ()
 
 

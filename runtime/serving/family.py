@@ -1,0 +1,105 @@
+"""One request on a server: its run, its threads' memory, and what its client is told."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from mvspec.runtime.serving.adapter import Adapter
+from mvspec.runtime.serving.run import Run
+from mvspec.runtime.serving.strand import Strand
+from mvspec.runtime.thread import Token
+
+__all__ = ["Family"]
+
+
+class Family:
+    """All threads of one request.
+
+    Args:
+        adapter: of the scheduler that runs it.
+        face: the client's request of SGLang's: it never runs, but is answered.
+        run: of its plan.
+        number: in the order of arrival.
+        grammar: makes what tells the server that a request is a strand's.
+
+    Attributes:
+        anchor: the first request of the root, which holds the lock on the prefix in the cache.
+        gone: ids of the server's requests that have to leave its batches.
+    """
+
+    def __init__(self, adapter: Adapter, face: Any, run: Run, number: int, grammar: Any) -> None:
+        self.adapter = adapter
+        self.face = face
+        self.run = run
+        self.number = number
+        self.no_slots = torch.empty(0, dtype=torch.int64, device=adapter.pool.device)
+        self.anchor: Any = None
+        self.gone: set[int] = set()
+        self.aborted = ""
+        """Why it has to end, once somebody wants it to."""
+        self.swapped = False
+        """Whether its keys and values were given up for others."""
+        self._grammar = grammar
+        self._entries = 0
+        self._seen: set[int] = set()
+        self.root = Strand(self, run.root, None)
+
+    def start(self) -> Any:
+        """Return the request that the server itself prefills: the root up to its first block."""
+        self.swapped = False
+        self.root = Strand(self, self.run.root, None)
+        self.root.feeding = self.root.pending()
+        req, _ = self.root.enter()
+        req.time_stats = self.face.time_stats
+        return req
+
+    def request(self, strand: Strand, tokens: array[int]) -> Any:
+        """Return a request of SGLang's for one stay of a strand in the table."""
+        rid = self.face.rid if not self._entries else f"{self.face.rid}/{self._entries}"
+        self._entries += 1
+        left = self.face.sampling_params.max_new_tokens - self.run.root.count
+        return self.adapter.request(self.face, rid, tokens, self._grammar(strand), max(left, 1) + 8)
+
+    def advance(self) -> Iterator[Strand]:
+        """Yield the strands that have tokens to read and no row."""
+        if not self.swapped:
+            yield from self.root.advance()
+
+    def count_new(self, tokens: Sequence[Token]) -> int:
+        """Return how many tokens are read for the first time: a rebuilt family reads again."""
+        before = len(self._seen)
+        self._seen.update(token.column for token in tokens)
+        return len(self._seen) - before
+
+    @property
+    def waits_for_prefill(self) -> bool:
+        """Whether the server's own prefill of its root has not ended."""
+        return self.anchor is None and self.root.req is not None and self.root._entering
+
+    @property
+    def uncounted(self) -> int:
+        """How many slots it holds that the server does not find in its requests."""
+        return self.root.uncounted
+
+    def release(self) -> None:
+        """Give back all memory."""
+        root = self.root
+        if self.anchor is None and root.req is not None and not root._paths:
+            # It never forked: its whole text is a prefix for others, as any answer is.
+            self.gone.add(id(root.req))
+            self.adapter.release(root.req)
+            root.req = None
+            return
+        root.release()
+        if self.anchor is not None:
+            self.adapter.unlock(self.anchor)
+            self.anchor = None
+
+    def swap_out(self) -> None:
+        """Give up all keys and values; `start` rebuilds them from the tokens."""
+        self.release()
+        self.swapped = True

@@ -1,0 +1,226 @@
+"""Where the plugin hooks into SGLang, and what it checks before it does.
+
+With `adapter.py` all of the contact with SGLang: nothing else in mvspec imports it.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.version import Version
+
+from mvspec.errors import Unsupported
+
+__all__ = [
+    "HOOKS",
+    "Hook",
+    "check_request",
+    "check_server",
+    "hook",
+    "make_plain",
+    "missing_hooks",
+    "verify",
+]
+
+OLDEST, NEWEST = Version("0.5.16"), Version("0.5.23")
+"""The versions that were tested; others are refused."""
+
+_SCHEDULER = "sglang.srt.managers.scheduler.Scheduler"
+_BATCH = "sglang.srt.managers.schedule_batch"
+_PARTS = "sglang.srt.managers.scheduler_components"
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """One place of SGLang that the plugin wraps.
+
+    Args:
+        target: dotted path of a method.
+        parameters: those that it must have, by name and in this order, `self` left out; others
+            may follow.
+    """
+
+    target: str
+    parameters: tuple[str, ...]
+
+
+HOOKS = {
+    "admit": Hook(f"{_SCHEDULER}.handle_generate_request", ("recv_req",)),
+    "schedule": Hook(f"{_SCHEDULER}.get_next_batch_to_run", ("running_batch", "last_batch")),
+    "prefill": Hook(f"{_SCHEDULER}.get_new_batch_prefill", ("running_batch",)),
+    "launch": Hook(f"{_SCHEDULER}.run_batch", ("batch",)),
+    "processed": Hook(f"{_SCHEDULER}.process_batch_result", ("batch", "result")),
+    "abort": Hook(f"{_SCHEDULER}.abort_request", ("recv_req",)),
+    "idle": Hook(f"{_SCHEDULER}.is_fully_idle", ()),
+    "finish": Hook(f"{_BATCH}.Req.update_finish_state", ("new_accepted_len",)),
+    "retract": Hook(f"{_BATCH}.ScheduleBatch.retract_decode", ()),
+    "place": Hook(
+        "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
+        ("batch", "model_runner"),
+    ),
+    "sample": Hook(
+        "sglang.srt.model_executor.model_runner.ModelRunner.sample",
+        ("logits_output", "forward_batch"),
+    ),
+    "stream": Hook(
+        f"{_PARTS}.output_streamer.SchedulerOutputStreamer.stream_output",
+        ("reqs", "return_logprob"),
+    ),
+    "count": Hook(
+        f"{_PARTS}.invariant_checker.SchedulerInvariantChecker._get_total_uncached_sizes", ()
+    ),
+}
+"""What the plugin wraps, by what it does there."""
+
+_NEEDED = {
+    f"{_BATCH}.Req": ("_refresh_fill_ids", "set_extend_range"),
+    f"{_BATCH}.ScheduleBatch": ("prepare_for_extend", "filter_batch", "merge_batch"),
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache": ("cache_unfinished_req",),
+    "sglang.srt.managers.scheduler": ("NextBatchPlan",),
+    "sglang.srt.mem_cache.common": ("release_kv_cache",),
+    "sglang.srt.constrained.base_grammar_backend": ("BaseGrammarObject",),
+}
+"""What the plugin calls besides, by where it is."""
+
+
+def verify() -> str:
+    """Check that this SGLang is one that the plugin was made for.
+
+    Returns:
+        Its version.
+
+    Raises:
+        Unsupported: it is not; the message names what is missing.
+    """
+    version = importlib.metadata.version("sglang")
+    if not OLDEST <= Version(version) <= NEWEST:
+        raise Unsupported(f"sglang {version} was not tested: use {OLDEST} to {NEWEST}")
+    wrong: list[str] = []
+    for place in HOOKS.values():
+        try:
+            found = inspect.signature(pkgutil.resolve_name(place.target))
+        except (AttributeError, ImportError) as error:
+            wrong.append(f"{place.target} is missing ({error})")
+            continue
+        names = [name for name in found.parameters if name not in ("self", "cls")]
+        if tuple(names[: len(place.parameters)]) != place.parameters:
+            wrong.append(f"{place.target} takes ({', '.join(names)})")
+    for owner, names in _NEEDED.items():
+        try:
+            held = pkgutil.resolve_name(owner)
+        except (AttributeError, ImportError) as error:
+            wrong.append(f"{owner} is missing ({error})")
+            continue
+        wrong += [f"{owner}.{name} is missing" for name in names if not hasattr(held, name)]
+    if wrong:
+        raise Unsupported(f"sglang {version} is not as the plugin expects: {'; '.join(wrong)}")
+    return version
+
+
+def hook(name: str, function: Callable[..., Any], kind: str) -> None:
+    """Register a hook with SGLang.
+
+    Args:
+        name: a key of `HOOKS`.
+        function: called as SGLang's hook registry says for its kind.
+        kind: "before", "after" or "around".
+    """
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(HOOKS[name].target, function, HookType(kind))
+
+
+def missing_hooks() -> list[str]:
+    """Return the targets that SGLang failed to wrap; it only logs such failures."""
+    from sglang.srt.plugins.hook_registry import HookRegistry
+
+    return [place.target for place in HOOKS.values() if place.target not in HookRegistry._patched]
+
+
+def check_server(scheduler: Any) -> None:
+    """Refuse a server whose features fork and join cannot be combined with.
+
+    Args:
+        scheduler: after its start.
+
+    Raises:
+        Unsupported: by the name of the flag.
+    """
+    args = scheduler.server_args
+    refused = {
+        "speculative decoding": getattr(args, "speculative_algorithm", None),
+        "--page-size above 1": scheduler.page_size > 1,
+        "--pp-size above 1": args.pp_size > 1,
+        "--enable-dp-attention": args.enable_dp_attention,
+        "--enable-mixed-chunk": getattr(scheduler, "is_mixed_chunk", False),
+        "--enable-lora": getattr(args, "enable_lora", False),
+        "--enable-hierarchical-cache": getattr(args, "enable_hierarchical_cache", False),
+        "--enable-lmcache": getattr(args, "enable_lmcache", False),
+        "prefill and decode on different servers": args.disaggregation_mode != "null",
+        "--enable-two-batch-overlap": getattr(args, "enable_two_batch_overlap", False),
+        "sliding windows": getattr(scheduler, "is_hybrid_swa", False),
+        "state-space layers": getattr(scheduler, "is_hybrid_ssm", False),
+        "multimodal positions": _has_mrope(scheduler),
+        "an encoder": getattr(scheduler.model_config, "is_encoder_decoder", False),
+        "diffusion decoding": getattr(scheduler, "dllm_config", None) is not None,
+        "embeddings": not scheduler.is_generation,
+        "--skip-tokenizer-init": scheduler.tokenizer is None,
+    }
+    found = [name for name, there in refused.items() if there]
+    if found:
+        raise Unsupported(f"fork and join do not work with {', '.join(found)}: leave it out")
+
+
+def _has_mrope(scheduler: Any) -> bool:
+    config = scheduler.model_config.hf_text_config
+    scaling = getattr(config, "rope_scaling", None) or {}
+    return "mrope_section" in scaling
+
+
+def check_request(recv: Any) -> None:
+    """Refuse a request that asks for what fork and join cannot be combined with.
+
+    Args:
+        recv: as SGLang's scheduler receives it.
+
+    Raises:
+        Unsupported: by the name of the field.
+    """
+    sampling = recv.sampling_params
+    refused = {
+        "a grammar of the whole answer (give holes a constraint instead)": any(
+            getattr(sampling, name, None)
+            for name in ("json_schema", "regex", "ebnf", "structural_tag")
+        ),
+        "lora_path": getattr(recv, "lora_id", None),
+        "session_params": getattr(recv, "session_params", None),
+        "input_embeds": getattr(recv, "input_embeds", None) is not None,
+        "images, audio or video": getattr(recv, "mm_inputs", None) is not None,
+        "custom_logit_processor": getattr(recv, "custom_logit_processor", None),
+        "return_hidden_states": getattr(recv, "return_hidden_states", False),
+        "logit_bias": getattr(sampling, "logit_bias", None),
+        "frequency_penalty": getattr(sampling, "frequency_penalty", 0.0),
+        "presence_penalty": getattr(sampling, "presence_penalty", 0.0),
+        "min_new_tokens": getattr(sampling, "min_new_tokens", 0),
+        "stop_regex": getattr(sampling, "stop_regex_strs", None),
+        "ignore_eos": getattr(sampling, "ignore_eos", False),
+        "beam search": (getattr(sampling, "beam_width", None) or 1) > 1,
+        "logprob_start_len": getattr(recv, "logprob_start_len", -1) not in (-1, None),
+        "token_ids_logprob": getattr(recv, "token_ids_logprob", None),
+        "return_sampling_mask": getattr(recv, "return_sampling_mask", False),
+    }
+    found = [name for name, there in refused.items() if there]
+    if found:
+        raise Unsupported(f"fork and join do not work with {', '.join(found)}: leave it out")
+
+
+def make_plain(recv: Any) -> None:
+    """Take out what would let SGLang queue a request elsewhere: it is refused anyway."""
+    for name in ("json_schema", "regex", "ebnf", "structural_tag"):
+        if getattr(recv.sampling_params, name, None):
+            setattr(recv.sampling_params, name, None)

@@ -1,0 +1,115 @@
+"""What a client asks of the plugin, beside SGLang's own fields of a request.
+
+It travels as JSON text in `sampling_params.custom_params["mvspec"]`; the prompt travels as
+SGLang's own `input_ids`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Op
+from mvspec.errors import LimitExceeded, Unsupported
+from mvspec.ir import Document
+from mvspec.node import verify_error
+from mvspec.runtime.options import Options
+
+__all__ = ["KEY", "Order"]
+
+KEY = "mvspec"
+"""Of `custom_params`, and of what comes back."""
+
+_MOST_BYTES = 4 << 20
+_MOST_PATHS = 4096
+
+
+class Order(BaseModel):
+    """How a request forks and joins.
+
+    Args:
+        ops: of its plan, behind the prompt; empty where the model decides from there on.
+        form: the surface form of the assistant's turn.
+        document: what was planned, for titles and for filling.
+        options: as for the in-process engine.
+        live: whether tokens are sent as they are written, each with what it is; without, they
+            come in the order of the surface form.
+        native: whether nobody asked: the server lets its model fork by itself.
+
+    >>> Order.from_json('{"ops": [], "live": true}').live
+    True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ops: tuple[Op, ...] = ()
+    form: str = "multiverse"
+    document: Document | None = None
+    options: Options = Options()
+    live: bool = False
+    native: bool = False
+
+    @classmethod
+    def from_json(cls, text: Any) -> Order:
+        """Read what a client sent.
+
+        Raises:
+            VerifyError: it is malformed; the address says where.
+            LimitExceeded: it is too large.
+        """
+        if not isinstance(text, str):
+            raise Unsupported(f"custom_params[{KEY!r}] is JSON text, not {type(text).__name__}")
+        if len(text) > _MOST_BYTES:
+            raise LimitExceeded(
+                f"custom_params[{KEY!r}] has {len(text):,} characters; at most {_MOST_BYTES:,}"
+            )
+        try:
+            order = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise verify_error(error) from None
+        paths = sum(len(op.paths) for op in order.ops if isinstance(op, Fork))
+        if paths > _MOST_PATHS:
+            raise LimitExceeded(f"the plan has {paths:,} paths; at most {_MOST_PATHS:,}")
+        return order
+
+    @classmethod
+    def of(cls, plan: ExecutionPlan, options: Options, *, live: bool) -> tuple[list[int], Order]:
+        """Split a plan into the prompt that SGLang is given and what the plugin is."""
+        ids: list[int] = []
+        ops = list(plan.ops)
+        while ops and isinstance(ops[0], Extend) and ops[0].author == "prompt":
+            ids += ops.pop(0).tokens  # type: ignore[union-attr]
+        if not ids:
+            raise Unsupported("the plan begins without a prompt: begin the document with user(...)")
+        return ids, cls(
+            ops=tuple(ops), form=plan.form, document=plan.document, options=options, live=live
+        )
+
+    def plan(self, prompt: Sequence[int]) -> ExecutionPlan:
+        """Return the whole plan.
+
+        Raises:
+            VerifyError: its ops do not fit together.
+        """
+        first = Extend(thread=0, tokens=tuple(prompt), author="prompt")
+        ops = self.ops or (Adaptive(thread=0),)
+        return ExecutionPlan(ops=(first, *ops), form=self.form, document=self.document).verify()
+
+    def options_within(self, most: int) -> Options:
+        """Return the options, with no more tokens than the server has room for.
+
+        Raises:
+            Unsupported: an option is one that this engine lacks.
+        """
+        options = self.options
+        lacking = [name for name in ("share", "threads", "logits") if getattr(options, name)]
+        if lacking:
+            raise Unsupported(f"this engine has no option {lacking[0]!r}: leave it out")
+        asked = options.limits.max_tokens
+        limits = options.limits.model_copy(
+            update={"max_tokens": most if asked is None else min(asked, most)}
+        )
+        return replace(options, limits=limits)

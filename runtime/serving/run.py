@@ -1,0 +1,69 @@
+"""A run whose keys and values a server holds: it is told which tokens were read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from mvspec.runtime.request import Request
+from mvspec.runtime.thread import Live, Token
+
+__all__ = ["Columns", "Run"]
+
+_READ = torch.empty(0)
+"""Stands for logits that lie on the server's device."""
+
+
+class Columns:
+    """Numbers for tokens: all that is left of a `Store` where a server holds keys and values."""
+
+    def __init__(self) -> None:
+        self.used = 0
+
+    def take(self, count: int) -> int:
+        """Return the first of `count` new columns."""
+        self.used += count
+        return self.used - count
+
+    def row(self, like: int | None = None) -> int:
+        """Return a thread's row: there are none."""
+        return 0
+
+    def release(self, row: int) -> None:
+        """Take a row back."""
+
+    def show(self, row: int, start: int, stop: int) -> None:
+        """Let a thread see columns: the server's rows say what it sees."""
+
+    def hide(self, row: int, columns: Sequence[int]) -> None:
+        """Let a thread no longer see columns: likewise."""
+
+    def merge(self, row: int, others: Sequence[int]) -> None:
+        """Let a thread see what others see: likewise."""
+
+
+class Run(Request):
+    """A `Request` whose threads are read one by one, as a server has room for them."""
+
+    _unread = 0
+
+    def _enqueue(self, live: Live, token: Token) -> None:
+        self._unread += 1
+
+    @property
+    def waiting(self) -> int:
+        """How many tokens wait to be read."""
+        return self._unread
+
+    def was_read(self, threads: Sequence[tuple[Live, int, Token]]) -> None:
+        """Say what one forward has read, and go on as far as that allows.
+
+        Args:
+            threads: for each thread how many tokens were read for the first time, and the last.
+        """
+        for live, count, _ in threads:
+            live.unread -= count
+            self._unread -= count
+        kept = [(live, token) for live, _, token in threads]
+        self.read(kept, [_READ] * len(kept), sum(count for _, count, _ in threads))
