@@ -107,7 +107,7 @@ class Request(Threads):
     def wants(self, live: Live) -> bool:
         """Whether a thread waits for a draw."""
         return (
-            not live.unread
+            not (live.unread or live.paths or live.ended)
             and bool(
                 (live.hole and not live.hole.rest)
                 or live.given

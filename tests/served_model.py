@@ -14,8 +14,8 @@ from mvspec.syntax import Tag
 __all__ = ["save_model"]
 
 LIKED = {
-    Tag.PARALLEL: 6.0, Tag.END_GOAL: 2.5, Tag.END_OUTLINE: 3.0, Tag.END_PATH: 3.5,
-    Tag.END_CONCLUSION: 3.5, Tag.OUTLINE: 2.0,
+    Tag.PARALLEL: 4.0, Tag.END_GOAL: 3.5, Tag.END_OUTLINE: 4.0, Tag.END_PATH: 4.0,
+    Tag.END_CONCLUSION: 4.0, Tag.OUTLINE: 4.0,
 }  # fmt: skip
 """How much more each tag is liked than random weights say."""
 
@@ -43,16 +43,16 @@ def save_model(folder: Path, kind: str = "Qwen2", context: int = 4096) -> Any:
     )
     model = getattr(transformers, f"{kind}ForCausalLM")(config).to(torch.float32).eval()
     with torch.no_grad():
-        model.model.embed_tokens.weight[:, 0] = 3.0
+        model.model.embed_tokens.weight[:, 0] = 60.0
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight[0] = 0
             layer.mlp.down_proj.weight[0] = 0
         head = model.lm_head.weight
         head[:, 0] = 0
-        for tag, bias in LIKED.items():
-            head[tokenizer.convert_tokens_to_ids(tag.value), 0] = bias
-        head[tokenizer.convert_tokens_to_ids("Ċ"), 0] = 4.0
-        head[tokenizer.eos_token_id, 0] = 1.0
+        liked = {tokenizer.convert_tokens_to_ids(tag.value): bias for tag, bias in LIKED.items()}
+        for id, bias in (liked | {tokenizer.encode("\n")[0]: 4.0}).items():
+            head[id] = 0
+            head[id, 0] = bias
     config.torch_dtype = "float32"
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

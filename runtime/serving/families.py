@@ -141,7 +141,7 @@ class Families:
 
     def _broken(self, family: Family, error: Exception) -> None:
         """A fault of ours ends one request, not the server."""
-        log.exception("request %s ended by a fault of mvspec", family.face.rid)
+        log.error("request %s ended by a fault of mvspec", family.face.rid, exc_info=error)
         self.counters.faults += 1
         answer = self._answers[family.face.rid]
         if not answer.over:
@@ -172,15 +172,6 @@ class Families:
             if running.reqs or adapter.busy() or not self._make_room():
                 return None
         if not entries:
-            if not running.reqs and not adapter.busy():
-                self._stalls = getattr(self, "_stalls", 0) + 1
-                if self._stalls % 2000 == 1000:
-                    for f in self._families.values():
-                        log.warning("STALL %s over=%s fin=%s", f.face.rid, self._answers[f.face.rid].over, f.run.finish)
-                        def show(st, d=0):
-                            log.warning("  "*d+"live=%s in=%s items=%d read=%d pend=%s unread=%d ended=%s paths=%d ent=%s draw=%s given=%s wants=%s hole=%s adaptive=%s script=%d logits=%s banned=%s", st.live.number, st.req is not None, len(st.live.items), len(st._read), [t.id for t in st.pending()], st.live.unread, st.live.ended, len(st.live.paths), st._entering, st.drawing, st._given, f.run.wants(st.live), bool(st.live.hole), st.live.adaptive, len(st.live.script), st.live.predicting is not None, st.live.banned[:5])
-                            for p in st._paths: show(p,d+1)
-                        show(f.root)
             return None
         chosen = {id(strand) for strand in entries}
         self._waiting = [strand for strand in self._waiting if id(strand) not in chosen]
@@ -301,14 +292,30 @@ class Families:
         strand.drawing = False
         try:
             strand.take(Draw(id, logprob, top))
-            answer.check()
         except MvspecError as error:
             answer.abort(str(error))
         except Exception as error:
             self._broken(family, error)
 
+    def stuck(self, strand: Strand) -> None:
+        """Nothing may come next in a thread: its run would have closed it, so this is a fault."""
+        strand.drawing = False
+        state = strand.live.machine.expect(strand.live.id)
+        self._broken(strand.family, RuntimeError(f"nothing may come next: {state}"))
+
     def tell(self) -> None:
-        """Send what is new to the clients."""
+        """Go on as far as the tokens of a step allow, and send what is new to the clients."""
+        for answer in list(self._answers.values()):
+            family = answer.family
+            if answer.over or family.aborted:
+                continue
+            try:
+                family.run.pump()
+                answer.check()
+            except MvspecError as error:
+                answer.abort(str(error))
+            except Exception as error:
+                self._broken(family, error)
         self.adapter.send(
             [answer.family.face for answer in self._answers.values() if answer.grow()]
         )

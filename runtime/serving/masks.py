@@ -35,28 +35,36 @@ class Masks:
         self.size = size
         self._kept: OrderedDict[int, tuple[Any, NDArray[np.int32]]] = OrderedDict()
 
-    def apply(self, scores: Tensor, rows: Rows) -> None:
+    def apply(self, scores: Tensor, rows: Rows) -> list[Strand]:
         """Change the logits of strands: penalties for what they see, -inf for what may not come.
 
         Args:
             scores: [batch, size], changed in place.
             rows: of the batch, and the strands that draw there.
+
+        Returns:
+            The strands for which nothing may come, which cannot be; their rows stay free.
         """
         from xgrammar import apply_token_bitmask_inplace
 
         words = np.full((len(scores), -(-self.size // 32)), -1, dtype=np.int32)
-        masked = False
+        masked, stuck = False, []
         for row, strand in rows:
             self._penalise(scores[row], strand)
             bits = self._bits(strand)
-            if bits is not None:
-                words[row] = bits
-                masked = True
+            if bits is None:
+                continue
+            if not bits.any():
+                stuck.append(strand)
+                continue
+            words[row] = bits
+            masked = True
         if masked:
             packed = torch.from_numpy(words)
             if scores.device.type != "cpu":
                 packed = packed.pin_memory().to(scores.device, non_blocking=True)
             apply_token_bitmask_inplace(scores, packed, vocab_size=self.size)
+        return stuck
 
     def draw(self, raw: Tensor | None, rows: Rows, ids: Tensor) -> None:
         """Draw again, from their own random streams, for the strands whose client gave a seed.
@@ -69,7 +77,7 @@ class Masks:
             return
         for logits, (row, strand) in zip(raw, rows, strict=True):
             run = strand.family.run
-            if run.options.sampling.greedy or strand.live.given:
+            if run.options.sampling.greedy or strand.live.given or not strand.drawing:
                 continue
             want = run.want(strand.live)
             want.logits = logits

@@ -222,7 +222,8 @@ class Plugin:
         index = [row for row, _ in drawing]
         measured = forward.return_logprob or any(self.masks.is_seeded(s) for _, s in drawing)
         raw = scores[index].float() if drawing and measured else None
-        self.masks.apply(scores, drawing)
+        for strand in self.masks.apply(scores, drawing):
+            families.stuck(strand)
         with sglang.without_strands(info):
             ids = original(runner, logits, forward, *args, **kw)
         self.masks.draw(raw, drawing, ids)

@@ -238,11 +238,9 @@ class Strand:
         return self.family.count_new(tokens), tokens[-1]
 
     def take(self, draw: Draw) -> None:
-        """Let its thread take the token that was sampled for it, and go on."""
-        run = self.family.run
+        """Let its thread take the token that was sampled for it."""
         before = len(self._read)
-        run.choose(self.live, draw)
-        run.pump()
+        self.family.run.choose(self.live, draw)
         pending = self.pending()
         # Refused, or an end that leaves no token: then what the server reads next is nothing.
         self._given = bool(pending) and pending[0].id == draw.id and len(self._read) == before
