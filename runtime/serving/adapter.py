@@ -371,6 +371,7 @@ class Adapter:
         from sglang.srt.mem_cache.common import release_kv_cache
 
         release_kv_cache(req, self.tree)
+        req.skip_radix_cache_insert = True  # a result of it may still be on its way
 
     def free(self, slots: Tensor) -> None:
         """Give slots back."""
