@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ from mvspec.runtime.serving.strand import Strand
 __all__ = ["Families"]
 
 log = logging.getLogger("mvspec")
+
+_PATIENCE = 10
+"""Seconds without a forward after which something is wrong."""
 
 
 class Families:
@@ -42,6 +46,7 @@ class Families:
         self._answers: dict[str, Answer] = {}
         self._waiting: list[Strand] = []
         self._made = 0
+        self._moved = time.monotonic()
         self.starving = False
         """Whether strands wait for memory, so that nobody else may take it."""
 
@@ -77,6 +82,7 @@ class Families:
         face.sampling_params.skip_special_tokens = False
         self._made += 1
         self._families[face.rid] = family
+        self._moved = time.monotonic()
         self._answers[face.rid] = Answer(family, order)
         self.counters.requests += 1
         return req
@@ -160,9 +166,27 @@ class Families:
             self.counters.rebuilt += 1
             running.append(family)
 
+    def watch(self, running: Any) -> None:
+        """Log what everybody waits for, where nothing has run for long: that is a fault."""
+        now = time.monotonic()
+        if running.reqs or self.adapter.busy() or not self._families:
+            self._moved = now
+        elif now - self._moved > _PATIENCE:
+            self._moved = now
+            log.error(
+                "nothing has run for %d s: room %d, rows %d, queue %d, starving %s; %s",
+                _PATIENCE,
+                self.adapter.room(),
+                self.adapter.free_rows(),
+                len(self.adapter.queue),
+                self.starving,
+                "; ".join(str(family) for family in self._families.values()),
+            )
+
     def extend(self, running: Any) -> Any:
         """Return the batch that lets strands come in; None where none waits or fits."""
         adapter = self.adapter
+        self.watch(running)
         self.starving = False
         while True:
             entries = list(self._fitting(len(running.reqs)))

@@ -48,6 +48,10 @@ class Family:
         self._seen: set[int] = set()
         self.root = Strand(self, run.root, None)
 
+    def __str__(self) -> str:
+        state = "swapped out" if self.swapped else "queued" if self.waits_for_prefill else "here"
+        return f"{self.face.rid} ({state}, {self.run.waiting} unread, {self.root})"
+
     def start(self) -> Any:
         """Return the request that the server itself prefills: the root up to its first block."""
         self.swapped = False
@@ -61,8 +65,11 @@ class Family:
         """Return a request of SGLang's for one stay of a strand in the table."""
         rid = self.face.rid if not self._entries else f"{self.face.rid}/{self._entries}"
         self._entries += 1
-        left = self.face.sampling_params.max_new_tokens - self.run.root.count
-        return self.adapter.request(self.face, rid, tokens, self._grammar(strand), max(left, 1) + 8)
+        # What the server's own admission counts on: more than comes, and less than its pool has.
+        written = len(tokens) - len(self.face.origin_input_ids)
+        budget = self.face.sampling_params.max_new_tokens - written + 8
+        budget = max(min(budget, self.adapter.capacity - len(tokens) - 16), 1)
+        return self.adapter.request(self.face, rid, tokens, self._grammar(strand), budget)
 
     def advance(self) -> Iterator[Strand]:
         """Yield the strands that have tokens to read and no row."""

@@ -170,6 +170,7 @@ class Plugin:
             batch = families.extend(running_batch)
             if batch is not None or families.starving:
                 return families.adapter.plan(batch, running_batch)
+            running_batch.batch_is_full = False  # families give memory back at any time
         return original(scheduler, running_batch)
 
     def retract(self, original: Callable[..., Any], batch: Any, *args: Any, **kw: Any) -> Any:

@@ -67,6 +67,24 @@ class Strand:
         self._again = False
         """Whether its first own slot holds its parent's last token once more."""
 
+    def __str__(self) -> str:
+        """What it waits for, for the log."""
+        live = self.live
+        state = "in" if self.req is not None else "out"
+        flags = [
+            name
+            for name, there in (
+                ("entering", self._entering), ("drawing", self.drawing), ("given", self._given),
+                ("ended", live.ended), ("wants", self.family.run.wants(live)),
+            )
+            if there
+        ]  # fmt: skip
+        paths = f" [{', '.join(map(str, self._paths))}]" if self._paths else ""
+        return (
+            f"%{live.number} {state}, {len(self._read)} of {len(live.items)} read, "
+            f"{len(self.slots)} slots {' '.join(flags)}{paths}"
+        )
+
     # What it is to read
 
     def pending(self) -> list[Token]:

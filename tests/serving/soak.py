@@ -69,9 +69,7 @@ class Reference:
             logits = self.model(input_ids=torch.tensor([prompt + ids])).logits[0]
         found = torch.log_softmax(logits, -1)
         first = len(prompt) - 1
-        return max(
-            abs(float(found[first + i, id]) - logprobs[i]) for i, id in enumerate(ids)
-        )
+        return max(abs(float(found[first + i, id]) - logprobs[i]) for i, id in enumerate(ids))
 
 
 def random_document(draw: random.Random, depth: int = 2) -> mv.Document:
