@@ -72,6 +72,7 @@ class Families:
             Columns(),
             context=adapter.context,  # type: ignore[arg-type]
         )
+        face.sampling_params.max_new_tokens = min(most, order.bound(plan, options))
         family = Family(adapter, face, run, self._made, self._grammar)
         req = family.start()
         if len(req.origin_input_ids) > adapter.longest_prompt:
@@ -166,6 +167,13 @@ class Families:
             self.counters.rebuilt += 1
             running.append(family)
 
+    def state(self) -> dict[str, Any]:
+        """Return the sums, and what each request waits for."""
+        return {
+            "counters": self.counters.as_dict(),
+            "requests": [str(family) for family in self._families.values()],
+        }
+
     def watch(self, running: Any) -> None:
         """Log what everybody waits for, where nothing has run for long: that is a fault."""
         now = time.monotonic()
@@ -222,17 +230,23 @@ class Families:
         held = [f for f in self._families.values() if not f.swapped and not f.waits_for_prefill]
         if not held:
             return False
-        victim = max(held, key=lambda family: family.number)
-        gone: set[int] = set()
-        victim.gone = gone
-        self._waiting = [s for s in self._waiting if s.family is not victim]
+        self._give_up(max(held, key=lambda family: family.number))
+        return True
+
+    def _give_up(self, victim: Family) -> set[int]:
+        """Take a family out of memory; return the requests of the server that have to leave.
+
+        Where it is the only one, nothing would help it: then it ends.
+        """
+        victim.gone = set()
+        self._waiting = [strand for strand in self._waiting if strand.family is not victim]
         if len(self._families) == 1:
             self._abort_for_memory(victim)
         else:
-            log.warning("request %s gives up its keys and values for others", victim.face.rid)
+            log.info("request %s gives up its keys and values for others", victim.face.rid)
             victim.swap_out()
             self.counters.swapped += 1
-        return True
+        return victim.gone
 
     def _abort_for_memory(self, family: Family) -> None:
         answer = self._answers[family.face.rid]
@@ -264,15 +278,7 @@ class Families:
                 retracted.append(self.adapter.retract(batch, index, len(keep), arguments))
                 continue
             families = {id(s.family): s.family for i in keep if (s := self.strand(reqs[i]))}
-            victim = max(families.values(), key=lambda family: family.number)
-            gone: set[int] = set()
-            victim.gone = gone
-            if len(families) == 1 and not retracted and len(self._families) == 1:
-                self._abort_for_memory(victim)
-            else:
-                victim.swap_out()
-                self.counters.swapped += 1
-                self._waiting = [s for s in self._waiting if s.family is not victim]
+            gone = self._give_up(max(families.values(), key=lambda family: family.number))
             keep = [i for i in keep if id(reqs[i]) not in gone]
         batch.filter_batch(keep_indices=keep)
         return retracted, []

@@ -65,9 +65,11 @@ class Family:
         """Return a request of SGLang's for one stay of a strand in the table."""
         rid = self.face.rid if not self._entries else f"{self.face.rid}/{self._entries}"
         self._entries += 1
-        # What the server's own admission counts on: more than comes, and less than its pool has.
-        written = len(tokens) - len(self.face.origin_input_ids)
-        budget = self.face.sampling_params.max_new_tokens - written + 8
+        # What the server's own admission of others counts on: the family's budget, shared by the
+        # threads that are live, a little above what comes and below what its pool has.
+        written = self.run.size - len(self.face.origin_input_ids)
+        left = self.face.sampling_params.max_new_tokens - written
+        budget = max(left, 0) // max(len(self.run.active), 1) + 8
         budget = max(min(budget, self.adapter.capacity - len(tokens) - 16), 1)
         return self.adapter.request(self.face, rid, tokens, self._grammar(strand), budget)
 

@@ -57,6 +57,7 @@ HOOKS = {
     "processed": Hook(f"{_SCHEDULER}.process_batch_result", ("batch", "result")),
     "abort": Hook(f"{_SCHEDULER}.abort_request", ("recv_req",)),
     "idle": Hook(f"{_SCHEDULER}.is_fully_idle", ()),
+    "state": Hook(f"{_SCHEDULER}.get_internal_state", ("recv_req",)),
     "finish": Hook(f"{_BATCH}.Req.update_finish_state", ("new_accepted_len",)),
     "retract": Hook(f"{_BATCH}.ScheduleBatch.retract_decode", ()),
     "place": Hook(

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Op
+from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Op
 from mvspec.errors import LimitExceeded, Unsupported
 from mvspec.ir import Document
 from mvspec.node import verify_error
@@ -97,6 +97,21 @@ class Order(BaseModel):
         first = Extend(thread=0, tokens=tuple(prompt), author="prompt")
         ops = self.ops or (Adaptive(thread=0),)
         return ExecutionPlan(ops=(first, *ops), form=self.form, document=self.document).verify()
+
+    @staticmethod
+    def bound(plan: ExecutionPlan, options: Options) -> int:
+        """Return how many tokens a plan writes at most, behind its prompt."""
+        most = options.limits.max_tokens or 0
+        total = 0
+        for op in plan.ops[1:]:
+            if isinstance(op, Extend):
+                total += len(op.tokens)
+            elif isinstance(op, Generate):
+                total += op.hole.max_tokens + bool(op.lead)
+            elif isinstance(op, Adaptive):
+                asked = op.limits.max_tokens
+                total += most if asked is None else min(most, asked)
+        return total
 
     def options_within(self, most: int) -> Options:
         """Return the options, with no more tokens than the server has room for.

@@ -47,6 +47,7 @@ def register() -> None:
         ("processed", "after"),
         ("abort", "around"),
         ("idle", "after"),
+        ("state", "after"),
         ("finish", "around"),
         ("retract", "around"),
         ("place", "after"),
@@ -255,6 +256,11 @@ class Plugin:
     def idle(self, result: bool, scheduler: Any, *args: Any, **kw: Any) -> bool | None:
         """A server with waiting threads is not idle."""
         return False if self.families else None
+
+    def state(self, result: Any, scheduler: Any, *args: Any, **kw: Any) -> None:
+        """Add what the plugin does to what the server says of itself."""
+        if self.families is not None:
+            result.internal_state["mvspec"] = self.families.state()
 
     def count(self, result: Any, checker: Any) -> Any:
         """Threads without a row hold slots as well."""

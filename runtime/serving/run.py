@@ -56,6 +56,12 @@ class Run(Request):
         """How many tokens wait to be read."""
         return self._unread
 
+    @property
+    def size(self) -> int:
+        """How many tokens the run has, those of the prompt included."""
+        columns: int = self.store.used
+        return columns
+
     def was_read(self, threads: Sequence[tuple[Live, int, Token]]) -> None:
         """Say what one forward has read, and go on as far as that allows.
 

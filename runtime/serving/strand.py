@@ -282,4 +282,4 @@ class Strand:
             self.family.gone.add(id(self.req))
             self.out()
         self.family.adapter.free(self.slots[self.start :])
-        self.slots = self.family.no_slots
+        self.slots, self.start = self.family.no_slots, 0

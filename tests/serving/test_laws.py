@@ -1,0 +1,106 @@
+"""Laws 7 to 10 on stock servers: every token as in training, whatever else the server does."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from reference import Reference, random_document
+from served import Served, serve
+from soak import Soak
+
+import mvspec as mv
+from mvspec.compiler import plan_document, plan_layout
+from mvspec.runtime import Options
+from mvspec.runtime.serving.order import KEY, Order
+from mvspec.runtime.trace import Trace
+
+NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
+
+SERVERS = {
+    # Long prompts are read in pieces, rows and slots run out, and threads take turns.
+    "scarce": ("--chunked-prefill-size", "32", "--max-total-tokens", "900",
+               "--max-running-requests", "6"),
+    "no overlap": ("--disable-overlap-schedule", "--max-total-tokens", "900"),
+    "no prefix cache": ("--disable-radix-cache", "--max-total-tokens", "1200"),
+    "two ranks": ("--tp", "2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(SERVERS) if NIGHTLY else ["scarce"])
+def test_random_requests_are_as_in_training(name: str, folder: Path, tmp_path: Path) -> None:
+    more = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
+    if name == "two ranks":
+        more["SGLANG_CPU_OMP_THREADS_BIND"] = "0|1"
+    with serve(folder, tmp_path / "log", flags=SERVERS[name], **more) as served:
+        soak = Soak(served.url, str(folder), seed=5, give_up=0.15)
+        requests = 2500 if NIGHTLY else 60
+        assert asyncio.run(soak.run(requests, 24)), soak.wrong
+        state = httpx.get(f"{served.url}/server_info", timeout=60).json()["internal_states"][0]
+        assert state["mvspec"]["counters"]["faults"] == 0
+        assert state["mvspec"]["requests"] == []
+        assert soak.sums["paths"] > 20
+
+
+def replay(server: Served, ids: list[int], order: Order) -> Trace:
+    """Return the trace of a plan that a server was given."""
+    answer = httpx.post(
+        f"{server.url}/generate",
+        json={
+            "input_ids": ids,
+            "return_logprob": True,
+            "sampling_params": {
+                "temperature": 0,
+                "max_new_tokens": 2000,
+                "custom_params": {KEY: order.model_dump_json()},
+            },
+        },
+        timeout=120,
+    ).json()
+    told = answer["meta_info"]["finish_reason"][KEY]
+    return Trace.model_validate(told["trace"])
+
+
+@pytest.mark.parametrize("seed", range(40 if NIGHTLY else 4))
+def test_a_replay_is_the_document_and_the_layout(
+    server: Served, folder: Path, reference: Any, seed: int
+) -> None:
+    document = random_document(random.Random(seed), depth=3)
+    document = document.fill({hole.name: "It is one" for hole in document.holes})
+    plan = plan_document(document, reference.tokenizer, template=True)
+    trace = replay(server, *Order.of(plan, Options(decode=True), live=False))
+    count, worst = Reference(str(folder)).worst(trace)
+    assert count > 3
+    assert worst < 5e-5
+    assert trace.document == document
+    layout, wanted = trace.layout, plan_layout(plan)
+    for name in ("input_ids", "position_ids", "parent", "loss_mask"):
+        assert (getattr(layout, name) == getattr(wanted, name)).all(), name
+
+
+def test_siblings_do_not_interfere(server: Served, reference: Any) -> None:
+    def logprobs(text: str) -> list[float | None]:
+        document = mv.document(
+            mv.user("Well?"),
+            mv.assistant(
+                mv.parallel(
+                    mv.branch("One", text),
+                    mv.branch("Two", "It is one and the other"),
+                    conclusion="Both.",
+                )
+            ),
+        )
+        plan = plan_document(document, reference.tokenizer, template=True)
+        trace = replay(server, *Order.of(plan, Options(decode=True), live=False))
+        second = next(thread.id for thread in trace.threads if thread.label == "2")
+        both = zip(trace.owners, trace.logprobs, strict=True)
+        return [logprob for owner, logprob in both if owner == second]
+
+    one, other = logprobs("It is A"), logprobs("It is B")
+    assert any(logprob is not None for logprob in one)
+    assert one == other  # to the last bit
