@@ -6,6 +6,7 @@ number of rows; which stores, columns and tokens they are about is data that it 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -204,6 +205,7 @@ class Graphs:
         return expected
 
     def _capture(self, rows: int, layers: int) -> bool:
+        outer = sys.exception()
         try:
             table = Table(rows, layers, self._device)
             side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
@@ -219,7 +221,7 @@ class Graphs:
                 logits = self._read(table.ids, table.positions, 0, table)
         except Exception as error:  # whatever a model's code does that no graph can hold
             first: BaseException = error  # what came first, and not that capturing failed of it
-            while first.__context__ is not None:
+            while first.__context__ not in (None, outer):
                 first = first.__context__
             reason = str(first).strip().splitlines() or [type(first).__name__]
             self._turn_off(reason[0])
