@@ -1,6 +1,6 @@
 """Laws 7 and 8 on a GPU, with CUDA graphs and without: training equals inference.
 
-    python benchmarks/graph_check.py [--tokenizer FOLDER]
+    python benchmarks/graph_check.py [--tokenizer FOLDER] [--kinds Llama]
 
 Random models; replays of blocks, several at once, a token of each path a step. Every logit of the
 engine is compared with one training forward over the run's layout; then a token of one path is
@@ -82,13 +82,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokenizer", help="folder; by default the default model's")
     parser.add_argument("--device", default="cuda")
+    parser.add_argument("--kinds", nargs="+", default=["Llama", "Qwen2", "Qwen3"])
     args = parser.parse_args()
     tokenizer = load_tokenizer(str(args.tokenizer or default_model()))
     plans: list[ExecutionPlan] = [
         block_plan(30 + 37 * index, 2 + index % 5, 12 + 3 * index, blocks=1 + index % 3, seed=index)
         for index in range(8)
     ]
-    for kind in ("Llama", "Qwen2", "Qwen3"):
+    for kind in args.kinds:
         for dtype in (torch.float32, torch.bfloat16, torch.float64):
             torch.manual_seed(0)
             config = getattr(transformers, f"{kind}Config")(**SHAPE, attn_implementation="sdpa")
