@@ -1,6 +1,6 @@
 """The in-process engine against one path after the other, one request at a time, and `generate`.
 
-    python benchmarks/runtime.py [--model FOLDER] [--device cuda]
+    python benchmarks/runtime.py [--model FOLDER] [--device cuda] [--dtype bfloat16] [--tries]
 
 Every comparison is made in this process, its two sides in turns, and the medians are printed.
 Prints a table in Markdown.
@@ -12,36 +12,14 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
+from synthetic import block_plan
+from torch import Tensor
 
-from mvspec.compiler.plan import ExecutionPlan, Extend, Fork, Join
-from mvspec.runtime import Options, TorchEngine
-
-
-def block_plan(
-    prompt: int, paths: int, tokens: int, blocks: int = 1, after: int = 8
-) -> ExecutionPlan:
-    """Return a replay of blocks with equal paths; the model's tokens take a step each."""
-    draw = torch.Generator().manual_seed(0)
-
-    def ids(count: int) -> tuple[int, ...]:
-        return tuple(torch.randint(100, 40_000, (count,), generator=draw).tolist())
-
-    ops: list[Any] = [Extend(thread=0, tokens=ids(prompt), author="prompt")]
-    at, made = 0, 1
-    for _ in range(blocks):
-        each = tuple(range(made, made + paths))
-        made += paths
-        ops.append(Fork(thread=at, paths=each))
-        for path in each:
-            ops.append(Extend(thread=path, tokens=ids(4)))
-            ops.append(Extend(thread=path, tokens=ids(tokens), author="model"))
-        ops.append(Join(paths=each, thread=made))
-        at, made = made, made + 1
-        ops.append(Extend(thread=at, tokens=ids(after)))
-    return ExecutionPlan(ops=tuple(ops), form="untagged").verify()
+from mvspec import gen
+from mvspec.compiler.plan import ExecutionPlan, Extend, Generate
+from mvspec.runtime import Options, Sampling, TorchEngine, graphs
 
 
 def in_turns(repeats: int, *sides: Callable[[], object]) -> list[float]:
@@ -62,6 +40,48 @@ def row(what: str, ours: float, other: float, against: str) -> None:
     print(f"| {what} | {ours:.2f} | {other:.2f} | {against} | {other / ours:.2f} |", flush=True)
 
 
+def long_answer(engine: TorchEngine) -> tuple[Tensor, ExecutionPlan]:
+    """Return a prompt [1, 64] whose likeliest answer has 64 tokens, and the plan that asks it."""
+    for seed in range(50):
+        draw = torch.Generator().manual_seed(seed)
+        prompt = torch.randint(100, 40_000, (1, 64), generator=draw)
+        ask = Extend(thread=0, tokens=tuple(prompt[0].tolist()), author="prompt")
+        plan = ExecutionPlan(ops=(ask, Generate(thread=0, hole=gen("x", 64))), form="untagged")
+        if engine.run(plan).trace.answer == 64:
+            return prompt.to(engine.model.device), plan
+    raise SystemExit("the model ends every answer early")
+
+
+def tries(engine: TorchEngine, repeats: int) -> None:
+    """Print what graphs cost, where they stop paying, and what compiling pieces adds."""
+    decode, model = Options(decode=True), engine.model.model
+    apart = TorchEngine(model, engine.tokenizer, graphs=False)
+    plan = block_plan(200, 8, 64)
+    apart.run(plan, decode)
+    before = torch.cuda.memory_allocated()
+    times = [in_turns(1, lambda: engine.run(plan, decode))[0] for _ in range(5)]
+    held = (torch.cuda.memory_allocated() - before) / 1e6
+    print(f"runs of a block of 8 paths, s: {[round(t, 2) for t in times]}; {held:.0f} MB held")
+    limit, graphs.MAX_COLUMNS = graphs.MAX_COLUMNS, 1 << 40
+    for paths, prompt in ((8, 4000), (64, 4000), (64, 8000), (64, 16000), (256, 4000)):
+        plan = block_plan(prompt, paths, 16)
+        sides = [lambda e=e, p=plan: e.run(p, decode) for e in (engine, apart)]
+        in_turns(3, *sides)
+        ours, other = in_turns(repeats, *sides)
+        row(f"{paths} paths over {prompt} tokens", ours, other, "without CUDA graphs")
+    graphs.MAX_COLUMNS = limit
+    for module in model.modules():
+        if type(module).__name__.endswith(("RMSNorm", "MLP")):
+            module.compile(dynamic=True)
+    compiled = TorchEngine(model, engine.tokenizer)
+    for paths in (2, 8, 16):
+        plan = block_plan(200, paths, 64)
+        sides = [lambda e=e, p=plan: e.run(p, decode) for e in (compiled, engine)]
+        in_turns(4, *sides)
+        ours, other = in_turns(repeats, *sides)
+        row(f"{paths} paths, norms and MLPs compiled", ours, other, "not compiled")
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
@@ -69,48 +89,67 @@ def main() -> None:
     parser.add_argument("--device")
     parser.add_argument("--dtype")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tries", action="store_true", help="what else was tried, on a GPU")
     args = parser.parse_args()
     engine = TorchEngine.load(args.model, device=args.device, dtype=args.dtype)
     model = engine.model.model
     print(f"{engine.model.name}, {model.dtype}, {engine.model.device}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}\n")  # fmt: skip
+
+    if args.tries:
+        tries(engine, args.repeats)
+        return
+
+    def warm(side: Callable[[], object]) -> None:
+        if engine.model.graphs:
+            side()  # graphs are captured
+
     decode, alone = Options(decode=True), Options(decode=True, threads=1)
-    engine.run(block_plan(16, 2, 4), decode)  # warm
+    engine.run(block_plan(16, 2, 12), decode)  # warm
     print("| What | ours, s | other, s | other is | times faster |")
     print("| --- | --- | --- | --- | --- |")
     for paths in (2, 4, 8, 16):
         plan = block_plan(200, paths, 64)
+        warm(lambda p=plan: engine.run(p, decode))
         ours, other = in_turns(
             args.repeats, lambda p=plan: engine.run(p, decode), lambda p=plan: engine.run(p, alone)
         )
         row(f"a block of {paths} paths of 64 tokens", ours, other, "one path after the other")
-    prompt = torch.randint(100, 40_000, (1, 64), device=engine.model.device)
-    plain = ExecutionPlan(
-        ops=(
-            Extend(thread=0, tokens=tuple(prompt[0].tolist()), author="prompt"),
-            Extend(thread=0, tokens=(7,) * 64, author="model"),
-        ),
-        form="untagged",
-    )
+    prompt, hole = long_answer(engine)
 
-    def generate() -> object:
+    def generate(cache: str | None = None, *, drawn: bool = False) -> object:
+        how = {"do_sample": True, "temperature": 0.8, "top_p": 0.95} if drawn else {}
         with torch.inference_mode():
             return model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
                 max_new_tokens=64,
                 min_new_tokens=64,
-                do_sample=False,
                 pad_token_id=0,
+                cache_implementation=cache,
+                **{"do_sample": False, **how},
             )
 
-    ours, other = in_turns(args.repeats, lambda: engine.run(plain, decode), generate)
-    row("64 tokens of plain text", ours, other, "transformers' generate")
-    many = [plain] * 16
+    sides: dict[str, Callable[[], object]] = {"transformers' `generate`": generate}
+    if engine.model.graphs:
+        apart = TorchEngine(model, engine.tokenizer, graphs=False)
+        sides["without CUDA graphs"] = lambda: apart.run(hole)
+        sides["`generate`, static cache, compiled"] = lambda: generate("static")
+        generate("static")  # compiles
+    ours, *others = in_turns(args.repeats, lambda: engine.run(hole), *sides.values())
+    for against, other in zip(sides, others, strict=True):
+        row("64 tokens of plain text", ours, other, against)
+    # A seed whose text does not end before.
+    each = (Options(Sampling(temperature=0.8, top_p=0.95, seed=seed)) for seed in range(50))
+    drawn = next(how for how in each if engine.run(hole, how).trace.answer == 64)
     ours, other = in_turns(
-        1,
-        lambda: engine.run_many(many, decode),
-        lambda: [engine.run(each, decode) for each in many],
+        args.repeats, lambda: engine.run(hole, drawn), lambda: generate(drawn=True)
+    )
+    row("64 tokens drawn with top-p", ours, other, "transformers' `generate`")
+    many = [hole] * 16
+    warm(lambda: engine.run_many(many))
+    ours, other = in_turns(
+        1, lambda: engine.run_many(many), lambda: [engine.run(each) for each in many]
     )
     row("16 requests of 64 tokens", ours, other, "one request after the other")
     print("\n| Blocks of 4 paths of 4 tokens | seconds | ms a forward |\n| --- | --- | --- |")

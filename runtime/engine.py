@@ -54,17 +54,24 @@ class TorchEngine:
             without them in the `untagged` one.
         max_requests: how many requests run at once; others wait.
         max_rows: how many tokens one forward reads; long prompts take several forwards.
+        graphs: launch small steps on a GPU as CUDA graphs, as docs/run.md says.
 
     Raises:
         Unsupported: the model cannot honour the mask or the positions.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, max_requests: int = 64, max_rows: int | None = None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_requests: int = 64,
+        max_rows: int | None = None,
+        graphs: bool = True,
     ) -> None:
         if max_requests < 1 or (max_rows is not None and max_rows < 1):
             raise VerifyError("TorchEngine", "max_requests and max_rows are at least 1")
-        self.model = model if isinstance(model, Model) else Model(model)
+        self.model = model if isinstance(model, Model) else Model(model, graphs=graphs)
         self.tokenizer = tokenizer
         self.max_requests = max_requests
         self.max_rows = max_rows or (256 if self.model.device.type == "cpu" else 4096)
@@ -90,6 +97,7 @@ class TorchEngine:
         dtype: str | None = None,
         max_requests: int = 64,
         max_rows: int | None = None,
+        graphs: bool = True,
     ) -> TorchEngine:
         """Load a model and its tokenizer.
 
@@ -97,13 +105,13 @@ class TorchEngine:
             model: a folder or a hub name; by default SmolLM2-135M-Instruct, fetched once.
             device: by default the GPU where there is one, else the CPU.
             dtype: by default float32 on the CPU, bfloat16 on a GPU.
-            max_requests, max_rows: as in the constructor.
+            max_requests, max_rows, graphs: as in the constructor.
 
         Raises:
             ModelError: it cannot be fetched or loaded.
         """
         loaded, tokenizer = load(model, device=device, dtype=dtype)
-        return cls(loaded, tokenizer, max_requests=max_requests, max_rows=max_rows)
+        return cls(loaded, tokenizer, max_requests=max_requests, max_rows=max_rows, graphs=graphs)
 
     # Plans
 
@@ -162,6 +170,7 @@ class TorchEngine:
                 self._running.remove(request)
             if request in self._waiting:
                 self._waiting.remove(request)
+            request.store.clear()
 
     # One step
 

@@ -1,66 +1,24 @@
-"""A transformers model as the engine needs it: one forward over tokens of many threads.
-
-The linear layers see all new tokens as one row; only attention looks at whose they are. It
-reads the store of each request in place, so neither fork, join nor batching copies any keys.
-"""
+"""A transformers model as the engine needs it: one forward over tokens of many threads."""
 
 from __future__ import annotations
 
 import inspect
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer
-from transformers.masking_utils import AttentionMaskInterface
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mvspec.compiler.models import check_model
 from mvspec.errors import LimitExceeded, Unsupported
+from mvspec.runtime.attention import ATTENTION, Part, Reader, Slices
 from mvspec.runtime.default_model import ModelError, default_model, quiet
-from mvspec.runtime.store import Store, is_out_of_memory
+from mvspec.runtime.graphs import Graphs
+from mvspec.runtime.store import Store, is_out_of_memory, sent
 
 __all__ = ["Model", "Part", "load"]
-
-ATTENTION = "mvspec"
-"""The name of `attend` in transformers' attention interface."""
-
-
-@dataclass(slots=True)
-class Part:
-    """New tokens of one request.
-
-    Args:
-        store: what they see.
-        ids, positions: of the tokens.
-        rows: each token's row in the store.
-        start: column of the first; the others follow it.
-        keep: numbers of the tokens whose logits are wanted.
-    """
-
-    store: Store
-    ids: list[int]
-    positions: list[int]
-    rows: list[int]
-    start: int
-    keep: list[int]
-
-
-@dataclass(slots=True)
-class _Slice:
-    """What attention needs of one part: its tokens' place among all, and what they see.
-
-    The mask is [new, used] until the first layer has repeated it for its query heads.
-    """
-
-    store: Store
-    begin: int
-    end: int
-    columns: Tensor
-    mask: Tensor
 
 
 class Model:
@@ -68,12 +26,14 @@ class Model:
 
     Args:
         model: of transformers, in eval mode; it is used as it is and left unchanged.
+        graphs: launch small steps on a GPU as CUDA graphs; see `Graphs` for what that asks of
+            the model. Without effect on a CPU.
 
     Raises:
         Unsupported: it cannot honour the mask or the positions.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, graphs: bool = True) -> None:
         check_model(model)
         name = type(model).__name__
         taken = inspect.signature(model.forward).parameters
@@ -92,6 +52,7 @@ class Model:
         """How many positions the model was made for."""
         self.size: int = text.vocab_size
         """The width of its logits."""
+        self.graphs = Graphs(model, self._read) if graphs and self.device.type == "cuda" else None
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +83,7 @@ class Model:
         count = sum(len(part.ids) for part in parts)
         try:
             with torch.inference_mode():
-                return self._forward(parts, count)
+                return self._forward(parts)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -134,40 +95,51 @@ class Model:
                 "lower max_rows, or shorten the text"
             ) from None
 
-    def _forward(self, parts: Sequence[Part], count: int) -> list[Tensor]:
-        device = self.device
-        ids = [id for part in parts for id in part.ids]
-        positions = [position for part in parts for position in part.positions]
-        slices: list[_Slice] = []
+    def _forward(self, parts: Sequence[Part]) -> list[Tensor]:
         keep: list[int] = []
         at = 0
         for part in parts:
-            columns = torch.arange(part.start, part.start + len(part.ids), device=device)
-            seen = part.store.mask(torch.tensor(part.rows, device=device), part.start)
-            # The lowest number and not minus infinity: kernels give NaN for a block of columns
-            # that a row does not see at all. Its softmax is exactly 0 all the same.
-            mask = torch.zeros(seen.shape, dtype=self.model.dtype, device=device)
-            mask.masked_fill_(~seen, torch.finfo(mask.dtype).min)
-            slices.append(_Slice(part.store, at, at + len(part.ids), columns, mask))
             keep += [at + index for index in part.keep]
             at += len(part.ids)
-        spare = _fast_rows(count, device) - count
+
+        def apart() -> Tensor:
+            return self._read_apart(parts, keep)
+
+        found = self.graphs.run(parts, keep, apart) if self.graphs else apart()
+        return list(torch.split(found, [len(part.keep) for part in parts]))
+
+    def _read_apart(self, parts: Sequence[Part], keep: Sequence[int]) -> Tensor:
+        """Read the parts, each with an attention of its own."""
+        device = self.device
+        ids = [id for part in parts for id in part.ids]
+        positions = [position for part in parts for position in part.positions]
+        spare = _fast_rows(len(ids), device) - len(ids)
         ids += ids[-1:] * spare
         positions += positions[-1:] * spare
+        return self._read(
+            sent(torch.tensor([ids]), device),
+            sent(torch.tensor([positions]), device),
+            sent(torch.tensor(keep, dtype=torch.int64), device),
+            Slices(parts, self.model.dtype),
+        )
+
+    def _read(self, ids: Tensor, positions: Tensor, keep: Tensor | int, reader: Reader) -> Tensor:
+        """Return logits [kept, vocabulary] of ids and positions [1, new]."""
         config = self.model.config
         before = config._attn_implementation
         config._attn_implementation = ATTENTION
         try:
             out = self.model(
-                input_ids=torch.tensor([ids], device=device),
-                position_ids=torch.tensor([positions], device=device),
-                logits_to_keep=torch.tensor(keep, dtype=torch.int64, device=device),
+                input_ids=ids,
+                position_ids=positions,
+                logits_to_keep=keep,
                 use_cache=False,
-                slices=slices,
+                reader=reader,
             )
         finally:
             config._attn_implementation = before
-        return list(out.logits[0].split([len(part.keep) for part in parts]))
+        logits: Tensor = out.logits[0]
+        return logits
 
 
 def _fast_rows(count: int, device: torch.device) -> int:
@@ -176,56 +148,6 @@ def _fast_rows(count: int, device: torch.device) -> int:
     if device.type != "cpu":
         return count
     return 5 if 1 < count < 5 else 8 if count == 7 else count
-
-
-def attend(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    slices: Sequence[_Slice] = (),
-    **rest: Any,
-) -> tuple[Tensor, None]:
-    """Let each request's new tokens attend to its own store; transformers calls it.
-
-    Args:
-        query: [1, heads, new, dim]; key, value: [1, key-value heads, new, dim].
-
-    Returns:
-        [1, new, heads, dim], zeros for rows of no request.
-    """
-    unknown = [name for name in ("softcap", "s_aux") if rest.get(name) is not None]
-    if unknown:
-        raise Unsupported(f"{type(module).__name__} uses {unknown[0]} in its attention")
-    heads, count = query.shape[1], query.shape[2]
-    groups = key.shape[1]
-    out = query.new_zeros(1, heads, count, value.shape[3])
-    layer = module.layer_idx
-    for part in slices:
-        rows = slice(part.begin, part.end)
-        store, width = part.store, part.end - part.begin
-        store.write(layer, key[:, :, rows], value[:, :, rows], part.columns)
-        used = part.mask.shape[1]
-        # Query heads that share a key head stand as rows of one product: no key is repeated.
-        if len(part.mask) == width:
-            part.mask = part.mask.repeat(heads // groups, 1)
-        shared = query[:, :, rows].reshape(1, groups, heads // groups * width, -1)
-        found = scaled_dot_product_attention(
-            shared,
-            store.keys[layer][:, :, :used],
-            store.values[layer][:, :, :used],
-            attn_mask=part.mask,
-            scale=scaling,
-        )
-        out[:, :, rows] = found.reshape(1, heads, width, -1)
-    return out.transpose(1, 2), None
-
-
-AttentionInterface.register(ATTENTION, attend)
-AttentionMaskInterface.register(ATTENTION, lambda *args, **kwargs: None)
 
 
 def load(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mvspec.errors import VerifyError
+from mvspec.runtime.store import sent
 
 __all__ = ["Draw", "Sampling", "Wanted", "draw"]
 
@@ -146,64 +147,112 @@ class Draw:
 def draw(wanted: Sequence[Wanted]) -> list[Draw]:
     """Draw a token for each; all at once, so that a GPU is asked once a step."""
     logits = torch.stack([want.logits for want in wanted])
+    if logits.dtype in (torch.float16, torch.bfloat16):
+        logits = logits.float()
+    ids = _choose(logits, wanted)
     total = torch.logsumexp(logits, dim=-1, keepdim=True)
-    scores = logits.clone()
-    for row, want in zip(scores, wanted, strict=True):
-        if want.sampling.repetition_penalty != 1.0 and want.seen:
-            seen = torch.tensor(sorted(set(want.seen)), device=row.device)
-            score, penalty = row[seen], want.sampling.repetition_penalty
-            row[seen] = torch.where(score > 0, score / penalty, score * penalty)
-        if want.allowed is not None:
-            allowed = want.allowed.to(row.device)
-            row[: len(allowed)].masked_fill_(~allowed, -torch.inf)
-            row[len(allowed) :] = -torch.inf
+    logprobs = logits.gather(1, ids[:, None]) - total
+    # Ids and logprobs in one answer: each that is asked of a GPU is waited for.
+    found = torch.stack([ids.double(), logprobs[:, 0].double()]).tolist()
+    tops = [_top(logits, total, index, want) for index, want in enumerate(wanted)]
+    return [Draw(int(id), *rest) for id, *rest in zip(*found, tops, strict=True)]
+
+
+def _choose(logits: Tensor, wanted: Sequence[Wanted]) -> Tensor:
+    """Return the ids [wanted] that are drawn, or given."""
+    given = [want.given for want in wanted]
+    if None not in given:
+        return sent(torch.tensor(given), logits.device)
+    scores = _allow(_penalize(logits, wanted), wanted)
     ids = scores.argmax(-1)
-    for index, (row, want) in enumerate(zip(scores, wanted, strict=True)):
+    groups: dict[tuple[float, float, int, float], list[int]] = {}
+    for index, want in enumerate(wanted):
+        how = want.sampling
+        if want.given is None and not how.greedy:
+            filters = (how.temperature, how.top_p, how.top_k, how.min_p)
+            groups.setdefault(filters, []).append(index)
+    for indices in groups.values():
+        rows = sent(torch.tensor(indices), ids.device)
+        ids[rows] = _sample(scores[rows], [wanted[index] for index in indices])
+    for index, want in enumerate(wanted):
         if want.given is not None:
             ids[index] = want.given
-        elif not want.sampling.greedy:
-            ids[index] = _sample(row, want)
-    logprobs = (logits.gather(1, ids[:, None]) - total)[:, 0].tolist()
-    tops = [_top(row - each, want) for row, each, want in zip(logits, total, wanted, strict=True)]
-    return [Draw(*fields) for fields in zip(ids.tolist(), logprobs, tops, strict=True)]
+    return ids
 
 
-def _top(logprobs: Tensor, want: Wanted) -> tuple[tuple[int, float], ...]:
+def _penalize(logits: Tensor, wanted: Sequence[Wanted]) -> Tensor:
+    """Return logits with the repetition penalties; those given stay as they are."""
+    scores = logits
+    for index, want in enumerate(wanted):
+        penalty = want.sampling.repetition_penalty
+        if penalty != 1.0 and want.seen:
+            scores = logits.clone() if scores is logits else scores
+            row = scores[index]
+            seen = sent(torch.tensor(sorted(set(want.seen))), row.device)
+            score = row[seen]
+            row[seen] = torch.where(score > 0, score / penalty, score * penalty)
+    return scores
+
+
+def _allow(scores: Tensor, wanted: Sequence[Wanted]) -> Tensor:
+    """Return scores that are minus infinity where a token is not allowed."""
+    # Threads in free text share one mask, which a GPU is then sent once.
+    masks = {id(want.allowed): want.allowed for want in wanted}
+    if not any(mask is not None for mask in masks.values()):
+        return scores
+    table = torch.zeros(len(masks), scores.shape[1], dtype=torch.bool)
+    for row, mask in zip(table, masks.values(), strict=True):
+        row[: len(mask) if mask is not None else len(row)] = True if mask is None else mask
+    place = {key: index for index, key in enumerate(masks)}
+    rows = [place[id(want.allowed)] for want in wanted]
+    table = sent(table, scores.device)
+    if len(masks) > 1:
+        table = table[sent(torch.tensor(rows), scores.device)]
+    return scores.masked_fill(~table, -torch.inf)
+
+
+def _top(logits: Tensor, total: Tensor, index: int, want: Wanted) -> tuple[tuple[int, float], ...]:
     if not want.sampling.logprobs:
         return ()
-    found = logprobs.topk(min(want.sampling.logprobs, len(logprobs)))
+    count = min(want.sampling.logprobs, logits.shape[1])
+    found = (logits[index] - total[index]).topk(count)
     return tuple(zip(found.indices.tolist(), found.values.tolist(), strict=True))
 
 
-def _sample(scores: Tensor, want: Wanted) -> Tensor:
-    """Return one id (0-d) by inverse transform sampling: min_p, then top_k, then top_p.
+def _sample(scores: Tensor, wanted: Sequence[Wanted]) -> Tensor:
+    """Return ids [rows] by inverse transform sampling: min_p, then top_k, then top_p.
 
     Args:
-        scores: [vocabulary]; minus infinity where a token is not allowed.
+        scores: [rows, vocabulary]; minus infinity where a token is not allowed.
+        wanted: one a row, all with the same temperature and filters.
     """
-    sampling = want.sampling
+    sampling = wanted[0].sampling
     scores = scores.double()
     # The likeliest at 0, so that no temperature is too low to divide by.
-    weights = torch.softmax((scores - scores.max()) / sampling.temperature, dim=-1)
+    scores -= scores.amax(-1, keepdim=True)
+    weights = torch.softmax(scores / sampling.temperature, dim=-1)
     if sampling.min_p > 0:
-        weights[weights < sampling.min_p * weights.max()] = 0
+        least = sampling.min_p * weights.amax(-1, keepdim=True)
+        weights = weights.masked_fill_(weights < least, 0)
+    values, ids = weights, torch.arange(weights.shape[1], device=weights.device)[None]
     if sampling.top_k or sampling.top_p < 1:
-        count = min(sampling.top_k or 1024, len(weights))
-        values, ids = weights.topk(count)
-        if not sampling.top_k and float(values.sum()) < sampling.top_p * float(weights.sum()):
-            values, ids = weights.sort(descending=True)  # a flat distribution needs them all
+        whole = weights.sum(-1, keepdim=True)
+        # A few tokens mostly hold all of top_p, and few are found much faster than many.
+        for count in (sampling.top_k,) if sampling.top_k else (64, 1024, weights.shape[1]):
+            values, ids = weights.topk(min(count, weights.shape[1]))
+            if sampling.top_k or bool((values.sum(-1) >= sampling.top_p * whole[:, 0]).all()):
+                break
         if sampling.top_p < 1:
-            before = values.cumsum(0) - values
-            whole = values.sum() if sampling.top_k else weights.sum()
+            before = values.cumsum(-1) - values
+            whole = values.sum(-1, keepdim=True) if sampling.top_k else whole
             values = values * (before < sampling.top_p * whole)
         # In the order of ids, so that near ties change nothing else.
         ids, order = ids.sort()
-        values = values[order]
-    else:
-        values, ids = weights, None
-    sums = values.cumsum(0)
-    at = sampling.uniform(want.stream, want.index) * sums[-1]
+        values = values.gather(1, order)
+    sums = values.cumsum(-1)
+    numbers = [want.sampling.uniform(want.stream, want.index) for want in wanted]
+    at = sent(torch.tensor(numbers, dtype=sums.dtype), sums.device)[:, None] * sums[:, -1:]
     # Rounding must not reach the end of the sums, where a token of weight 0 may stand.
-    at = torch.minimum(at, torch.nextafter(sums[-1], torch.zeros_like(at)))
+    at = torch.minimum(at, torch.nextafter(sums[:, -1:], torch.zeros_like(at)))
     place = torch.searchsorted(sums, at, right=True)
-    return place if ids is None else ids[place]
+    return ids.expand(len(scores), -1).gather(1, place)[:, 0]

@@ -1,26 +1,29 @@
 """Keys, values and visibility of the tokens that a model has read.
 
 All threads of a request share one store that only grows: fork and join change bits of the
-visibility table and copy no keys or values.
+visibility table and copy no keys or values. The table lies in main memory, where a bit costs
+nothing; a forward takes along what its tokens see.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mvspec.errors import LimitExceeded
 
-__all__ = ["Store"]
+__all__ = ["Store", "is_out_of_memory", "sent"]
 
 
 class Store:
     """A growing table of columns (tokens) and rows (threads).
 
     Args:
-        device: where keys, values and the table lie.
+        device: where keys and values lie.
         capacity: columns to begin with; doubled whenever they are used up, so that a token is
             copied once on average, however long the text.
         limit: the most bytes that keys and values may take; None for what the memory holds.
@@ -40,13 +43,21 @@ class Store:
         self.copied = 0
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self.visible = torch.zeros(8, capacity, dtype=torch.bool, device=device)
+        self.visible: NDArray[np.bool_] = np.zeros((8, capacity), np.bool_)
+        self._pointers: NDArray[np.int64] | None = None
         self._free_rows = list(range(7, -1, -1))
 
     @property
     def nbytes(self) -> int:
         """Bytes of keys and values."""
         return sum(tensor.nbytes for tensor in (*self.keys, *self.values))
+
+    def clear(self) -> None:
+        """Give the memory of keys and values back; nothing is read or written any more."""
+        # At once: a request is a ring of objects, which Python may find long after.
+        self.keys.clear()
+        self.values.clear()
+        self._pointers = None
 
     # Columns
 
@@ -77,7 +88,7 @@ class Store:
                     new[:, :, : self.used] = old[:, :, : self.used]
                     tensors[layer] = new
                     self.copied += old[:, :, : self.used].nbytes
-            visible = self.visible.new_zeros(len(self.visible), capacity)
+            visible = np.zeros((len(self.visible), capacity), np.bool_)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -85,6 +96,7 @@ class Store:
         visible[:, : self.capacity] = self.visible
         self.visible = visible
         self.capacity = capacity
+        self._pointers = None
 
     def _full(self, needed: int, size: int, why: str) -> LimitExceeded:
         return LimitExceeded(
@@ -92,20 +104,29 @@ class Store:
             "text, lower max_tokens, or run fewer requests at once"
         )
 
-    def write(self, layer: int, key: Tensor, value: Tensor, columns: Tensor) -> None:
+    def write(self, layer: int, key: Tensor, value: Tensor, start: int) -> None:
         """Keep the keys and values of new columns.
 
         Args:
             layer: number of the layer.
             key, value: [1, heads, new, dim].
-            columns: int64 [new].
+            start: the first column.
         """
         while layer >= len(self.keys):
             for tensors, new in ((self.keys, key), (self.values, value)):
                 shape = (*new.shape[:2], self.capacity, new.shape[3])
                 tensors.append(new.new_zeros(shape))
-        self.keys[layer].index_copy_(2, columns, key)
-        self.values[layer].index_copy_(2, columns, value)
+            self._pointers = None
+        self.keys[layer].narrow(2, start, key.shape[2]).copy_(key)
+        self.values[layer].narrow(2, start, key.shape[2]).copy_(value)
+
+    @property
+    def pointers(self) -> NDArray[np.int64]:
+        """Addresses of the keys of every layer, then of the values: [2 * layers]."""
+        if self._pointers is None:
+            addresses = [tensor.data_ptr() for tensor in (*self.keys, *self.values)]
+            self._pointers = np.array(addresses, np.int64)
+        return self._pointers
 
     # Rows
 
@@ -113,14 +134,10 @@ class Store:
         """Return a new thread's row, which sees what the row `like` sees."""
         if not self._free_rows:
             count = len(self.visible)
-            self.visible = torch.cat([self.visible, torch.zeros_like(self.visible)])
+            self.visible = np.concatenate([self.visible, np.zeros_like(self.visible)])
             self._free_rows = list(range(2 * count - 1, count - 1, -1))
         row = self._free_rows.pop()
-        if like is None:
-            self.visible[row] = False
-        else:
-            self.visible[row, : self.used] = self.visible[like, : self.used]
-            self.visible[row, self.used :] = False
+        self.visible[row] = False if like is None else self.visible[like]
         return row
 
     def release(self, row: int) -> None:
@@ -140,16 +157,32 @@ class Store:
         seen = self.visible[list(others), : self.used].any(0)
         self.visible[row, : self.used] |= seen
 
-    def mask(self, rows: Tensor, start: int) -> Tensor:
+    def mask(self, rows: Sequence[int], start: int) -> Tensor | None:
         """Return what the tokens of the columns from `start` on see: bool [new, start + new].
 
+        None where there is one token and it sees all, as in plain text.
+
         Args:
-            rows: int64 [new]; each token's thread. It may have later tokens already, which a
-                token does not see: columns rise in the order in which tokens were written.
+            rows: each token's thread. It may have later tokens already, which a token does not
+                see: columns rise in the order in which tokens were written.
         """
-        end = start + len(rows)
-        order = torch.arange(end, device=self.device)
-        return self.visible[rows, :end] & (order[None, :] <= order[start:, None])
+        count = len(rows)
+        if count == 1 and self.visible[rows[0], : start + 1].all():
+            return None
+        threads = sorted(set(rows))  # a thread's tokens share one row: little is sent to a GPU
+        table = sent(torch.from_numpy(self.visible[threads, : start + count]), self.device)
+        place = {row: index for index, row in enumerate(threads)}
+        seen = table[sent(torch.tensor([place[row] for row in rows]), self.device)]
+        before = torch.ones(count, count, dtype=torch.bool, device=self.device).tril()
+        seen[:, start:] &= before
+        return seen
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of main memory on a device; nobody waits for what the device does now."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

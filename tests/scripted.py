@@ -66,7 +66,7 @@ class Scripted(Model):
             logits = torch.zeros(len(part.keep), self.size, dtype=torch.float64)
             for number, index in enumerate(part.keep):
                 seen = part.store.visible[part.rows[index], : part.start + index + 1]
-                logits[number, self.next([ids[column] for column in seen.nonzero()])] = 30.0
+                logits[number, self.next([ids[column] for column in seen.nonzero()[0]])] = 30.0
             out.append(logits)
         return out
 

@@ -175,10 +175,14 @@ def test_forks_and_joins_copy_no_keys() -> None:
         return stores[-1]
 
     engine.model.store = roomy  # type: ignore[method-assign]
-    result = engine.run(ask(*blocks))
-    assert sum(thread.block >= 0 for thread in result.trace.threads) == 24
+    request = engine.submit(ask(*blocks))
+    while engine.step():
+        pass
+    assert sum(t.block >= 0 for t in engine.result(request).trace.threads) == 24
     assert stores[0].nbytes > 0
     assert stores[0].copied == 0
+    engine.drop(request)
+    assert stores[0].nbytes == 0  # whoever still holds the request
 
 
 def test_a_growing_store_copies_a_token_once_on_average() -> None:
@@ -186,7 +190,7 @@ def test_a_growing_store_copies_a_token_once_on_average() -> None:
     key = torch.ones(1, 2, 1, 4)
     for _ in range(1000):
         column = store.take(1)
-        store.write(0, key, key, torch.tensor([column]))
+        store.write(0, key, key, column)
     assert store.copied < 2 * 1000 * 2 * key.nbytes
     assert bool((store.keys[0][:, :, :1000] == 1).all())
 
