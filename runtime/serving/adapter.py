@@ -136,11 +136,13 @@ class Adapter:
     """
 
     def __init__(self, scheduler: Any) -> None:
-        from sglang.srt.managers.schedule_batch import ReqKvInfo
+        from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
 
         self.scheduler = scheduler
         self.rows_on_kv = "kv_committed_len" in {field.name for field in fields(ReqKvInfo)}
         """Whether the fields of a row are on `Req.kv` (0.5.20 and later) or on `Req`."""
+        self.ends_alone = hasattr(Req, "refresh_fill_ids")
+        """Whether a prefix is a length and read off the row (0.5.22 and later), or slots."""
 
     @property
     def pool(self) -> Any:
@@ -225,9 +227,8 @@ class Adapter:
         extend = batch.forward_mode.is_extend()
         for req in batch.reqs:
             if is_strand(req):
-                req.mvspec_chunk = extend and req.extend_range.end < len(
-                    req.full_untruncated_fill_ids
-                )
+                end = req.extend_end if self.ends_alone else extend and req.extend_range.end
+                req.mvspec_chunk = extend and end < len(req.full_untruncated_fill_ids)
 
     def is_chunk(self, req: Any) -> bool:
         """Whether a request's forward under way does not read the end of its prompt."""
@@ -291,16 +292,23 @@ class Adapter:
         """
         from sglang.srt.managers.schedule_batch import ScheduleBatch
 
+        from sglang.srt.managers.scheduler_components.metrics_reporter import PrefillStats
+        from sglang.srt.observability.metrics_collector import QueueCount
+
         scheduler = self.scheduler
         reqs = [req for req, _ in entries]
         for req, prefix in entries:
-            req._refresh_fill_ids()
-            req.prefix_indices = prefix
-            req.set_extend_range(len(prefix), len(req.origin_input_ids))
             req.skip_radix_cache_insert = True
             row = self.row(req)
-            row.cache_protected_len = len(prefix)
             row.kv_committed_len = 0
+            self._extend_range(req, len(prefix), len(req.origin_input_ids))
+            row.cache_protected_len = len(prefix)
+            if not self.ends_alone:
+                req.prefix_indices = prefix
+            elif len(prefix):  # what is before it is read off its row
+                (row.req_pool_idx,) = self.pool.alloc_rows(1)
+                self.pool.write((row.req_pool_idx, slice(0, len(prefix))), prefix.to(torch.int32))
+                row.kv_allocated_len = len(prefix)
         batch = ScheduleBatch.init_new(
             reqs,
             self.pool,
@@ -312,7 +320,25 @@ class Adapter:
         )
         batch.prepare_for_extend()
         batch.decoding_reqs = None
+        batch.prefill_stats = PrefillStats(
+            log_input_tokens=batch.extend_num_tokens,
+            log_hit_tokens=0,
+            new_token_ratio=self.ratio,
+            num_running_reqs=QueueCount.from_reqs(
+                scheduler.running_batch.reqs, scheduler.enable_priority_scheduling
+            ),
+            num_new_seqs=0,
+        )
         return batch
+
+    def _extend_range(self, req: Any, start: int, end: int) -> None:
+        """Say which tokens a request's next extend reads."""
+        if self.ends_alone:
+            req.refresh_fill_ids()
+            req.prefix_len, req.extend_end = start, end
+        else:
+            req._refresh_fill_ids()
+            req.set_extend_range(start, end)
 
     def plan(self, batch: Any, running: Any) -> Any:
         """Return what SGLang's scheduler takes as its next step."""
@@ -346,22 +372,27 @@ class Adapter:
 
     def publish(self, req: Any, length: int) -> int:
         """Give the first tokens of a request to the prefix cache; return how many it owns now."""
-        if self.tree.is_chunk_cache() or self.tree.disable:
-            return 0
-        req._refresh_fill_ids()
-        req.set_extend_range(0, length)
-        if hasattr(self.tree, "cache_unfinished_req"):
-            self.tree.cache_unfinished_req(req)
-        else:
+        if self.ends_alone:
             from sglang.srt.mem_cache.common import checkpoint_kv_cache
 
+            if not self.tree.supports_prefix_sharing():
+                return 0
+            self._extend_range(req, 0, length)
             checkpoint_kv_cache(req, self.tree)
+        else:
+            if self.tree.is_chunk_cache() or self.tree.disable:
+                return 0
+            self._extend_range(req, 0, length)
+            self.tree.cache_unfinished_req(req)
         owned: int = self.row(req).cache_protected_len
         return owned
 
     def unlock(self, req: Any) -> None:
         """Drop the lock that a request holds on its prefix in the cache."""
-        if hasattr(self.tree, "unpin"):
+        if self.ends_alone:
+            self.tree.unlock(req.lock)
+            req.lock = None
+        elif hasattr(self.tree, "unpin"):
             self.tree.unpin(req)
         elif req.last_node is not None:
             self.tree.dec_lock_ref(req.last_node)
@@ -370,7 +401,10 @@ class Adapter:
         """Give a request's row and slots back; the cache keeps its text for others."""
         from sglang.srt.mem_cache.common import release_kv_cache
 
-        release_kv_cache(req, self.tree)
+        if self.ends_alone:
+            release_kv_cache(req, self.tree, checkpoint=True)
+        else:
+            release_kv_cache(req, self.tree)
         req.skip_radix_cache_insert = True  # a result of it may still be on its way
 
     def free(self, slots: Tensor) -> None:

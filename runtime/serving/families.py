@@ -308,7 +308,7 @@ class Families:
                 if read:
                     family.run.was_read(read)
                 for strand, found in landed:
-                    strand.drawing = found is not None and family.run.wants(strand.live)
+                    strand.drawing = bool(found and strand.whole and family.run.wants(strand.live))
                 answer.check()
             except Exception as error:
                 self._broken(family, error)

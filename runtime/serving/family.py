@@ -63,7 +63,9 @@ class Family:
 
     def request(self, strand: Strand, tokens: array[int]) -> Any:
         """Return a request of SGLang's for one stay of a strand in the table."""
-        rid = self.face.rid if not self._entries else f"{self.face.rid}/{self._entries}"
+        # What SGLang prefills itself has the client's name, so that it can answer an abort.
+        first = strand is self.root and self.anchor is None
+        rid = self.face.rid if first else f"{self.face.rid}/{self._entries}"
         self._entries += 1
         # What the server's own admission of others counts on: the family's budget, shared by the
         # threads that are live, a little above what comes and below what its pool has.

@@ -79,14 +79,20 @@ HOOKS = {
 """What the plugin wraps, by what it does there."""
 
 _NEEDED = {
-    f"{_BATCH}.Req": ("_refresh_fill_ids", "set_extend_range"),
-    f"{_BATCH}.ScheduleBatch": ("prepare_for_extend", "filter_batch", "merge_batch"),
-    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache": ("cache_unfinished_req",),
-    "sglang.srt.managers.scheduler": ("NextBatchPlan",),
-    "sglang.srt.mem_cache.common": ("release_kv_cache",),
-    "sglang.srt.constrained.base_grammar_backend": ("BaseGrammarObject",),
+    f"{_BATCH}.Req": (("_refresh_fill_ids", "refresh_fill_ids"),),
+    f"{_BATCH}.ScheduleBatch": (("prepare_for_extend",), ("filter_batch",), ("merge_batch",)),
+    "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache": (
+        ("cache_unfinished_req", "checkpoint"),
+        ("dec_lock_ref",),
+        ("evictable_size",),
+    ),
+    "sglang.srt.managers.scheduler": (("NextBatchPlan",),),
+    f"{_PARTS}.metrics_reporter": (("PrefillStats",),),
+    "sglang.srt.observability.metrics_collector": (("QueueCount",),),
+    "sglang.srt.mem_cache.common": (("release_kv_cache",),),
+    "sglang.srt.constrained.base_grammar_backend": (("BaseGrammarObject",),),
 }
-"""What the plugin calls besides, by where it is."""
+"""What the plugin calls besides, by where it is: one of the names each, by version."""
 
 
 def verify() -> str:
@@ -111,13 +117,17 @@ def verify() -> str:
         names = [name for name in found.parameters if name not in ("self", "cls")]
         if tuple(names[: len(place.parameters)]) != place.parameters:
             wrong.append(f"{place.target} takes ({', '.join(names)})")
-    for owner, names in _NEEDED.items():
+    for owner, needed in _NEEDED.items():
         try:
             held = pkgutil.resolve_name(owner)
         except (AttributeError, ImportError) as error:
             wrong.append(f"{owner} is missing ({error})")
             continue
-        wrong += [f"{owner}.{name} is missing" for name in names if not hasattr(held, name)]
+        wrong += [
+            f"{owner}.{' or '.join(either)} is missing"
+            for either in needed
+            if not any(hasattr(held, name) for name in either)
+        ]
     if wrong:
         raise Unsupported(f"sglang {version} is not as the plugin expects: {'; '.join(wrong)}")
     return version

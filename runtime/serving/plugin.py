@@ -177,7 +177,7 @@ class Plugin:
     def retract(self, original: Callable[..., Any], batch: Any, *args: Any, **kw: Any) -> Any:
         """Make room for a decode step."""
         families = self.families
-        if not families or not any(families.strand(req) for req in batch.reqs):
+        if not families:  # those that are out hold memory too
             return original(batch, *args, **kw)
         retracted, aborted = families.retract(batch, [*args, *kw.values()])
         return retracted, families.adapter.ratio, aborted

@@ -175,7 +175,7 @@ class Strand:
             self.family.gone.add(id(self.req))
             self.out()
         while not self.pending():
-            if len(self._read) == len(self.live.items):
+            if self.whole:
                 if self._must_reread():
                     yield self
                 return
@@ -192,9 +192,14 @@ class Strand:
         yield self
 
     @property
+    def whole(self) -> bool:
+        """Whether all that its thread has so far was read: while it is rebuilt it is not."""
+        return len(self._read) == len(self.live.items)
+
+    @property
     def done(self) -> bool:
         """Whether it has ended and all of it is in its slots."""
-        return self.live.ended and self.req is None and len(self._read) == len(self.live.items)
+        return self.live.ended and self.req is None and self.whole
 
     def _must_reread(self) -> bool:
         """Whether a draw has no logits: its last token then comes in once more."""

@@ -106,9 +106,9 @@ class Soak:
         except TimeoutError:
             self.sums["disconnected"] += 1
             return
-        if "error" in answer:
+        if "meta_info" not in answer:
             self.sums["refused"] += 1
-            message = json.dumps(answer["error"])[:300]
+            message = json.dumps(answer)[:300]
             if "max_tokens" not in message and "tokens" not in message:
                 self.wrong.append(f"{kind}: {message}")
             return
