@@ -1,0 +1,64 @@
+"""`mvspec check`: the verdict on each record, and its repair."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mvspec.check import check_record
+from mvspec.cli.options import Field, Form, Inputs, Json, Workers
+from mvspec.console import Summary, print_table, progress
+from mvspec.records import Record, read_records
+from mvspec.repaired import Policy, fixed
+from mvspec.syntax import MULTIVERSE
+from mvspec.workers import ordered_map
+
+__all__ = ["check"]
+
+
+def check(
+    inputs: Inputs,
+    field: Field = None,
+    form: Form = MULTIVERSE.name,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="List every repair, not only the first violation.")
+    ] = False,
+    fix: Annotated[
+        Path | None, typer.Option(help="Write the repaired records to this file, a log beside it.")
+    ] = None,
+    max_repairs: Annotated[
+        int | None, typer.Option(min=0, help="Leave records with more repairs out of --fix.")
+    ] = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CODE", help="Leave records with such a repair out; repeatable."),
+    ] = None,
+    as_json: Json = False,
+    workers: Workers = 1,
+) -> None:
+    """Say of each record whether it is well-formed, and where it is not."""
+    summary = Summary()
+    policy = Policy.of(fix, recover, max_repairs, drop)
+    function = partial(check_record, form=form, recover=recover)
+    several = partial(ordered_map, function, workers=workers, size=text_length)
+    with progress(inputs) as advance:
+        records = read_records(inputs, field, advance)
+        for verdict in fixed(records, several, policy, inputs, field, form):
+            summary.add(verdict)
+            if as_json:
+                print(json.dumps(verdict.row()), flush=True)
+            elif verdict.report:
+                print(verdict.report, flush=True)
+    if not as_json:
+        print_table(summary)
+    well = summary.records - summary.left_out if fix else summary.ok
+    raise typer.Exit(0 if well == summary.records else 1)
+
+
+def text_length(record: Record) -> int:
+    """Return the characters of a record's text, the cost of checking it."""
+    return len(record.text)
