@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from mvspec.apr import APR
 from mvspec.errors import Diagnostic, ParseError, Source, VerifyError
 from mvspec.forms import FORMS, parse
 from mvspec.ir import Document, Parallel
@@ -67,7 +68,7 @@ def check_record(record: Record, form: str = "multiverse", recover: bool = False
         syntax = FORMS.get(record.form or form)
         diagnostics = numbering_warnings(document, source, syntax)
         blocks = sum(1 for _ in document.walk(Parallel))
-    text = "\n".join(report(source, diagnostics, repairs=recover and record.error is None))
+    text = "\n".join(report(source, diagnostics, repairs=recover))
     return Verdict(record.name, ok, cut, diagnostics, text, blocks)
 
 
@@ -80,9 +81,10 @@ def read_document(
         form: the surface form; a record that is a document as JSON is read as such.
         recover: return the best tree and every repair, not only the first violation.
     """
-    if record.error is not None:
-        return None, (record.error,), False
     form = record.form or form
+    # A row that breaks off is no JSON, and may be the beginning of a trace.
+    if record.error is not None and (form, record.error.code) != (APR.name, "invalid-json"):
+        return None, (record.error,), False
     if recover:
         document, repairs = parse(record.text, form, recover=True, name=record.name)
         if repairs and repairs[0].code == "not-a-document":

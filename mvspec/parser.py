@@ -12,18 +12,22 @@ from typing import Any
 
 from lark import Token, Transformer
 
+from mvspec.apr import APR
 from mvspec.builder import number
 from mvspec.errors import Diagnostic, ParseError, Source
 from mvspec.grammar import NO_CONCLUSION, Grammar, Mismatch, document_of, tagged_terminals, text_of
 from mvspec.ir import Conclusion, Document, Goal, Outline, Parallel, Path, Think
 from mvspec.notations import NOTATIONS
 from mvspec.recovery import repair, repairs
-from mvspec.recovery.alignment import aligned
+from mvspec.recovery.alignment import aligned, bare_join
 from mvspec.recovery.edits import apply
 from mvspec.recovery.trim import trimmed
 from mvspec.syntax import MULTIVERSE, Syntax
 
 __all__ = ["apply", "parse_text", "recover_text"]
+
+WINDOW = 1 << 16
+"""Characters within which a strict parse looks for its error before it reads further."""
 
 
 def parse_text(text: str, syntax: Syntax = MULTIVERSE, name: str = "<text>") -> Document:
@@ -34,10 +38,9 @@ def parse_text(text: str, syntax: Syntax = MULTIVERSE, name: str = "<text>") -> 
     """
     try:
         return read(text, syntax)
-    except Mismatch:
-        source = Source(text, name)
-        first = next(iter(violations(source, syntax)))
-        raise ParseError(source, first, cut=first.code == "cut") from None
+    except Mismatch as mismatch:
+        first = first_violation(text, syntax, mismatch.at)
+        raise ParseError(Source(text, name), first, cut=first.code == "cut") from None
 
 
 def recover_text(
@@ -66,13 +69,33 @@ def read(text: str, syntax: Syntax) -> Document:
     return document
 
 
+def first_violation(text: str, syntax: Syntax, at: int = 0) -> Diagnostic:
+    """Return the first violation of a text that is not canonical, in time linear in its offset.
+
+    The beginning of a canonical text is canonical or cut. So where a beginning is malformed, its
+    first violation is that of the text, unless it stands near the beginning's end.
+
+    Args:
+        at: how far the grammar has come, where that is known.
+    """
+    size = max(WINDOW, 2 * at)
+    while syntax.name != APR.name and size < len(text):  # no beginning of JSON is JSON
+        first = next(iter(violations(Source(text[:size]), syntax)), None)
+        if first and first.code != "cut" and first.offset < size // 2:
+            return first
+        size *= 4
+    return next(iter(violations(Source(text), syntax)))
+
+
 def violations(source: Source, syntax: Syntax) -> Iterable[Diagnostic]:
     """Return the repairs of a text that is not canonical, in order."""
     if syntax is MULTIVERSE:
         return repairs(source, syntax)
     if syntax.name in NOTATIONS:
         return trimmed(source, NOTATIONS[syntax.name].repair(source))
-    return trimmed(source, aligned(source.text, syntax, read, repair))
+    found = trimmed(source, aligned(source.text, syntax, read, repair))
+    cut = not found or found[0].code == "cut"
+    return found if cut else bare_join(source, syntax, read, repair) or found
 
 
 @cache

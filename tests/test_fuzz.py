@@ -19,6 +19,7 @@ from traces import CANONICAL, TRACES
 import mvspec
 from mvspec.forms import FORMS
 from mvspec.ir import TAG
+from mvspec.parser import WINDOW
 
 NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
 ROOT = Path(__file__).parents[1]
@@ -70,6 +71,32 @@ def test_time_grows_as_the_text(form: str) -> None:
     for unit in {*filter(None, tags), "<Path>\n", "<Pa<Path>th>", "1: a\n", "S1: a\n", '["'}:
         few, many = (fastest(unit * size, form) for size in (100, 1000))
         assert many < 50 * max(few, 0.002), unit
+
+
+@pytest.mark.parametrize("form", [form for form in READABLE if FORMS[form].ordered])
+def test_a_refusal_takes_the_time_of_its_place(form: str) -> None:
+    # Of 8 MB of stray tags a strict parse reads the beginning; all of them would be seconds.
+    text = (FORMS[form].written(mvspec.syntax.Tag.END_PATH, "1") + "\n") * 1_000_000
+    start = time.process_time()
+    with pytest.raises(mvspec.ParseError) as caught:
+        mvspec.parse(text, form)
+    assert caught.value.diagnostic.offset == 0
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("form", [form for form in READABLE if FORMS[form].ordered])
+def test_a_violation_far_into_a_text_is_found(form: str) -> None:
+    block = mvspec.parallel(mvspec.branch("a", "A" * 100), conclusion="so")
+    good = mvspec.render(mvspec.assistant(*["text", block] * 2_000), form)
+    bad = good + "wrong </Conclusion> here"
+    with pytest.raises(mvspec.ParseError) as caught:
+        mvspec.parse(bad, form)
+    first = mvspec.parse(bad, form, recover=True)[1][0]
+    assert len(good) > 4 * WINDOW
+    assert (caught.value.diagnostic, caught.value.cut) == (first, False)
+    with pytest.raises(mvspec.ParseError) as caught:
+        mvspec.parse(good[:-8], form)
+    assert caught.value.cut
 
 
 def fastest(text: str, form: str) -> float:

@@ -19,10 +19,10 @@ from mvspec.ir import TAG, Document, Message, Outline, Parallel, Text, Think
 from mvspec.node import Node
 from mvspec.recovery.edits import Code, Edit, apply
 from mvspec.recovery.transcript import Ending, Run, Transcript, endings, transcribe
-from mvspec.recovery.trim import same_start
+from mvspec.recovery.trim import same_start, trimmed
 from mvspec.syntax import MULTIVERSE, Piece, Syntax, Tag
 
-__all__ = ["aligned"]
+__all__ = ["aligned", "bare_join"]
 
 Read = Callable[[str, Syntax], Document]
 Repair = Callable[[Source, Syntax], tuple[Diagnostic, ...]]
@@ -30,6 +30,7 @@ Repair = Callable[[Source, Syntax], tuple[Diagnostic, ...]]
 PASSES = 3
 """Times that a text is read again without the numbered tags that turned out to be words."""
 
+_BARE_JOIN = re.compile(r"(?:<C[a-z]*|<Conclusion>\s*(?:</?[A-Za-z]*)?)\Z")
 _WORDS = ("tag-as-word", "stray-tag", "too-deep")
 _SPACE: tuple[Code, ...] = ("separator", "missing-newline", "cut")
 _LABELS: tuple[Code, ...] = ("missing-label", "wrong-label")
@@ -51,6 +52,26 @@ def aligned(text: str, syntax: Syntax, read: Read, repair: Repair) -> list[Edit]
             end = len(text)
             return [Edit(end, end, rendered[end:], "cut", "the text ends inside a tag")]
     return edits
+
+
+def bare_join(source: Source, syntax: Syntax, read: Read, repair: Repair) -> tuple[Diagnostic, ...]:
+    """Return the repair of a text that ends in a conclusion of which nothing stands there.
+
+    Where the form does not write a conclusion that is empty, what there is of it is left out,
+    for no text of the tree could follow. Empty where the text is not cut there.
+    """
+    text = source.text
+    tail = _BARE_JOIN.match(text, max(0, text.rfind("<C"))) if syntax.optional_join else None
+    if not tail:
+        return ()
+    start, end = tail.span()
+    head = Source(text[:start], source.name)
+    found = trimmed(head, aligned(head.text, syntax, read, repair))
+    missing = found[0].inserted if found and found[0].code == "cut" else ""
+    if not missing.startswith(syntax.written(Tag.END_PARALLEL)):
+        return ()
+    message = f"the text ends where a conclusion begins: expected {Tag.END_PARALLEL} or its text"
+    return (source.diagnostic(start, "cut", message, end=end, inserted=missing),)
 
 
 def _attempt(
