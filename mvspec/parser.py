@@ -19,7 +19,7 @@ from mvspec.grammar import NO_CONCLUSION, Grammar, Mismatch, document_of, tagged
 from mvspec.ir import Conclusion, Document, Goal, Outline, Parallel, Path, Think
 from mvspec.notations import NOTATIONS
 from mvspec.recovery import repair, repairs
-from mvspec.recovery.alignment import aligned, bare_join
+from mvspec.recovery.alignment import aligned
 from mvspec.recovery.edits import apply
 from mvspec.recovery.trim import trimmed
 from mvspec.syntax import MULTIVERSE, Syntax
@@ -53,8 +53,12 @@ def recover_text(
     try:
         return read(text, syntax), ()
     except Mismatch:
-        diagnostics = tuple(violations(Source(text, name), syntax))
-    return read(apply(text, diagnostics), syntax), diagnostics
+        source = Source(text, name)
+    if syntax is MULTIVERSE or syntax.name in NOTATIONS:
+        diagnostics = tuple(violations(source, syntax))
+        return read(apply(text, diagnostics), syntax), diagnostics
+    diagnostics, message = aligned(source, syntax, read, repair)
+    return document_of(message.body), diagnostics
 
 
 def read(text: str, syntax: Syntax) -> Document:
@@ -93,9 +97,7 @@ def violations(source: Source, syntax: Syntax) -> Iterable[Diagnostic]:
         return repairs(source, syntax)
     if syntax.name in NOTATIONS:
         return trimmed(source, NOTATIONS[syntax.name].repair(source))
-    found = trimmed(source, aligned(source.text, syntax, read, repair))
-    cut = not found or found[0].code == "cut"
-    return found if cut else bare_join(source, syntax, read, repair) or found
+    return aligned(source, syntax, read, repair)[0]
 
 
 @cache

@@ -117,6 +117,13 @@ class Syntax:
         own = (tag.replace(r"\{\}", LABEL.pattern) for tag in written)
         return re.compile("|".join(dict.fromkeys((*own, *(tag.value for tag in Tag)))))
 
+    @cached_property
+    def foreign(self) -> re.Pattern[str]:
+        """The tags of the form that are none of the canonical form; never, where it has none."""
+        others = (re.escape(tag) for tag in self.tags if tag.startswith("<") and tag not in _PLACE)
+        labelled = (tag.replace(r"\{\}", LABEL.pattern) for tag in others)
+        return re.compile("|".join(labelled) or r"(?!)")
+
     def written(self, tag: Tag, label: str = "") -> str:
         """Return the characters of `tag`; "" where the form does not write it."""
         if self.fence and tag in (Tag.THINK, Tag.END_THINK):
@@ -133,14 +140,30 @@ class Syntax:
 
     def tag(self, tag: Tag, *, forced: bool = False, label: str = "") -> Piece:
         """Return `tag` as a piece."""
-        return Piece(self.written(tag, label) if self.tagged else "", tag, forced)
+        bare = self._bare.get((tag, forced))
+        return bare or Piece(self.written(tag, label), tag, forced)
+
+    @cached_property
+    def _bare(self) -> dict[tuple[Tag, bool], Piece]:
+        """The tags that bear no label, each made once."""
+        made = {tag: self.written(tag, "{}") if self.tagged else "" for tag in Tag}
+        return {
+            (tag, forced): Piece(text, tag, forced)
+            for tag, text in made.items()
+            if "{}" not in text
+            for forced in (False, True)
+        }
+
+    @cached_property
+    def _gap(self) -> Piece:
+        return Piece(self.separator)
 
     def fork_header(self, label: str, outline: str, *, first: bool = True) -> Iterator[Piece]:
         """Yield what a runtime writes at the start of a path."""
         if self.tagged:
             yield Piece(self.separator if first else self.path_gap, None, True)
             yield self.tag(Tag.PATH, forced=True, label=label)
-            yield Piece(_NEWLINE, None, True)
+            yield _FORCED_LINE
             if self.labels == "text":
                 yield Piece(label + self.label_end.rstrip(), None, True)
         else:
@@ -152,7 +175,7 @@ class Syntax:
         if self.tagged:
             yield Piece(self.separator, None, True)
             yield self.tag(Tag.CONCLUSION, forced=True)
-            yield Piece(_NEWLINE, None, True)
+            yield _FORCED_LINE
         else:
             yield self.tag(Tag.CONCLUSION, forced=True)
             yield Piece("\n", None, True)
@@ -163,7 +186,7 @@ class Syntax:
             if isinstance(item, Think):
                 yield self.tag(Tag.THINK)
                 if self.tagged:
-                    yield Piece(_NEWLINE)
+                    yield _LINE
                 yield from self._body(item.body)
                 yield self.tag(Tag.END_THINK)
                 yield Piece(self.after_think)
@@ -177,7 +200,7 @@ class Syntax:
     def _body(self, body: tuple[Node, ...], *, inline: bool = False) -> Iterator[Piece]:
         # Where text stands in line with a label or a header, its newline is always written.
         if inline and self.tagged and (not body or isinstance(body[0], Parallel)):
-            yield Piece(_NEWLINE)
+            yield _LINE
         for index, item in enumerate(body):
             yield from self._item(item, before_tag=self._tag_next(body, index))
 
@@ -190,7 +213,7 @@ class Syntax:
         elif isinstance(item, Gen):
             yield Piece("", hole=item)
         if before_tag:
-            yield Piece(_NEWLINE)
+            yield _LINE
 
     def _block(self, block: Parallel) -> Iterator[Piece]:
         yield self.tag(Tag.PARALLEL)
@@ -221,16 +244,17 @@ class Syntax:
             yield from self._body(block.conclusion.body, inline=True)
             yield self.tag(Tag.END_CONCLUSION)
         yield from self._apart(Tag.END_PARALLEL)
-        yield Piece(self.separator)
+        yield self._gap
 
     def _apart(self, tag: Tag, label: str = "") -> Iterator[Piece]:
         """Yield a tag after its separator; a tag that is not written has none."""
         if self.tagged and self.written(tag):
-            yield Piece(self.separator)
+            yield self._gap
         yield self.tag(tag, label=label)
 
 
 _NEWLINE = "\n"
+_LINE, _FORCED_LINE = Piece(_NEWLINE), Piece(_NEWLINE, None, True)
 _PLACE = {tag: place for place, tag in enumerate(Tag)}
 _BEFORE_TEXT = frozenset({Tag.THINK, Tag.PATH, Tag.CONCLUSION})
 

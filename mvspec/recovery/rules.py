@@ -191,7 +191,9 @@ def ends_inner(scan: Scan) -> bool:
     block = scan.stack[-1]
     if block.conclusion_end:
         return True
-    wanted = scan.wanting(scan.following_label) if scan.following is Tag.PATH else -1
+    wanted = (
+        scan.wanting(scan.label_after(scan.following_end)) if scan.following is Tag.PATH else -1
+    )
     return 0 <= wanted < len(scan.stack) - 1
 
 

@@ -35,7 +35,7 @@ class Scan:
         self.run_start = self.at = self.end = 0  # the tag at hand is text[at:end]
         self.next_at = -1  # where the next tag starts
         self.following: Tag | None = None  # the next tag that does not stand like a word
-        self.following_label = ""
+        self.following_end = len(text)
         self.last_end_think = text.rfind(Tag.END_THINK)
         self.cut_inside: Tag | None = None  # what is open where the text ends
 

@@ -113,7 +113,10 @@ def endings(text: str, syntax: Syntax) -> Iterator[Ending]:
     """Yield the tags that the last characters of a text can be the beginning of."""
     for tag in Tag:
         head, labelled, tail = syntax.written(tag, "{}").partition("{}")
-        for size in range(1, min(len(head + tail) + 12, len(text)) + 1 if head else 1):
+        longest = min(len(head + tail) + 12, len(text)) if head else 0
+        for size in range(1, longest + 1):
+            if text[-size] != head[0]:
+                continue
             part = text[len(text) - size :]
             label = part.removeprefix(head).rstrip(".")
             if head.startswith(part) or (
@@ -136,12 +139,16 @@ class _Scribe:
         """Return the tags of the form up to `stop`; those that it does not have are dropped."""
         syntax = self.syntax
         own = {syntax.written(tag, "{}"): tag for tag in Tag if syntax.written(tag)}
+        digits = ""
         out = []
         for index, match in enumerate(syntax.marker.finditer(self.text, self.at, stop)):
             start, end = match.span()
-            label = _NUMBER.search(match.group())
-            digits = label.group() if label else ""
-            tag = own.get(match.group().replace(digits, "{}") if digits else match.group())
+            name = match.group()
+            if syntax.labels == "tag":
+                label = _NUMBER.search(name)
+                digits = label.group() if label else ""
+                name = name.replace(digits, "{}") if digits else name
+            tag = own.get(name)
             if tag and index not in words:
                 out.append(Mark(start, end, tag, digits, index))
                 continue
