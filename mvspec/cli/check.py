@@ -47,7 +47,7 @@ def check(
     several = partial(ordered_map, function, workers=workers, size=text_length)
     with progress(inputs) as advance:
         records = read_records(inputs, field, advance)
-        for verdict in fixed(records, several, policy, inputs, field, form):
+        for verdict in fixed(records, several, policy, inputs, field, form, summary.resume):
             summary.add(verdict)
             if as_json:
                 print(json.dumps(verdict.row()), flush=True)
@@ -55,8 +55,8 @@ def check(
                 print(verdict.report, flush=True)
     if not as_json:
         print_table(summary)
-    well = summary.records - summary.left_out if fix else summary.ok
-    raise typer.Exit(0 if well == summary.records else 1)
+    wrong = summary.left_out if fix else summary.records - summary.ok
+    raise typer.Exit(1 if wrong else 0)
 
 
 def text_length(record: Record) -> int:

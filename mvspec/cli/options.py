@@ -35,6 +35,8 @@ READABLE = (*(name for name, syntax in FORMS.items() if syntax.tagged), JSON)
 
 def known_form(form: str) -> str:
     """Return `form` where it can be read; else a usage error."""
+    if form in FORMS and form not in READABLE:
+        raise typer.BadParameter(f"{form!r} is written, never read: use {', '.join(READABLE)}")
     if form not in READABLE:
         raise typer.BadParameter(f"{form!r} is not one of {', '.join(READABLE)}")
     return form
