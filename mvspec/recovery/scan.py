@@ -124,6 +124,15 @@ class Scan:
             self.events[-1].end, self.at
         )
 
+    def doubled(self) -> bool:
+        """Whether the tag at hand opens again what the last one opened, with its label or none."""
+        opened = self.stack[-1].opened
+        last = self.events[-1] if self.events else None
+        if last is None or opened is not last or last.tag.value != self.name:
+            return False
+        between = self.text[last.end : self.at].strip()
+        return not between or between == f"{self.label_after(self.end)}:"
+
     def stands_alone(self) -> bool:
         """Whether the tag at hand stands like structure: a newline or a tag at its open side."""
         if self.end == len(self.text) or LEAD.match(self.text, self.end):
@@ -215,8 +224,10 @@ class Scan:
         if not event.tag.closes:
             self.stack.pop()
             if event.tag is Tag.PATH:
+                self.stack[-1].paths.discard(self.label_after(event.end))
                 self.stack[-1].path_count -= 1
             elif event.tag is Tag.OUTLINE:
+                self.parent.outlines.discard(self.label_after(event.end))
                 self.parent.outline_count -= 1
             return
         owner = self.stack[-1]
@@ -227,6 +238,14 @@ class Scan:
             owner.path_end = None
         elif event.tag is Tag.END_CONCLUSION:
             owner.conclusion_end = None
+
+    def once(self) -> None:
+        """Leave out the last tag, which the tag at hand doubles, with its label."""
+        last = self.events[-1]
+        self.reopen(f"{self.name} is doubled: left out")
+        if self.has_text(last.end, self.at):
+            *_, drop = self.dropped
+            self.dropped[-1] = drop._replace(end=self.at)
 
     # Writing what is missing
 

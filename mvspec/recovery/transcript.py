@@ -90,7 +90,8 @@ def transcribe(
     for place, mark in enumerate(marks):
         scribe.upto(mark.start, before)
         after = marks[place + 1].tag if place + 1 < len(marks) else None
-        if syntax.labels == "tag" and mark.tag is Tag.OUTLINE and before not in _OUTLINES:
+        first = mark.tag is Tag.OUTLINE and before not in _OUTLINES
+        if syntax.labels == "tag" and first and scribe.alone(mark):
             scribe.write(f"{Tag.GOAL}\n")
         scribe.tag(mark)
         if syntax.labels == "tag" and mark.tag is Tag.END_OUTLINE and after not in _OUTLINES:
@@ -193,6 +194,11 @@ class _Scribe:
                     self.write(f"\n{Tag.END_OUTLINE}")
         self.copy(end)
 
+    def alone(self, mark: Mark) -> bool:
+        """Whether a tag stands like one: in a line's middle it may be a word, without a label."""
+        before = self.text[mark.start - 1 : mark.start]
+        return before in ("", "\n", ">") or _LINE_END.match(self.text, mark.end) is not None
+
     def tag(self, mark: Mark) -> None:
         """Write a tag with the white space and the label that the canonical form has there."""
         if mark.tag is Tag.END_OUTLINE and not self.text.endswith("\n", 0, mark.start):
@@ -210,5 +216,5 @@ class _Scribe:
             self.at, found = line_end.end(), True
         if found:
             self.write(MULTIVERSE.after(mark.tag))
-        if label:
+        if label and self.alone(mark):
             self.write(f"{label}: ")
