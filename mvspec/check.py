@@ -13,7 +13,7 @@ from mvspec.lint import numbering_warnings
 from mvspec.records import Record
 from mvspec.views import excerpt, visible
 
-__all__ = ["Verdict", "check_record", "read_document", "report"]
+__all__ = ["Verdict", "check_record", "other_forms", "read_document", "report"]
 
 EXCERPT_WIDTH = 70
 """Characters of a line that an excerpt shows, so that it fits 80 columns with its gutter."""
@@ -96,6 +96,23 @@ def read_document(
         return None, (error.diagnostic,), error.cut
     except VerifyError as error:
         return None, (Diagnostic(0, 0, 1, 1, "not-a-document", str(error)),), False
+
+
+def other_forms(record: Record, form: str) -> list[str]:
+    """Return the forms but this one in which a record is well-formed and holds a block.
+
+    >>> text = "P1: [S1, S2]\\n"
+    >>> text = f"Parallel groups:\\n{text}Parallel execution plan:\\nP1:\\n  S1: a\\n  S2: b\\n"
+    >>> other_forms(Record("a", "a.txt", text), "multiverse")
+    ['curator-plan']
+    """
+    found = []
+    for name, syntax in FORMS.items() if record.error is None and not record.form else ():
+        if syntax.tagged and name != form:
+            document, _, _ = read_document(record, name)
+            if document and next(document.walk(Parallel), None):
+                found.append(name)
+    return found
 
 
 def report(

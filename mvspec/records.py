@@ -28,6 +28,9 @@ PATIENCE = 100
 _OBJECTS = {"messages": "json", "main_calls": "apr"}
 """What an object that stands where a text is expected is known by, and the form that it is in."""
 
+_SHOWN = 8
+"""Fields of a row that a message names."""
+
 _MARK = b"\xef\xbb\xbf"
 
 Progress = Callable[[int], object]
@@ -226,7 +229,8 @@ def _row(row: Any, place: str, field: str | None) -> Record:
     value = row
     for step in field.split(".") if field and field != "." else ():
         if not isinstance(value, dict) or step not in value:
-            return _unreadable(name, place, "", 0, "missing-field", f"no field {field!r}")
+            has = f": there is {_keys(value)}" if isinstance(value, dict) else ""
+            return _unreadable(name, place, "", 0, "missing-field", f"no field {field!r}{has}")
         value = value[step]
     whole = row if isinstance(row, dict) else None
     if isinstance(value, str):
@@ -235,8 +239,7 @@ def _row(row: Any, place: str, field: str | None) -> Record:
         if isinstance(value, dict) and isinstance(value.get(key), list):
             return Record(name, place, json.dumps(value), form, row=whole)
     if field is None and isinstance(value, dict):
-        fields = ", ".join(map(repr, value)) or "no field"
-        message = f"the row is an object, neither a text nor a document: it has {fields}"
+        message = f"the row is an object: name the text's field with --field: {_keys(value)}"
         return _unreadable(name, place, "", 0, "missing-field", message)
     kind = {dict: "an object", list: "a list", bool: "a boolean", type(None): "null"}.get(
         type(value), "a number"
@@ -244,6 +247,13 @@ def _row(row: Any, place: str, field: str | None) -> Record:
     where = f"field {field!r} is" if field else "the row is"
     message = f"{where} {kind}, neither a text nor a document"
     return _unreadable(name, place, "", 0, "not-a-string", message)
+
+
+def _keys(value: dict[str, Any]) -> str:
+    """Return the first names of an object's fields, as a message lists them."""
+    names = list(map(repr, value))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more or "none"
 
 
 def _with_field(records: Iterable[Record], name: str, field: str | None) -> Iterator[Record]:
@@ -265,8 +275,8 @@ def _with_field(records: Iterable[Record], name: str, field: str | None) -> Iter
         yield from held
         return
     error = next(r.error for r in held if r.error and r.error.code == "missing-field")
-    hint = "name the text's field with --field" if field is None else "in none of the rows read"
-    raise InputError(f"{name}: {error.message}; {hint}")
+    hint = "" if field is None else " (nor in any of the rows read)"
+    raise InputError(f"{name}: {error.message}{hint}")
 
 
 def selected(records: Iterator[Record], names: list[str] | None) -> Iterator[Record]:

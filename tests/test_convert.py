@@ -241,3 +241,18 @@ def test_real_outputs_repaired_are_well_formed(tmp_path: Path) -> None:
     assert fix(CORPUS / "multiverse-dev.jsonl", out).exit_code == 0
     assert len(lines(out)) == 84
     assert run("check", out, "--field", "output").exit_code == 0
+
+
+@pytest.mark.parametrize("place", ["data.jsonl", "folder/out.jsonl", "folder/../data.jsonl"])
+def test_what_is_read_is_never_written(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    rows = json.dumps({"output": CANONICAL}) + "\n"
+    for name in ("data.jsonl", "folder/a.jsonl"):
+        (tmp_path / name).write_text(rows, "utf-8")
+    inputs = (tmp_path / "data.jsonl", tmp_path / "folder", "--field", "output")
+    for args in (("check", "--recover", "--fix"), ("convert", "--to", "json", "-o")):
+        result = run(args[0], *inputs, *args[1:], tmp_path / place)
+        assert result.exit_code == 2
+        assert "is read" in result.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.jsonl", "data.jsonl"]
+    assert (tmp_path / "data.jsonl").read_text("utf-8") == rows

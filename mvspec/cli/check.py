@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from mvspec.check import check_record
-from mvspec.cli.options import Field, Form, Inputs, Json, Workers
+from mvspec.check import check_record, other_forms
+from mvspec.cli.options import Field, Form, Inputs, Json, Workers, apart
 from mvspec.console import Summary, print_table, progress
 from mvspec.records import Record, read_records
 from mvspec.repaired import Policy, fixed
 from mvspec.syntax import MULTIVERSE
+from mvspec.views import visible
 from mvspec.workers import ordered_map
 
 __all__ = ["check"]
@@ -28,7 +30,10 @@ def check(
         bool, typer.Option("--recover", help="List every repair, not only the first violation.")
     ] = False,
     fix: Annotated[
-        Path | None, typer.Option(help="Write the repaired records to this file, a log beside it.")
+        Path | None,
+        typer.Option(
+            dir_okay=False, help="Write the repaired records to this file, a log beside it."
+        ),
     ] = None,
     max_repairs: Annotated[
         int | None, typer.Option(min=0, help="Leave records with more repairs out of --fix.")
@@ -42,11 +47,14 @@ def check(
 ) -> None:
     """Say of each record whether it is well-formed, and where it is not."""
     summary = Summary()
+    apart(fix, inputs, "--fix")
     policy = Policy.of(fix, recover, max_repairs, drop)
     function = partial(check_record, form=form, recover=recover)
     several = partial(ordered_map, function, workers=workers, size=text_length)
     with progress(inputs) as advance:
         records = read_records(inputs, field, advance)
+        first = next(records, None)
+        records = chain([first] if first else [], records)
         for verdict in fixed(records, several, policy, inputs, field, form, summary.resume):
             summary.add(verdict)
             if as_json:
@@ -55,6 +63,11 @@ def check(
                 print(verdict.report, flush=True)
     if not as_json:
         print_table(summary)
+        if first is None:
+            typer.echo("there is no record in the input", err=True)
+        elif not (summary.ok or summary.cut) and (others := other_forms(first, form)):
+            name = visible(first.name)
+            typer.echo(f"{name} is well-formed with --form {' or '.join(others)}", err=True)
     wrong = summary.left_out if fix else summary.records - summary.ok
     raise typer.Exit(1 if wrong else 0)
 

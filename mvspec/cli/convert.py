@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mvspec.cli.options import READABLE, Field, Inputs, known_form
+from mvspec.cli.options import READABLE, Field, Inputs, apart, known_form
 from mvspec.console import progress
 from mvspec.convert import convert_records
 from mvspec.forms import FORMS, JSON
@@ -27,13 +27,15 @@ def convert(
     ] = MULTIVERSE.name,
     field: Field = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write to this file instead.")
+        Path | None,
+        typer.Option("--output", "-o", dir_okay=False, help="Write to this file instead."),
     ] = None,
     recover: Annotated[
         bool, typer.Option("--recover", help="Convert malformed records too, repaired.")
     ] = False,
 ) -> None:
     """Write each record in another form; one that the form cannot hold is left out."""
+    apart(output, inputs, "-o")
     left_out = 0
     with progress(inputs) as advance:
         records = read_records(inputs, field, advance)

@@ -24,6 +24,7 @@ __all__ = [
     "Timeline",
     "Tokenizer",
     "Workers",
+    "apart",
     "as_given",
     "known_form",
     "needs",
@@ -70,6 +71,20 @@ Model = Annotated[
 Timeline = Annotated[
     Path | None, typer.Option(help="Draw threads over steps to this .svg or .png file.")
 ]
+
+
+def apart(output: Path | None, inputs: list[str], option: str) -> None:
+    """Refuse an output that the command reads too, now or when it is run again.
+
+    Args:
+        option: what names the output, such as --fix.
+    """
+    for name in inputs if output else ():
+        source, target = Path(name).resolve(), Path(output or "").resolve()
+        if target == source:
+            raise InputError(f"{option} {output}: it is read too: name another file")
+        if source.is_dir() and target.is_relative_to(source):
+            raise InputError(f"{option} {output}: {name} is read, and it stands in there")
 
 
 @contextmanager

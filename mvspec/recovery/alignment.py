@@ -202,7 +202,10 @@ def _gaps(
         place = bisect_right(starts, each.offset) - 1
         run = script.runs[place] if place >= 0 else Run(0, 0, 0)
         at = min(run.source + run.size, run.source + each.offset - run.at)
-        reasons.append((at, cast(Code, each.code), each.message))
+        said = TAG.sub(
+            lambda tag: syntax.written(Tag(tag.group()), "N") or tag.group(), each.message
+        )
+        reasons.append((at, cast(Code, each.code), said))
     reasons.sort(key=lambda reason: reason[0])
     low = at = start = 0
     for run in (*runs, Run(len(rendered), len(text), 0)):
@@ -234,9 +237,7 @@ def _reason(
         silent.add("missing-conclusion")
     for _, code, said in reasons:
         if code not in silent:
-            return code, TAG.sub(
-                lambda tag: syntax.written(Tag(tag.group()), "N") or tag.group(), said
-            )
+            return code, said
     message = f"expected {shown(want)}, found {shown(have)}"
     if have.split() == want.split():
         glued = any(code == "missing-newline" for _, code, _ in reasons)
