@@ -16,7 +16,14 @@ from typing import IO, Any
 
 from mvspec.errors import Diagnostic, MvspecError, Source
 
-__all__ = ["InputError", "Record", "is_one_text", "read_records", "selected", "total_bytes"]
+__all__ = [
+    "InputError",
+    "Record",
+    "is_one_text",
+    "is_readable",
+    "read_records",
+    "total_bytes",
+]
 
 TEXTS = frozenset({".txt", ".md"})
 ROWS = frozenset({".jsonl", ".ndjson"})
@@ -114,15 +121,19 @@ def total_bytes(inputs: Iterable[str]) -> int | None:
     return total
 
 
+def is_readable(path: Path) -> bool:
+    """Whether a file is read where it stands in a folder that is."""
+    return path.suffix.lower() in TEXTS | ROWS | {VALUE}
+
+
 def _found(folder: str) -> list[str]:
-    known = TEXTS | ROWS | {VALUE}
     found = []
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         found += [
             os.path.join(root, file)
             for file in sorted(files)
-            if Path(file).suffix.lower() in known and not file.startswith(".")
+            if is_readable(Path(file)) and not file.startswith(".")
         ]
     return found
 
@@ -277,22 +288,3 @@ def _with_field(records: Iterable[Record], name: str, field: str | None) -> Iter
     error = next(r.error for r in held if r.error and r.error.code == "missing-field")
     hint = "" if field is None else " (nor in any of the rows read)"
     raise InputError(f"{name}: {error.message}{hint}")
-
-
-def selected(records: Iterator[Record], names: list[str] | None) -> Iterator[Record]:
-    """Yield the records of these names or places, or all where none is given.
-
-    Raises:
-        InputError: no record has one of the names.
-    """
-    if not names:
-        yield from records
-        return
-    missing = dict.fromkeys(names)
-    for record in records:
-        if record.name in names or record.place in names:
-            missing.pop(record.name, None)
-            missing.pop(record.place, None)
-            yield record
-    if missing:
-        raise InputError(f"no record is named {', '.join(missing)}")

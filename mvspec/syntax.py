@@ -117,13 +117,6 @@ class Syntax:
         own = (tag.replace(r"\{\}", LABEL.pattern) for tag in written)
         return re.compile("|".join(dict.fromkeys((*own, *(tag.value for tag in Tag)))))
 
-    @cached_property
-    def foreign(self) -> re.Pattern[str]:
-        """The tags of the form that are none of the canonical form; never, where it has none."""
-        others = (re.escape(tag) for tag in self.tags if tag.startswith("<") and tag not in _PLACE)
-        labelled = (tag.replace(r"\{\}", LABEL.pattern) for tag in others)
-        return re.compile("|".join(labelled) or r"(?!)")
-
     def written(self, tag: Tag, label: str = "") -> str:
         """Return the characters of `tag`; "" where the form does not write it."""
         if self.fence and tag in (Tag.THINK, Tag.END_THINK):
@@ -153,10 +146,6 @@ class Syntax:
             if "{}" not in text
             for forced in (False, True)
         }
-
-    @cached_property
-    def _gap(self) -> Piece:
-        return Piece(self.separator)
 
     def fork_header(self, label: str, outline: str, *, first: bool = True) -> Iterator[Piece]:
         """Yield what a runtime writes at the start of a path."""
@@ -244,12 +233,12 @@ class Syntax:
             yield from self._body(block.conclusion.body, inline=True)
             yield self.tag(Tag.END_CONCLUSION)
         yield from self._apart(Tag.END_PARALLEL)
-        yield self._gap
+        yield Piece(self.separator)
 
     def _apart(self, tag: Tag, label: str = "") -> Iterator[Piece]:
         """Yield a tag after its separator; a tag that is not written has none."""
         if self.tagged and self.written(tag):
-            yield self._gap
+            yield Piece(self.separator)
         yield self.tag(tag, label=label)
 
 

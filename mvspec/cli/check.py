@@ -14,7 +14,7 @@ from mvspec.check import check_record, other_forms
 from mvspec.cli.options import Field, Form, Inputs, Json, Workers, apart
 from mvspec.console import Summary, print_table, progress
 from mvspec.records import Record, read_records
-from mvspec.repaired import Policy, fixed
+from mvspec.repaired import Policy, fixed, log_path
 from mvspec.syntax import MULTIVERSE
 from mvspec.views import visible
 from mvspec.workers import ordered_map
@@ -47,7 +47,8 @@ def check(
 ) -> None:
     """Say of each record whether it is well-formed, and where it is not."""
     summary = Summary()
-    apart(fix, inputs, "--fix")
+    for output in (fix, log_path(fix)) if fix else ():
+        apart(output, inputs, "--fix")
     policy = Policy.of(fix, recover, max_repairs, drop)
     function = partial(check_record, form=form, recover=recover)
     several = partial(ordered_map, function, workers=workers, size=text_length)

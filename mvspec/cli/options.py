@@ -11,7 +11,7 @@ import typer
 
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS, JSON
-from mvspec.records import InputError
+from mvspec.records import InputError, is_readable
 
 __all__ = [
     "READABLE",
@@ -83,7 +83,7 @@ def apart(output: Path | None, inputs: list[str], option: str) -> None:
         source, target = Path(name).resolve(), Path(output or "").resolve()
         if target == source:
             raise InputError(f"{option} {output}: it is read too: name another file")
-        if source.is_dir() and target.is_relative_to(source):
+        if source.is_dir() and target.is_relative_to(source) and is_readable(target):
             raise InputError(f"{option} {output}: {name} is read, and it stands in there")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +12,10 @@ from rich.console import Console
 from rich.text import Text
 
 from mvspec.check import read_document, report
-from mvspec.cli.options import Field, Form, Inputs, Lowering, needs
+from mvspec.cli.options import Field, Form, Inputs, Lowering, apart, needs
 from mvspec.errors import Source
 from mvspec.ir import Document
-from mvspec.records import read_records, selected
+from mvspec.records import InputError, Record, read_records
 from mvspec.syntax import MULTIVERSE
 from mvspec.views import HTML_LIMIT, TEXT_LIMIT, least_width, tree_html, tree_rich, visible
 
@@ -56,6 +57,8 @@ def show(
         raise typer.BadParameter("needs --tokenizer", param_hint="--mask")
     if mask and html:
         raise typer.BadParameter("--html draws trees: give one", param_hint="--mask")
+    for option, output in (("--html", html), ("--mask", mask)):
+        apart(output, inputs, option)
     shown = (HTML_LIMIT if html else TEXT_LIMIT) if limit is None else limit or None
     for item in selected(read_records(inputs, field), record):
         document, diagnostics, _ = read_document(item, form, recover=True)
@@ -87,6 +90,25 @@ PAGE = """<!doctype html>
 <meta name="color-scheme" content="light dark">
 <title>mvspec</title>
 {}"""
+
+
+def selected(records: Iterator[Record], names: list[str] | None) -> Iterator[Record]:
+    """Yield the records of these names or places, or all where none is given.
+
+    Raises:
+        InputError: no record has one of the names.
+    """
+    if not names:
+        yield from records
+        return
+    missing = dict.fromkeys(names)
+    for record in records:
+        if record.name in names or record.place in names:
+            missing.pop(record.name, None)
+            missing.pop(record.place, None)
+            yield record
+    if missing:
+        raise InputError(f"no record is named {', '.join(missing)}")
 
 
 def draw_masks(

@@ -11,11 +11,12 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from typing import cast
 
 from mvspec.builder import number
 from mvspec.errors import Diagnostic, Source
-from mvspec.ir import TAG, Document, Message, Parallel, Text, Think
+from mvspec.ir import LABEL, TAG, Document, Message, Parallel, Text, Think
 from mvspec.node import Node
 from mvspec.recovery.edits import Code, Edit, apply
 from mvspec.recovery.transcript import Ending, Run, Transcript, endings, transcribe
@@ -99,7 +100,7 @@ def _attempt(
         found = repair(Source(script.text), rules)
         canonical = apply(script.text, found)
         # Around a tag that is left out another may come about, which then is left out too.
-        new = _words(script, found, every=bool(syntax.foreign.search(canonical)))
+        new = _words(script, found, every=bool(foreign(syntax).search(canonical)))
         if not new:
             break
         words |= new if left > 1 else {number for _, number, _ in script.tags}
@@ -113,6 +114,14 @@ def _attempt(
     runs = _joined(list(_joined(list(runs), _kept(script.text, found))), script.runs)
     edits = list(_gaps(text, rendered, list(runs), script, found, syntax))
     return edits, rendered, message
+
+
+@cache
+def foreign(syntax: Syntax) -> re.Pattern[str]:
+    """Return the pattern of the tags of a form that are none of the canonical form."""
+    others = (re.escape(tag) for tag in syntax.tags if tag.startswith("<") and not TAG.match(tag))
+    labelled = (tag.replace(r"\{\}", LABEL.pattern) for tag in others)
+    return re.compile("|".join(labelled) or r"(?!)")
 
 
 def _words(script: Transcript, found: tuple[Diagnostic, ...], *, every: bool) -> set[int]:

@@ -120,15 +120,13 @@ class Scan:
 
     def empty(self) -> bool:
         """Whether the construct that the last tag opened holds nothing so far."""
-        return self.stack[-1].opened is self.events[-1] and not self.has_text(
-            self.events[-1].end, self.at
-        )
+        last = self.events[-1]
+        return self.stack[-1].opened is last and not self.has_text(last.end, self.at)
 
     def doubled(self) -> bool:
         """Whether the tag at hand opens again what the last one opened, with its label or none."""
-        opened = self.stack[-1].opened
-        last = self.events[-1] if self.events else None
-        if last is None or opened is not last or last.tag.value != self.name:
+        last = self.stack[-1].opened
+        if last is None or last is not self.events[-1] or last.tag.value != self.name:
             return False
         between = self.text[last.end : self.at].strip()
         return not between or between == f"{self.label_after(self.end)}:"
