@@ -14,12 +14,16 @@ import argparse
 import json
 import random
 import re
+import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from html import escape
+from multiprocessing import get_context
 from pathlib import Path
 
 import synthetic
@@ -109,6 +113,10 @@ def damaged(text: str, form: str, rng: random.Random) -> str:
     return text[: first.start()] + text[first.end() : second.start()] + text[second.end() :]
 
 
+def recovered(text: str, form: str) -> object:
+    return mvspec.parse(text, form, recover=True)
+
+
 def check_rate(texts: list[str], workers: int, megabytes: int) -> None:
     """Print the rate of the command over a folder of two files."""
     with tempfile.TemporaryDirectory() as folder:
@@ -126,13 +134,68 @@ def check_rate(texts: list[str], workers: int, megabytes: int) -> None:
           f"| {size / 1e6:.1f} | {taken:.2f} | {rate / workers:.1f} |")  # fmt: skip
 
 
+OPENING = "<Parallel>\n<Goal>\n<Outline>\n1: a\n</Outline>\n</Goal>\n<Path>\n1: b\n"
+HARD: dict[str, tuple[str, str]] = {
+    "prose": ("multiverse", "Nothing stands here but words.\n"),
+    "less-than signs": ("multiverse", "a < b </ <"),
+    "stray tags": ("multiverse", "</Path>\n"),
+    "tags as words": ("multiverse", "a <Path> b "),
+    "openings, one in the other": ("multiverse", OPENING),
+    "paths of one block": ("multiverse", "<Path>\n1: b\n</Path>\n"),
+    "lines of a goal": ("multiverse", "1: a\n"),
+    "stray threads": ("threadweaver", "</Thread>\n"),
+    "stray numbered tags": ("multiverse-prompt", "</Path 1>\n"),
+    "lines that are steps": ("curator-summary", "S1: a\n"),
+    "lines that are units": ("curator-plan", "  S1: a\n"),
+    "a search that breaks off": ("apr", "no way\\n"),
+}
+"""Texts that are one unit over and over, by name: the form, and the unit."""
+STARTS = {"paths of one block": OPENING + "</Path>\n", "lines of a goal": "<Parallel>\n<Goal>\n",
+          "lines that are steps": "<parallel>\n",
+          "lines that are units": "Parallel groups:\nParallel execution plan:\nP1:\n",
+          "a search that breaks off": '{"main_calls": ["'}  # fmt: skip
+
+
+def hard(name: str, megabytes: int, recover: bool) -> tuple[float, float]:
+    """Seconds to read one hard text, and MB that the process grew to beside the text."""
+    form, unit = HARD[name]
+    text = STARTS.get(name, "") + unit * (megabytes * 1_000_000 // len(unit))
+    start = time.perf_counter()
+    with suppress(mvspec.ParseError):
+        mvspec.parse(text, form, recover=recover)  # type: ignore[call-overload]
+    taken = time.perf_counter() - start
+    return taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def growth(sizes: tuple[int, ...]) -> None:
+    """Print how time and memory of hard texts grow as the text doubles."""
+    columns = [f"{size} MB" for size in sizes]
+    print(f"| Text | Mode | {' | '.join(columns)} | Peak, MB |")
+    print("| --- | --- |" + " ---: |" * (len(sizes) + 1))
+    for name in HARD:
+        for recover in (False, True):
+            cells, peak = [], 0.0
+            for size in sizes:
+                # A process of its own: the peak of one cannot be that of another.
+                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                    taken, peak = pool.submit(hard, name, size, recover).result()
+                cells.append(f"{taken:.2f} s")
+            mode = "recover" if recover else "strict"
+            print(f"| {name} | {mode} | {' | '.join(cells)} | {peak:.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", help="records, as `mvspec check` reads them")
     parser.add_argument("--field", help="where a row keeps its text")
     parser.add_argument("--form", action="append", choices=FORMS, help="only this; repeatable")
     parser.add_argument("--megabytes", type=int, default=40, help="input of `check`")
+    about = "time and memory of hard texts of these sizes, and nothing else"
+    parser.add_argument("--growth", type=int, nargs="*", metavar="MB", help=about)
     args = parser.parse_args()
+    if args.growth is not None:
+        growth(tuple(args.growth or (1, 2, 4)))
+        return
     documents = []
     if args.data:
         for record in read_records([args.data], args.field):
@@ -160,11 +223,7 @@ def main() -> None:
         row(f"{form}, render", written, lambda: [mvspec.render(d, form) for d in held])  # noqa: B023
         rng = random.Random(0)
         broken = [damaged(text, form, rng) for text in written]
-        row(
-            f"{form}, recover",
-            broken,
-            lambda: [mvspec.parse(t, form, recover=True) for t in broken],
-        )  # noqa: B023
+        row(f"{form}, recover", broken, lambda: [recovered(t, form) for t in broken])  # noqa: B023
     for workers in (1, 2):
         check_rate(texts, workers, args.megabytes)
 

@@ -30,15 +30,7 @@ NO_CONCLUSION = Conclusion()
 
 
 class Mismatch(MvspecError):
-    """A text is not of its form; where it departs, recovery tells.
-
-    Attributes:
-        at: characters that the grammar has read, where that is known.
-    """
-
-    def __init__(self, message: str, at: int = 0) -> None:
-        super().__init__(message)
-        self.at = at
+    """A text is not of its form; where it departs, recovery tells."""
 
 
 class Grammar:
@@ -71,9 +63,9 @@ class Grammar:
                 raise Mismatch(str(error)) from None
         try:
             return self.lark.parse(text)
-        except UnexpectedInput as error:
-            place: int | None = error.pos_in_stream  # None at the end of some texts
-        raise Mismatch("not of the form", place or 0)
+        except UnexpectedInput:
+            pass
+        raise Mismatch("not of the form")
 
 
 def document_of(body: tuple[Any, ...]) -> Document:

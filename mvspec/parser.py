@@ -38,8 +38,8 @@ def parse_text(text: str, syntax: Syntax = MULTIVERSE, name: str = "<text>") -> 
     """
     try:
         return read(text, syntax)
-    except Mismatch as mismatch:
-        first = first_violation(text, syntax, mismatch.at)
+    except Mismatch:
+        first = first_violation(text, syntax)
         raise ParseError(Source(text, name), first, cut=first.code == "cut") from None
 
 
@@ -73,17 +73,14 @@ def read(text: str, syntax: Syntax) -> Document:
     return document
 
 
-def first_violation(text: str, syntax: Syntax, at: int = 0) -> Diagnostic:
+def first_violation(text: str, syntax: Syntax) -> Diagnostic:
     """Return the first violation of a text that is not canonical, in time linear in its offset.
 
     The beginning of a canonical text is canonical or cut. So where a beginning is malformed, its
     first violation is that of the text, unless it stands near the beginning's end.
-
-    Args:
-        at: how far the grammar has come, where that is known.
     """
-    size = max(WINDOW, 2 * at)
-    while syntax.name != APR.name and size < len(text):  # no beginning of JSON is JSON
+    size = WINDOW
+    while size < len(text) and syntax.name != APR.name:  # no beginning of JSON is JSON
         first = next(iter(violations(Source(text[:size]), syntax)), None)
         if first and first.code != "cut" and first.offset < size // 2:
             return first
