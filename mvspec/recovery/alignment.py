@@ -126,7 +126,9 @@ def foreign(syntax: Syntax) -> re.Pattern[str]:
 
 def _words(script: Transcript, found: tuple[Diagnostic, ...], *, every: bool) -> set[int]:
     """Return the numbers of the tags that the repair drops: all, or those with a label."""
-    out = set()
+    out: set[int] = set()
+    if not any(each.code in _WORDS for each in found):
+        return out
     starts = [each.offset for each in found]
     for at, index, labelled in script.tags:
         place = bisect_right(starts, at) - 1

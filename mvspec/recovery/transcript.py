@@ -210,6 +210,9 @@ class _Scribe:
         self.script.tags.append((self.size - len(mark.tag.value), mark.number, bool(label)))
         found = False
         for _ in self.syntax.after(mark.tag):
+            if self.text.startswith("\n", self.at):
+                self.at, found = self.at + 1, True
+                continue
             line_end = _LINE_END.match(self.text, self.at)
             if not line_end:
                 break
