@@ -21,6 +21,9 @@ _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _HALF = re.compile(r"(?:\\u[dD][89abAB][0-9a-fA-F]{2})?(?:\\(?:u[0-9a-fA-F]{0,3})?)?")
 """What there is of the escape of a character, or of a surrogate pair, that breaks off."""
 
+NOTHING: Trace = {"main_calls": [""], "sub_calls": []}
+"""The trace of an empty turn."""
+
 _JOIN = re.compile(r"<(?:End )?Sub Searches>\n?")
 
 
@@ -31,10 +34,10 @@ def repair_apr(source: Source) -> list[Edit]:
         value = json.loads(source.text)
     except (ValueError, RecursionError):
         return broken(source.text)
-    if not isinstance(value, dict) or "main_calls" not in value:
+    trace = trace_of(turn(value if isinstance(value, dict) else {}))
+    if trace == NOTHING:
         message = "not a trace of APR: expected an object with main_calls and sub_calls"
-        return [Edit(0, end, spelled(trace_of(turn({}))), "not-a-trace", message)]
-    trace = trace_of(turn(value))
+        return [Edit(0, end, spelled(trace), "not-a-trace", message)]
     edits = list(strings(source.text, value, trace))
     if edits and edits[0].code == "not-a-trace":
         return [Edit(0, end, spelled(trace), *shape_error(value, trace))]
@@ -53,7 +56,7 @@ def broken(text: str) -> list[Edit]:
     left = text[found.end :]
     ends = not left or _HALF.fullmatch(left)
     said = "the text ends" if ends else f"not JSON from character {found.end} on"
-    holds = trace != trace_of(turn({}))
+    holds = trace != NOTHING
     if rest is None or not (ends or holds) or not matches(text[: found.end] + rest, trace):
         code: Code = "call-differs" if holds else "not-a-trace"
         return [Edit(0, len(text), spelled(trace), code, f"no beginning of a trace: {said}")]
