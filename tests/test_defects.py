@@ -24,7 +24,8 @@ def said(text: str, form: str) -> list[str]:
 
 def held(document: mvspec.Document) -> list[str]:
     """The words of a tree."""
-    nodes = [*document.walk(mvspec.Text), *document.walk(mvspec.Outline)]
+    nodes: list[mvspec.Text | mvspec.Outline] = [*document.walk(mvspec.Text)]
+    nodes += document.walk(mvspec.Outline)
     # Outside of a goal, a line of curation that begins so is text as it stands.
     return sorted(WORD.findall(" ".join(node.text for node in nodes).replace("Path:", " ")))
 
