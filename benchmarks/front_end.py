@@ -1,6 +1,7 @@
 """Text to tree and back: strict, recovering, rendering, every form, and `check`, against lxml.
 
     python benchmarks/front_end.py [--data TRACES.jsonl --field output] [--form FORM ...]
+    python benchmarks/front_end.py --growth
 
 lxml parses the same canonical texts escaped, as the published pipeline does: `&`, `<` and `>`
 become entities except in the twelve tags, and one root stands around the whole. It makes a tree
@@ -156,10 +157,10 @@ STARTS = {"paths of one block": OPENING + "</Path>\n", "lines of a goal": "<Para
           "a search that breaks off": '{"main_calls": ["'}  # fmt: skip
 
 
-def hard(name: str, megabytes: int, recover: bool) -> tuple[float, float]:
+def hard(name: str, megabytes: float, recover: bool) -> tuple[float, float]:
     """Seconds to read one hard text, and MB that the process grew to beside the text."""
     form, unit = HARD[name]
-    text = STARTS.get(name, "") + unit * (megabytes * 1_000_000 // len(unit))
+    text = STARTS.get(name, "") + unit * int(megabytes * 1_000_000 / len(unit))
     start = time.perf_counter()
     with suppress(mvspec.ParseError):
         mvspec.parse(text, form, recover=recover)  # type: ignore[call-overload]
@@ -167,9 +168,9 @@ def hard(name: str, megabytes: int, recover: bool) -> tuple[float, float]:
     return taken, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def growth(sizes: tuple[int, ...]) -> None:
+def growth(sizes: tuple[float, ...]) -> None:
     """Print how time and memory of hard texts grow as the text doubles."""
-    columns = [f"{size} MB" for size in sizes]
+    columns = [f"{size:g} MB" for size in sizes]
     print(f"| Text | Mode | {' | '.join(columns)} | Peak, MB |")
     print("| --- | --- |" + " ---: |" * (len(sizes) + 1))
     for name in HARD:
@@ -191,10 +192,10 @@ def main() -> None:
     parser.add_argument("--form", action="append", choices=FORMS, help="only this; repeatable")
     parser.add_argument("--megabytes", type=int, default=40, help="input of `check`")
     about = "time and memory of hard texts of these sizes, and nothing else"
-    parser.add_argument("--growth", type=int, nargs="*", metavar="MB", help=about)
+    parser.add_argument("--growth", type=float, nargs="*", metavar="MB", help=about)
     args = parser.parse_args()
     if args.growth is not None:
-        growth(tuple(args.growth or (1, 2, 4)))
+        growth(tuple(args.growth or (0.5, 1, 2)))
         return
     documents = []
     if args.data:
