@@ -167,23 +167,30 @@ def parallel(
 
 
 def number(block: Parallel, prefix: str = "") -> Parallel:
-    """Return the block with its labels `prefix`1, `prefix`2, and those below them likewise."""
+    """Return the block with its labels `prefix`1, `prefix`2, and those below them likewise.
+
+    A block that is numbered so is returned as it is.
+    """
     labels = [f"{prefix}{index}" for index in range(1, len(block.paths) + 1)]
+    paths = tuple(numbered(path, label) for label, path in zip(labels, block.paths, strict=True))
+    if all(new is old for new, old in zip(paths, block.paths, strict=True)):
+        return block
     outlines = tuple(
-        Outline(label=label, text=outline.text)
+        Outline.trusted(label=label, text=outline.text)
         for label, outline in zip(labels, block.goal.outlines, strict=True)
     )
-    paths = tuple(
-        Path.build(
-            label=label,
-            body=tuple(
-                number(item, f"{label}.") if isinstance(item, Parallel) else item
-                for item in path.body
-            ),
-        )
-        for label, path in zip(labels, block.paths, strict=True)
+    return Parallel.trusted(
+        goal=Goal.trusted(outlines=outlines), paths=paths, conclusion=block.conclusion
     )
-    return Parallel.build(goal=Goal(outlines=outlines), paths=paths, conclusion=block.conclusion)
+
+
+def numbered(path: Path, label: str) -> Path:
+    """Return a path with its label and its blocks numbered; the same path where it has them."""
+    body = tuple(
+        number(item, f"{label}.") if isinstance(item, Parallel) else item for item in path.body
+    )
+    same = all(new is old for new, old in zip(body, path.body, strict=True))
+    return path if same and path.label == label else Path.trusted(label=label, body=body)
 
 
 def check_branch(given: object, index: int) -> None:

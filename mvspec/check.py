@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from mvspec.apr import APR
 from mvspec.errors import Diagnostic, ParseError, Source, VerifyError
 from mvspec.forms import FORMS, parse
 from mvspec.ir import Document, Parallel
@@ -12,7 +13,7 @@ from mvspec.lint import numbering_warnings
 from mvspec.records import Record
 from mvspec.views import excerpt, visible
 
-__all__ = ["Verdict", "check_record", "read_document", "report"]
+__all__ = ["Verdict", "check_record", "other_forms", "read_document", "report"]
 
 EXCERPT_WIDTH = 70
 """Characters of a line that an excerpt shows, so that it fits 80 columns with its gutter."""
@@ -67,7 +68,7 @@ def check_record(record: Record, form: str = "multiverse", recover: bool = False
         syntax = FORMS.get(record.form or form)
         diagnostics = numbering_warnings(document, source, syntax)
         blocks = sum(1 for _ in document.walk(Parallel))
-    text = "\n".join(report(source, diagnostics, repairs=recover and record.error is None))
+    text = "\n".join(report(source, diagnostics, repairs=recover))
     return Verdict(record.name, ok, cut, diagnostics, text, blocks)
 
 
@@ -80,9 +81,10 @@ def read_document(
         form: the surface form; a record that is a document as JSON is read as such.
         recover: return the best tree and every repair, not only the first violation.
     """
-    if record.error is not None:
-        return None, (record.error,), False
     form = record.form or form
+    # A row that breaks off is no JSON, and may be the beginning of a trace.
+    if record.error is not None and (form, record.error.code) != (APR.name, "invalid-json"):
+        return None, (record.error,), False
     if recover:
         document, repairs = parse(record.text, form, recover=True, name=record.name)
         if repairs and repairs[0].code == "not-a-document":
@@ -94,6 +96,23 @@ def read_document(
         return None, (error.diagnostic,), error.cut
     except VerifyError as error:
         return None, (Diagnostic(0, 0, 1, 1, "not-a-document", str(error)),), False
+
+
+def other_forms(record: Record, form: str) -> list[str]:
+    """Return the forms but this one in which a record is well-formed and holds a block.
+
+    >>> text = "P1: [S1, S2]\\n"
+    >>> text = f"Parallel groups:\\n{text}Parallel execution plan:\\nP1:\\n  S1: a\\n  S2: b\\n"
+    >>> other_forms(Record("a", "a.txt", text), "multiverse")
+    ['curator-plan']
+    """
+    found = []
+    for name, syntax in FORMS.items() if record.error is None and not record.form else ():
+        if syntax.tagged and name != form:
+            document, _, _ = read_document(record, name)
+            if document and next(document.walk(Parallel), None):
+                found.append(name)
+    return found
 
 
 def report(

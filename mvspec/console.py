@@ -55,7 +55,7 @@ class Summary:
     """Counts verdicts; prints as a table."""
 
     def __init__(self) -> None:
-        self.records = self.ok = self.cut = self.with_blocks = self.left_out = 0
+        self.records = self.ok = self.cut = self.with_blocks = self.left_out = self.done = 0
         self.malformed: Counter[str] = Counter()
         self.warnings: Counter[str] = Counter()
 
@@ -71,6 +71,11 @@ class Summary:
         elif not verdict.cut:
             self.malformed[verdict.diagnostics[0].code] += 1
 
+    def resume(self, done: int, kept: int) -> None:
+        """Count what an earlier run has done, and has left out."""
+        self.done = done
+        self.left_out += done - kept
+
     def __rich__(self) -> Table:
         table = _table("", "records")
         table.add_row("ok", f"{self.ok:,}", style="green" if self.ok else "")
@@ -85,6 +90,8 @@ class Summary:
             table.add_row(f"  {code}", f"{number:,}", style="dim")
         table.add_section()
         table.add_row("all", f"{self.records:,}")
+        if self.done:
+            table.add_row("done by an earlier run", f"{self.done:,}", style="dim")
         if self.left_out:
             table.add_row("left out of --fix", f"{self.left_out:,}", style="yellow")
         return table

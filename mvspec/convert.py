@@ -67,6 +67,7 @@ def convert_records(
     if target not in (*FORMS, JSON):
         raise InputError(f"--to {target}: use one of {', '.join((*FORMS, JSON))}")
     partial = output.with_name(output.name + ".partial") if output else None
+    written = 0
     with (
         partial.open("w", encoding="utf-8", newline="")
         if partial
@@ -75,12 +76,16 @@ def convert_records(
         for record, result in converted(records, source, target, recover=recover):
             if isinstance(result, MvspecError):
                 yield f"{record.name}: {result}"
-            elif text:
-                file.write(result)
-            else:
-                file.write(json.dumps(output_row(record, result, field, target)) + "\n")
+                continue
+            if not text:
+                result = json.dumps(output_row(record, result, field, target)) + "\n"
+            file.write(result)
+            written += 1
     if partial and output:
-        os.replace(partial, output)
+        if written or not text:
+            os.replace(partial, output)
+        else:  # the one text has no such form: no empty file passes for it
+            partial.unlink()
 
 
 def output_row(record: Record, text: str, field: str | None, form: str = "") -> dict[str, Any]:

@@ -97,6 +97,10 @@ def render(document: Document | Message, form: str = "multiverse") -> str:
     >>> mvspec.render(mvspec.parse("<Think>\\n</Think>\\n\\nAnswer: 4"))
     '<Think>\\n</Think>\\n\\nAnswer: 4'
     """
+    if not isinstance(document, Document | Message):
+        raise VerifyError(
+            "document", f"render takes a Document or a Message, not {type(document).__name__}"
+        )
     if form == JSON:
         whole = document if isinstance(document, Document) else Document(messages=(document,))
         return whole.to_json()

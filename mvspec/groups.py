@@ -15,7 +15,7 @@ is its line; paths and conclusions are empty. The reason is a text before its bl
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import cache, lru_cache
 
 from lark import Token, Transformer
 
@@ -92,17 +92,20 @@ class _Build(Transformer[Token, Document]):
 
 def group(lines: list[str]) -> Parallel:
     """Return the block of a group from the lines of its units."""
-    labels = [str(index) for index in range(1, len(lines) + 1)]
+    paths = tuple([bare_path(index) for index in range(1, len(lines) + 1)])
+    outlines = [
+        Outline.trusted(label=path.label, text=line)
+        for path, line in zip(paths, lines, strict=True)
+    ]
     return Parallel.trusted(
-        goal=Goal.trusted(
-            outlines=tuple(
-                Outline.trusted(label=label, text=line)
-                for label, line in zip(labels, lines, strict=True)
-            )
-        ),
-        paths=tuple(Path.trusted(label=label, body=()) for label in labels),
-        conclusion=NO_CONCLUSION,
+        goal=Goal.trusted(outlines=tuple(outlines)), paths=paths, conclusion=NO_CONCLUSION
     )
+
+
+@lru_cache(1024)
+def bare_path(number: int) -> Path:
+    """Return the path of a number, without text; a node never changes, so blocks may share it."""
+    return Path.trusted(label=str(number), body=())
 
 
 def group_line(number: int, lines: list[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mvspec.errors import Diagnostic, Source
-from mvspec.ir import Document, Parallel
+from mvspec.ir import Document, Parallel, Text
 from mvspec.node import Node
 from mvspec.syntax import Syntax, Tag
 
@@ -32,21 +32,21 @@ def numbering_warnings(
     >>> numbering_warnings(document, Source(text), MULTIVERSE)[0].message
     'outlines are labelled 3: expected 1'
     """
-    unusual = dict(_unusual(document, "", ""))
+    unusual = list(_unusual(document))
     if not unusual:
         return ()
-    if syntax is not None and not syntax.ordered:
-        syntax = None
-    places = {} if syntax is None else dict(_places(document, syntax))
+    ordered = syntax is not None and syntax.ordered
+    addresses = [where for where, node in document.addresses() if isinstance(node, Parallel)]
+    offsets = list(_label_offsets(document, syntax)) if syntax and ordered else []
     warnings = []
-    for address, (labels, expected) in unusual.items():
+    for number, place, labels, expected in unusual:
         odd = next(i for i, (a, b) in enumerate(zip(labels, expected, strict=True)) if a != b)
         message = f"outlines are labelled {', '.join(labels)}: expected {', '.join(expected)}"
-        if syntax is None:
-            offset, end, message = 0, 0, f"{address}: {message}"
-        else:
-            offset = places[address][odd]
+        if ordered:
+            offset = offsets[place + odd]
             end = offset + len(labels[odd])
+        else:
+            offset, end, message = 0, 0, f"{addresses[number]}: {message}"
         line, column = source.position(offset)
         warnings.append(
             Diagnostic(offset, end, line, column, "numbering", message, severity="warning")
@@ -54,29 +54,30 @@ def numbering_warnings(
     return tuple(warnings)
 
 
-def _unusual(
-    node: Node, address: str, prefix: str
-) -> Iterator[tuple[str, tuple[list[str], list[str]]]]:
-    for step, child in node._addressed_children():
-        below = f"{address}.{step}" if address else step
-        if not isinstance(child, Parallel):
-            yield from _unusual(child, below, prefix)
-            continue
-        labels = [path.label for path in child.paths]
+def _unusual(document: Document) -> Iterator[tuple[int, int, list[str], list[str]]]:
+    """Yield each block whose labels are others than expected, and both.
+
+    A block is known by its number among the blocks, and by that of its first outline.
+    """
+    place = 0
+    for number, (block, prefix) in enumerate(_blocks(document, "")):
+        labels = [path.label for path in block.paths]
         expected = [f"{prefix}{index}" for index in range(1, len(labels) + 1)]
         if labels != expected:
-            yield below, (labels, expected)
-        for index, path in enumerate(child.paths):
-            # A path's own label is the prefix below it, so that one slip is one warning.
-            yield from _unusual(path, f"{below}.paths[{index}]", f"{path.label}.")
+            yield number, place, labels, expected
+        place += len(labels)
 
 
-def _places(document: Document, syntax: Syntax) -> Iterator[tuple[str, list[int]]]:
-    """Yield the address of each block with the offsets of its outlines' labels."""
-    offsets = _label_offsets(document, syntax)
-    for address, node in document.addresses():
-        if isinstance(node, Parallel):
-            yield address, [next(offsets) for _ in node.goal.outlines]
+def _blocks(node: Node, prefix: str) -> Iterator[tuple[Parallel, str]]:
+    """Yield every block in surface order, with what its labels begin with."""
+    for child in node.children:
+        if isinstance(child, Parallel):
+            yield child, prefix
+            for path in child.paths:
+                # A path's own label is the prefix below it, so that one slip is one warning.
+                yield from _blocks(path, f"{path.label}.")
+        elif not isinstance(child, Text):
+            yield from _blocks(child, prefix)
 
 
 def _label_offsets(document: Document, syntax: Syntax) -> Iterator[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -33,18 +34,25 @@ class Node(BaseModel):
         # Fields only: what travels beside a document (a hole's Python class) is not its meaning.
         if type(self) is not type(other):
             return NotImplemented
-        return all(getattr(self, f) == getattr(other, f) for f in type(self).model_fields)
+        return all(getattr(self, f) == getattr(other, f) for f in field_names(type(self)))
 
     def __hash__(self) -> int:
-        return hash((type(self), *(getattr(self, f) for f in type(self).model_fields)))
+        return hash((type(self), *(getattr(self, f) for f in field_names(type(self)))))
 
     @property
     def children(self) -> tuple[Node, ...]:
         """The nodes directly inside this one, in the order of the surface form."""
-        return tuple(child for _, child in self._addressed_children())
+        out: list[Node] = []
+        for field in field_names(type(self)):
+            value = getattr(self, field)
+            if isinstance(value, Node):
+                out.append(value)
+            elif isinstance(value, tuple):
+                out += (item for item in value if isinstance(item, Node))
+        return tuple(out)
 
     def _addressed_children(self) -> Iterator[tuple[str, Node]]:
-        for field in type(self).model_fields:
+        for field in field_names(type(self)):
             value = getattr(self, field)
             if isinstance(value, Node):
                 yield field, value
@@ -63,10 +71,13 @@ class Node(BaseModel):
         Args:
             kind: yield only nodes of this class.
         """
-        if kind is None or isinstance(self, kind):
-            yield self
-        for child in self.children:
-            yield from child.walk() if kind is None else child.walk(kind)
+        # Generators inside each other would hand every node up through all levels.
+        waiting: list[Node] = [self]
+        while waiting:
+            node = waiting.pop()
+            if kind is None or isinstance(node, kind):
+                yield node
+            waiting += reversed(node.children)
 
     def addresses(self, prefix: str = "") -> Iterator[tuple[str, Node]]:
         """Yield (address, node) as `walk` does, with addresses like `messages[0].body[1]`."""
@@ -90,7 +101,7 @@ class Node(BaseModel):
         """
         fields: dict[str, Any] = {}
         changed = False
-        for field in type(self).model_fields:
+        for field in field_names(type(self)):
             value = getattr(self, field)
             new: Any = value
             if isinstance(value, Node):
@@ -164,6 +175,12 @@ class Node(BaseModel):
         from mvspec.views import tree_html
 
         return tree_html(self)
+
+
+@cache
+def field_names(kind: type[Node]) -> tuple[str, ...]:
+    """Return the names of a class's fields; pydantic makes its own mapping anew each time."""
+    return tuple(kind.model_fields)
 
 
 def verify_error(error: ValidationError) -> VerifyError:

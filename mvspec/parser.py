@@ -12,6 +12,7 @@ from typing import Any
 
 from lark import Token, Transformer
 
+from mvspec.apr import APR
 from mvspec.builder import number
 from mvspec.errors import Diagnostic, ParseError, Source
 from mvspec.grammar import NO_CONCLUSION, Grammar, Mismatch, document_of, tagged_terminals, text_of
@@ -25,6 +26,9 @@ from mvspec.syntax import MULTIVERSE, Syntax
 
 __all__ = ["apply", "parse_text", "recover_text"]
 
+WINDOW = 1 << 16
+"""Characters within which a strict parse looks for its error before it reads further."""
+
 
 def parse_text(text: str, syntax: Syntax = MULTIVERSE, name: str = "<text>") -> Document:
     """Parse canonical text, one assistant body.
@@ -35,9 +39,8 @@ def parse_text(text: str, syntax: Syntax = MULTIVERSE, name: str = "<text>") -> 
     try:
         return read(text, syntax)
     except Mismatch:
-        source = Source(text, name)
-        first = next(iter(violations(source, syntax)))
-        raise ParseError(source, first, cut=first.code == "cut") from None
+        first = first_violation(text, syntax)
+        raise ParseError(Source(text, name), first, cut=first.code == "cut") from None
 
 
 def recover_text(
@@ -50,8 +53,12 @@ def recover_text(
     try:
         return read(text, syntax), ()
     except Mismatch:
-        diagnostics = tuple(violations(Source(text, name), syntax))
-    return read(apply(text, diagnostics), syntax), diagnostics
+        source = Source(text, name)
+    if syntax is MULTIVERSE or syntax.name in NOTATIONS:
+        diagnostics = tuple(violations(source, syntax))
+        return read(apply(text, diagnostics), syntax), diagnostics
+    diagnostics, message = aligned(source, syntax, read, repair)
+    return document_of(message.body), diagnostics
 
 
 def read(text: str, syntax: Syntax) -> Document:
@@ -66,13 +73,28 @@ def read(text: str, syntax: Syntax) -> Document:
     return document
 
 
+def first_violation(text: str, syntax: Syntax) -> Diagnostic:
+    """Return the first violation of a text that is not canonical, in time linear in its offset.
+
+    The beginning of a canonical text is canonical or cut. So where a beginning is malformed, its
+    first violation is that of the text, unless it stands near the beginning's end.
+    """
+    size = WINDOW
+    while size < len(text) and syntax.name != APR.name:  # no beginning of JSON is JSON
+        first = next(iter(violations(Source(text[:size]), syntax)), None)
+        if first and first.code != "cut" and first.offset < size // 2:
+            return first
+        size *= 4
+    return next(iter(violations(Source(text), syntax)))
+
+
 def violations(source: Source, syntax: Syntax) -> Iterable[Diagnostic]:
     """Return the repairs of a text that is not canonical, in order."""
     if syntax is MULTIVERSE:
         return repairs(source, syntax)
     if syntax.name in NOTATIONS:
         return trimmed(source, NOTATIONS[syntax.name].repair(source))
-    return trimmed(source, aligned(source.text, syntax, read, repair))
+    return aligned(source, syntax, read, repair)[0]
 
 
 @cache

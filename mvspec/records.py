@@ -16,7 +16,14 @@ from typing import IO, Any
 
 from mvspec.errors import Diagnostic, MvspecError, Source
 
-__all__ = ["InputError", "Record", "is_one_text", "read_records", "selected", "total_bytes"]
+__all__ = [
+    "InputError",
+    "Record",
+    "is_one_text",
+    "is_readable",
+    "read_records",
+    "total_bytes",
+]
 
 TEXTS = frozenset({".txt", ".md"})
 ROWS = frozenset({".jsonl", ".ndjson"})
@@ -27,6 +34,9 @@ PATIENCE = 100
 
 _OBJECTS = {"messages": "json", "main_calls": "apr"}
 """What an object that stands where a text is expected is known by, and the form that it is in."""
+
+_SHOWN = 8
+"""Fields of a row that a message names."""
 
 _MARK = b"\xef\xbb\xbf"
 
@@ -111,15 +121,19 @@ def total_bytes(inputs: Iterable[str]) -> int | None:
     return total
 
 
+def is_readable(path: Path) -> bool:
+    """Whether a file is read where it stands in a folder that is."""
+    return path.suffix.lower() in TEXTS | ROWS | {VALUE}
+
+
 def _found(folder: str) -> list[str]:
-    known = TEXTS | ROWS | {VALUE}
     found = []
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith("."))
         found += [
             os.path.join(root, file)
             for file in sorted(files)
-            if Path(file).suffix.lower() in known and not file.startswith(".")
+            if is_readable(Path(file)) and not file.startswith(".")
         ]
     return found
 
@@ -226,7 +240,8 @@ def _row(row: Any, place: str, field: str | None) -> Record:
     value = row
     for step in field.split(".") if field and field != "." else ():
         if not isinstance(value, dict) or step not in value:
-            return _unreadable(name, place, "", 0, "missing-field", f"no field {field!r}")
+            has = f": there is {_keys(value)}" if isinstance(value, dict) else ""
+            return _unreadable(name, place, "", 0, "missing-field", f"no field {field!r}{has}")
         value = value[step]
     whole = row if isinstance(row, dict) else None
     if isinstance(value, str):
@@ -235,8 +250,7 @@ def _row(row: Any, place: str, field: str | None) -> Record:
         if isinstance(value, dict) and isinstance(value.get(key), list):
             return Record(name, place, json.dumps(value), form, row=whole)
     if field is None and isinstance(value, dict):
-        fields = ", ".join(map(repr, value)) or "no field"
-        message = f"the row is an object, neither a text nor a document: it has {fields}"
+        message = f"the row is an object: name the text's field with --field: {_keys(value)}"
         return _unreadable(name, place, "", 0, "missing-field", message)
     kind = {dict: "an object", list: "a list", bool: "a boolean", type(None): "null"}.get(
         type(value), "a number"
@@ -244,6 +258,13 @@ def _row(row: Any, place: str, field: str | None) -> Record:
     where = f"field {field!r} is" if field else "the row is"
     message = f"{where} {kind}, neither a text nor a document"
     return _unreadable(name, place, "", 0, "not-a-string", message)
+
+
+def _keys(value: dict[str, Any]) -> str:
+    """Return the first names of an object's fields, as a message lists them."""
+    names = list(map(repr, value))
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more or "none"
 
 
 def _with_field(records: Iterable[Record], name: str, field: str | None) -> Iterator[Record]:
@@ -265,24 +286,5 @@ def _with_field(records: Iterable[Record], name: str, field: str | None) -> Iter
         yield from held
         return
     error = next(r.error for r in held if r.error and r.error.code == "missing-field")
-    hint = "name the text's field with --field" if field is None else "in none of the rows read"
-    raise InputError(f"{name}: {error.message}; {hint}")
-
-
-def selected(records: Iterator[Record], names: list[str] | None) -> Iterator[Record]:
-    """Yield the records of these names or places, or all where none is given.
-
-    Raises:
-        InputError: no record has one of the names.
-    """
-    if not names:
-        yield from records
-        return
-    missing = dict.fromkeys(names)
-    for record in records:
-        if record.name in names or record.place in names:
-            missing.pop(record.name, None)
-            missing.pop(record.place, None)
-            yield record
-    if missing:
-        raise InputError(f"no record is named {', '.join(missing)}")
+    hint = "" if field is None else " (nor in any of the rows read)"
+    raise InputError(f"{name}: {error.message}{hint}")

@@ -89,12 +89,15 @@ def fixed(
     inputs: Sequence[str],
     text_field: str | None,
     form: str,
+    resume: Callable[[int, int], object] = lambda done, kept: None,
 ) -> Iterator[Verdict]:
     """Yield each verdict, with the reason where its record is left out, and write both files.
 
     Args:
         check: verdicts of records, in order, every repair among them.
         inputs, text_field, form: what makes two runs the same, besides the policy.
+        resume: told how many records an earlier run has done, of which no verdict comes here,
+            and how many of them it has kept.
 
     Raises:
         InputError: partial files of another command stand in the way.
@@ -108,6 +111,7 @@ def fixed(
         "max_repairs": policy.max_repairs, "drop": list(policy.drop),
     }  # fmt: skip
     done, kept = _taken_up(rows, log, command)
+    resume(done, kept)
     held: deque[Record] = deque()
 
     def remember() -> Iterator[Record]:
@@ -126,8 +130,9 @@ def fixed(
                 _line(row_file, output_row(record, text, text_field, record.form or form))
             _line(log_file, {**verdict.row(), **({"left_out": why} if why else {})})
             yield replace(verdict, left_out=why)
-    rows.finish()
+    # A run that is killed between the two begins anew, since it finds no log to go on from.
     log.finish()
+    rows.finish()
 
 
 def _errors(verdict: Verdict) -> tuple[Any, ...]:

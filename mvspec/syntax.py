@@ -133,14 +133,26 @@ class Syntax:
 
     def tag(self, tag: Tag, *, forced: bool = False, label: str = "") -> Piece:
         """Return `tag` as a piece."""
-        return Piece(self.written(tag, label) if self.tagged else "", tag, forced)
+        bare = self._bare.get((tag, forced))
+        return bare or Piece(self.written(tag, label), tag, forced)
+
+    @cached_property
+    def _bare(self) -> dict[tuple[Tag, bool], Piece]:
+        """The tags that bear no label, each made once."""
+        made = {tag: self.written(tag, "{}") if self.tagged else "" for tag in Tag}
+        return {
+            (tag, forced): Piece(text, tag, forced)
+            for tag, text in made.items()
+            if "{}" not in text
+            for forced in (False, True)
+        }
 
     def fork_header(self, label: str, outline: str, *, first: bool = True) -> Iterator[Piece]:
         """Yield what a runtime writes at the start of a path."""
         if self.tagged:
             yield Piece(self.separator if first else self.path_gap, None, True)
             yield self.tag(Tag.PATH, forced=True, label=label)
-            yield Piece(_NEWLINE, None, True)
+            yield _FORCED_LINE
             if self.labels == "text":
                 yield Piece(label + self.label_end.rstrip(), None, True)
         else:
@@ -152,7 +164,7 @@ class Syntax:
         if self.tagged:
             yield Piece(self.separator, None, True)
             yield self.tag(Tag.CONCLUSION, forced=True)
-            yield Piece(_NEWLINE, None, True)
+            yield _FORCED_LINE
         else:
             yield self.tag(Tag.CONCLUSION, forced=True)
             yield Piece("\n", None, True)
@@ -163,7 +175,7 @@ class Syntax:
             if isinstance(item, Think):
                 yield self.tag(Tag.THINK)
                 if self.tagged:
-                    yield Piece(_NEWLINE)
+                    yield _LINE
                 yield from self._body(item.body)
                 yield self.tag(Tag.END_THINK)
                 yield Piece(self.after_think)
@@ -177,7 +189,7 @@ class Syntax:
     def _body(self, body: tuple[Node, ...], *, inline: bool = False) -> Iterator[Piece]:
         # Where text stands in line with a label or a header, its newline is always written.
         if inline and self.tagged and (not body or isinstance(body[0], Parallel)):
-            yield Piece(_NEWLINE)
+            yield _LINE
         for index, item in enumerate(body):
             yield from self._item(item, before_tag=self._tag_next(body, index))
 
@@ -190,7 +202,7 @@ class Syntax:
         elif isinstance(item, Gen):
             yield Piece("", hole=item)
         if before_tag:
-            yield Piece(_NEWLINE)
+            yield _LINE
 
     def _block(self, block: Parallel) -> Iterator[Piece]:
         yield self.tag(Tag.PARALLEL)
@@ -231,6 +243,7 @@ class Syntax:
 
 
 _NEWLINE = "\n"
+_LINE, _FORCED_LINE = Piece(_NEWLINE), Piece(_NEWLINE, None, True)
 _PLACE = {tag: place for place, tag in enumerate(Tag)}
 _BEFORE_TEXT = frozenset({Tag.THINK, Tag.PATH, Tag.CONCLUSION})
 

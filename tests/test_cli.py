@@ -100,6 +100,21 @@ def test_the_caret_stands_under_a_wide_character() -> None:
     assert caret.index("^") == line.index("漢") + len("漢漢字字e")
 
 
+@pytest.mark.parametrize("form", ["multiverse", "multiverse-prompt", "threadweaver"])
+def test_a_text_of_another_form_is_told(form: str) -> None:
+    turn = mvspec.assistant(mvspec.parallel(mvspec.branch("a", "A"), conclusion="b"))
+    for other in {"multiverse", "multiverse-prompt", "threadweaver"} - {form}:
+        result = run("check", "-", "--form", form, stdin=mvspec.render(turn, other))
+        assert result.exit_code == 1
+        assert result.stderr == f"<stdin> is well-formed with --form {other}\n"
+
+
+def test_an_input_without_a_record_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").touch()
+    result = run("check", tmp_path)
+    assert (result.exit_code, result.stderr) == (0, "there is no record in the input\n")
+
+
 # Usage
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +146,58 @@ def test_fix_goes_on_where_a_killed_run_stopped(corpus: Path, tmp_path: Path, wo
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_fix_remembers_what_a_killed_run_left_out(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fixed.jsonl"
+    fix(corpus, tmp_path / "whole.jsonl", "--max-repairs", 0)
+    log = log_path(tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
+    rows = (tmp_path / "whole.jsonl").read_bytes()
+    (tmp_path / "fixed.jsonl.partial").write_bytes(rows)
+    (tmp_path / "fixed.jsonl.log.jsonl.partial").write_bytes(b"".join(log))
+    result = fix(corpus, out, "--max-repairs", 0)
+    assert result.exit_code == 1
+    assert f"done by an earlier run {len(log) - 1}" in " ".join(result.stdout.split())
+    assert out.read_bytes() == rows
+
+
+def test_fix_is_right_after_a_kill_between_its_two_files(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "fixed.jsonl"
+    fix(corpus, out)
+    rows, log = out.read_bytes(), log_path(out).read_bytes()
+    out.rename(tmp_path / "fixed.jsonl.partial")
+    fix(corpus, out)
+    assert (out.read_bytes(), log_path(out).read_bytes()) == (rows, log)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="sends SIGKILL")
+def test_fix_survives_kill_9(corpus: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "fixed.jsonl"
+    lines_ = corpus.read_bytes()
+    corpus.write_bytes(lines_ * 20)
+    fix(corpus, whole)
+    command = [sys.executable, "-m", "mvspec", "check", str(corpus), "--field", "output",
+               "--recover", "--json", "--fix", str(out)]  # fmt: skip
+    for records in (30, 200, 500):
+        child = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert child.stdout
+        for _ in range(records):
+            child.stdout.readline()
+        child.kill()
+        child.communicate()
+        assert not out.exists()
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    assert done.stdout.count(b"\n") <= 20 * len(lines_.splitlines()) - 730
+    assert out.read_bytes() == whole.read_bytes()
+    logs = [log_path(path).read_bytes().split(b"\n", 1)[1] for path in (out, whole)]
+    assert logs[0] == logs[1]
+
+
+def test_one_text_that_the_form_cannot_hold_leaves_no_file(tmp_path: Path) -> None:
+    path, out = tmp_path / "a.txt", tmp_path / "b.txt"
+    path.write_text(CANONICAL, "utf-8")
+    assert run("convert", path, "--to", "threadweaver", "-o", out).exit_code == 1
+    assert [each.name for each in tmp_path.iterdir()] == ["a.txt"]
+
+
 def test_fix_takes_up_no_other_run(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "fixed.jsonl"
     (tmp_path / "fixed.jsonl.log.jsonl.partial").write_text('{"command": {}}\n')
@@ -186,3 +241,18 @@ def test_real_outputs_repaired_are_well_formed(tmp_path: Path) -> None:
     assert fix(CORPUS / "multiverse-dev.jsonl", out).exit_code == 0
     assert len(lines(out)) == 84
     assert run("check", out, "--field", "output").exit_code == 0
+
+
+@pytest.mark.parametrize("place", ["data.jsonl", "folder/out.jsonl", "folder/../data.jsonl"])
+def test_what_is_read_is_never_written(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    rows = json.dumps({"output": CANONICAL}) + "\n"
+    for name in ("data.jsonl", "folder/a.jsonl"):
+        (tmp_path / name).write_text(rows, "utf-8")
+    inputs = (tmp_path / "data.jsonl", tmp_path / "folder", "--field", "output")
+    for args in (("check", "--recover", "--fix"), ("convert", "--to", "json", "-o")):
+        result = run(args[0], *inputs, *args[1:], tmp_path / place)
+        assert result.exit_code == 2
+        assert "is read" in result.stderr
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["a.jsonl", "data.jsonl"]
+    assert (tmp_path / "data.jsonl").read_text("utf-8") == rows

@@ -30,6 +30,13 @@ def test_the_canonical_form() -> None:
     )
 
 
+def test_what_is_no_document_is_refused_by_name() -> None:
+    with pytest.raises(mvspec.VerifyError, match="takes a Document or a Message, not str"):
+        mvspec.render("<Think>")  # type: ignore[arg-type]
+    with pytest.raises(mvspec.VerifyError, match="takes a str, not bytes"):
+        mvspec.parse(b"<Think>")  # type: ignore[call-overload]
+
+
 def test_the_untagged_form_is_written_and_never_read() -> None:
     text = mvspec.render(mvspec.assistant(BLOCK), form="untagged")
     assert "<" not in text

@@ -19,6 +19,7 @@ from traces import CANONICAL, TRACES
 import mvspec
 from mvspec.forms import FORMS
 from mvspec.ir import TAG
+from mvspec.parser import WINDOW
 
 NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
 ROOT = Path(__file__).parents[1]
@@ -63,13 +64,66 @@ def test_atheris(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-4000:]
 
 
+GOAL = "<Parallel>\n<Goal>\n"
+BLOCK = GOAL + "<Outline>\n1: a\n</Outline>\n</Goal>\n<Path>\n1: b\n"
+PLAN = "Parallel groups:\nParallel execution plan:\n"
+CALLS = '{"main_calls": ["'
+INSIDE: dict[str, tuple[tuple[str, str], ...]] = {
+    "multiverse": ((GOAL, "1: a\n"), (GOAL, "<Outline>\n1: a\n</Outline>\n"), ("", BLOCK),
+                   (BLOCK, "</Path>\n<Path>\n1: a\n"), (BLOCK, "text\n</Path>\n"),
+                   (BLOCK + "</Path>\n", "<Conclusion>\nx\n")),
+    "multiverse-prompt": (("<Parallel>\n", "<Goal 1>\na\n</Goal 1>\n"),
+                          ("<Parallel>\n<Goal 1>\na\n</Goal 1>\n", "<Path 1>\nb\n</Path 1>\n")),
+    "threadweaver": (("<Parallel>\n<Outlines>\n", "<Outline>1: a</Outline>\n"),
+                     ("<Parallel>\n", "<Thread>\n1: b\n</Thread>")),
+    "curator": (("<Parallel>\n\n<Goal>\n\n", "Path: a\n\n"),
+                ("<Parallel>\n", "<Path>\nb\n</Path>\n")),
+    "curator-summary": (("<parallel>\n", "S1: a\n"), ("", "<parallel>\nS1: a\n"),
+                        ("", "<parallel>\n</parallel>\n"), ("<parallel>\n", "text\n"),
+                        ("<parallel>\nS1: a\n", "\t<parallel>\n\tS1.1: b\n\t</parallel>\n")),
+    "curator-plan": ((PLAN + "P1:\n", "  S1: a\n"), ("Parallel groups:\n", "P1: [S1]\n"),
+                     (PLAN, "P1:\n"), (PLAN, "P1:\n  S1: a\n"), ("", "P1: [S1, S2]\n")),
+    "apr": ((CALLS, "a<Sub Searches>\\nb<End Sub Searches>\\n"), (CALLS, 'a", "'), (CALLS, "\\n"),
+            (CALLS, "<Start Sub Search 0 at level 1> a\\n"), ('{"sub_calls": [', '[["a"]], '),
+            (CALLS + 'a"], "sub_calls": [[', '{"main_calls": ["a"], "sub_calls": []}, ')),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("form", READABLE)
 def test_time_grows_as_the_text(form: str) -> None:
     # Ten times the text may take thirty times as long on a busy machine, and no hundred times.
     tags = [FORMS[form].written(tag, "1") for tag in mvspec.syntax.Tag]
-    for unit in {*filter(None, tags), "<Path>\n", "<Pa<Path>th>", "1: a\n", "S1: a\n", '["'}:
-        few, many = (fastest(unit * size, form) for size in (100, 1000))
-        assert many < 50 * max(few, 0.002), unit
+    units = {*filter(None, tags), "<Path>\n", "<Pa<Path>th>", "1: a\n", "S1: a\n", '["'}
+    for start, unit in (*INSIDE[form], *(("", unit) for unit in sorted(units))):
+        few, many = (fastest(start + unit * size, form) for size in (100, 1000))
+        assert many < 50 * max(few, 0.002), (start, unit)
+
+
+@pytest.mark.parametrize("form", [form for form in READABLE if FORMS[form].ordered])
+def test_a_refusal_takes_the_time_of_its_place(form: str) -> None:
+    # Of 8 MB of stray tags a strict parse reads the beginning; all of them would be seconds.
+    text = (FORMS[form].written(mvspec.syntax.Tag.END_PATH, "1") + "\n") * 1_000_000
+    start = time.process_time()
+    with pytest.raises(mvspec.ParseError) as caught:
+        mvspec.parse(text, form)
+    assert caught.value.diagnostic.offset == 0
+    assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize("form", [form for form in READABLE if FORMS[form].ordered])
+def test_a_violation_far_into_a_text_is_found(form: str) -> None:
+    block = mvspec.parallel(mvspec.branch("a", "A" * 100), conclusion="so")
+    parts: list[str | mvspec.Parallel] = ["text", block]
+    good = mvspec.render(mvspec.assistant(*parts * 2_000), form)
+    bad = good + "wrong </Conclusion> here"
+    with pytest.raises(mvspec.ParseError) as caught:
+        mvspec.parse(bad, form)
+    first = mvspec.parse(bad, form, recover=True)[1][0]
+    assert len(good) > 4 * WINDOW
+    assert (caught.value.diagnostic, caught.value.cut) == (first, False)
+    with pytest.raises(mvspec.ParseError) as caught:
+        mvspec.parse(good[:-8], form)
+    assert caught.value.cut
 
 
 def fastest(text: str, form: str) -> float:

@@ -11,15 +11,16 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cache
 from typing import cast
 
 from mvspec.builder import number
 from mvspec.errors import Diagnostic, Source
-from mvspec.ir import TAG, Document, Message, Outline, Parallel, Text, Think
+from mvspec.ir import LABEL, TAG, Document, Message, Parallel, Text, Think
 from mvspec.node import Node
 from mvspec.recovery.edits import Code, Edit, apply
 from mvspec.recovery.transcript import Ending, Run, Transcript, endings, transcribe
-from mvspec.recovery.trim import same_start
+from mvspec.recovery.trim import same_start, trimmed
 from mvspec.syntax import MULTIVERSE, Piece, Syntax, Tag
 
 __all__ = ["aligned"]
@@ -30,58 +31,104 @@ Repair = Callable[[Source, Syntax], tuple[Diagnostic, ...]]
 PASSES = 3
 """Times that a text is read again without the numbered tags that turned out to be words."""
 
+_BARE_JOIN = re.compile(r"(?:<C[a-z]*|<Conclusion>\s*(?:</?[A-Za-z]*)?)\Z")
 _WORDS = ("tag-as-word", "stray-tag", "too-deep")
 _SPACE: tuple[Code, ...] = ("separator", "missing-newline", "cut")
 _LABELS: tuple[Code, ...] = ("missing-label", "wrong-label")
 
 
-def aligned(text: str, syntax: Syntax, read: Read, repair: Repair) -> list[Edit]:
-    """Return the edits that make a text canonical in its form.
+def aligned(
+    source: Source, syntax: Syntax, read: Read, repair: Repair
+) -> tuple[tuple[Diagnostic, ...], Message]:
+    """Return the repairs that make a text canonical in its form, and the turn that it then is.
 
     Args:
         read: the strict parser.
         repair: the repairs of the canonical form.
     """
-    edits, rendered = _attempt(text, syntax, read, repair, None)
+    edits, message = _edits(source.text, syntax, read, repair)
+    found = trimmed(source, edits)
+    if found and found[0].code == "cut":
+        return found, message
+    return bare_join(source, syntax, read, repair) or (found, message)
+
+
+def bare_join(
+    source: Source, syntax: Syntax, read: Read, repair: Repair
+) -> tuple[tuple[Diagnostic, ...], Message] | None:
+    """Return the repair of a text that ends in a conclusion of which nothing stands there.
+
+    Where the form does not write a conclusion that is empty, what there is of it is left out,
+    for no text of the tree could follow. None where the text is not cut there.
+    """
+    text = source.text
+    tail = _BARE_JOIN.match(text, max(0, text.rfind("<C"))) if syntax.optional_join else None
+    if not tail:
+        return None
+    start, end = tail.span()
+    head = Source(text[:start], source.name)
+    edits, message = _edits(head.text, syntax, read, repair)
+    found = trimmed(head, edits)
+    missing = found[0].inserted if found and found[0].code == "cut" else ""
+    if not missing.startswith(syntax.written(Tag.END_PARALLEL)):
+        return None
+    said = f"the text ends where a conclusion begins: expected {Tag.END_PARALLEL} or its text"
+    return (source.diagnostic(start, "cut", said, end=end, inserted=missing),), message
+
+
+def _edits(text: str, syntax: Syntax, read: Read, repair: Repair) -> tuple[list[Edit], Message]:
+    """Return the edits that make a text canonical in its form, and the turn that it then is."""
+    edits, _, message = _attempt(text, syntax, read, repair, None)
     if all(edit.start == len(text) for edit in edits):
-        return edits
+        return edits, message
     for ending in endings(text, syntax):
-        _, rendered = _attempt(text, syntax, read, repair, ending)
+        _, rendered, completed = _attempt(text, syntax, read, repair, ending)
         if rendered.startswith(text):
             end = len(text)
-            return [Edit(end, end, rendered[end:], "cut", "the text ends inside a tag")]
-    return edits
+            return [Edit(end, end, rendered[end:], "cut", "the text ends inside a tag")], completed
+    return edits, message
 
 
 def _attempt(
     text: str, syntax: Syntax, read: Read, repair: Repair, ending: Ending | None
-) -> tuple[list[Edit], str]:
+) -> tuple[list[Edit], str, Message]:
     """Return the edits of a text whose end is read as the beginning of a tag, and the result."""
     rules = replace(MULTIVERSE, max_depth=syntax.max_depth)
     words: set[int] = set()
     for left in range(PASSES, -1, -1):
         script = transcribe(text, syntax, words, ending)
         found = repair(Source(script.text), rules)
-        (message,) = read(apply(script.text, found), MULTIVERSE).messages
+        canonical = apply(script.text, found)
         # Around a tag that is left out another may come about, which then is left out too.
-        clean = not any(syntax.marker.search(each.text) for each in message.walk(Text))
-        clean &= not any(syntax.marker.search(each.text) for each in message.walk(Outline))
-        new = _words(script, found, every=not clean)
+        new = _words(script, found, every=bool(foreign(syntax).search(canonical)))
         if not new:
             break
         words |= new if left > 1 else {number for _, number, _ in script.tags}
-    _, canonical = _placed(MULTIVERSE.pieces(message))
-    rendered, own = _placed(syntax.pieces(_fitted(message, syntax)))
+    (message,) = read(canonical, MULTIVERSE).messages
+    _, places = _placed(MULTIVERSE.pieces(message))
+    message = _fitted(message, syntax)
+    rendered, own = _placed(syntax.pieces(message))
     runs: Iterable[Run] = (
-        Run(at, source, size) for (at, size), (source, _) in zip(own, canonical, strict=True)
+        Run(at, source, size) for (at, size), (source, _) in zip(own, places, strict=True)
     )
     runs = _joined(list(_joined(list(runs), _kept(script.text, found))), script.runs)
-    return list(_gaps(text, rendered, list(runs), script, found, syntax)), rendered
+    edits = list(_gaps(text, rendered, list(runs), script, found, syntax))
+    return edits, rendered, message
+
+
+@cache
+def foreign(syntax: Syntax) -> re.Pattern[str]:
+    """Return the pattern of the tags of a form that are none of the canonical form."""
+    others = (re.escape(tag) for tag in syntax.tags if tag.startswith("<") and not TAG.match(tag))
+    labelled = (tag.replace(r"\{\}", LABEL.pattern) for tag in others)
+    return re.compile("|".join(labelled) or r"(?!)")
 
 
 def _words(script: Transcript, found: tuple[Diagnostic, ...], *, every: bool) -> set[int]:
     """Return the numbers of the tags that the repair drops: all, or those with a label."""
-    out = set()
+    out: set[int] = set()
+    if not any(each.code in _WORDS for each in found):
+        return out
     starts = [each.offset for each in found]
     for at, index, labelled in script.tags:
         place = bisect_right(starts, at) - 1
@@ -166,7 +213,10 @@ def _gaps(
         place = bisect_right(starts, each.offset) - 1
         run = script.runs[place] if place >= 0 else Run(0, 0, 0)
         at = min(run.source + run.size, run.source + each.offset - run.at)
-        reasons.append((at, cast(Code, each.code), each.message))
+        said = TAG.sub(
+            lambda tag: syntax.written(Tag(tag.group()), "N") or tag.group(), each.message
+        )
+        reasons.append((at, cast(Code, each.code), said))
     reasons.sort(key=lambda reason: reason[0])
     low = at = start = 0
     for run in (*runs, Run(len(rendered), len(text), 0)):
@@ -198,9 +248,7 @@ def _reason(
         silent.add("missing-conclusion")
     for _, code, said in reasons:
         if code not in silent:
-            return code, TAG.sub(
-                lambda tag: syntax.written(Tag(tag.group()), "N") or tag.group(), said
-            )
+            return code, said
     message = f"expected {shown(want)}, found {shown(have)}"
     if have.split() == want.split():
         glued = any(code == "missing-newline" for _, code, _ in reasons)

@@ -13,7 +13,6 @@ from mvspec.syntax import Syntax
 
 __all__ = ["Line", "Lines", "completed_reason", "source_lines"]
 
-_LINE = re.compile(r"[^\n]*\n|[^\n]+\Z")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _REASON = re.compile(r"\s*\[\s*parallel reason\s*:?[ \t]*(.*?)[ \t]*\]?\s*", re.IGNORECASE)
 _OPENING = "[parallel reason: "
@@ -30,10 +29,14 @@ class Line(NamedTuple):
 
 def source_lines(source: Source) -> Iterator[Line]:
     """Yield the lines of a text; only the last may lack its newline."""
-    for match in _LINE.finditer(source.text):
-        said = match.group().removesuffix("\n")
-        whole = len(said) < len(match.group())
-        yield Line(*match.span(), _SURROGATE.sub("\ufffd", said), whole)
+    # A surrogate is one character, and so is what stands for it: places stay as they are.
+    at = 0
+    for said in _SURROGATE.sub("\ufffd", source.text).split("\n"):
+        end = at + len(said)
+        whole = end < len(source.text)
+        if whole or said:
+            yield Line(at, end + whole, said, whole)
+        at = end + 1
 
 
 def completed_reason(text: str, *, whole: bool) -> str | None:
@@ -65,8 +68,10 @@ class Lines:
 
     def put(self, line: Line, text: str, code: Code, message: str) -> None:
         """Write `text`, with its newline, for a line; the code counts where they differ."""
+        raw = self.source.text[line.start : line.end]
+        if raw == text:
+            return
         if line.whole or text:
-            raw = self.source.text[line.start : line.end]
             only = _SURROGATE.sub("\ufffd", raw) == text
             if only and raw != text:
                 code, message = "surrogate", "a lone surrogate is no character: U+FFFD stands here"

@@ -34,7 +34,9 @@ def repair_groups(source: Source) -> list[Edit]:
     """Return the edits, in order, that make any text a canonical plan."""
     out = Lines(source, GROUPS)
     # Tags are left out first: what remains of a line may be a unit.
-    lines = [each._replace(text=out.without_tags(each.text)) for each in source_lines(source)]
+    lines = list(source_lines(source))
+    if "<" in source.text:
+        lines = [each._replace(text=out.without_tags(each.text)) for each in lines]
     last = lines[-1] if lines and not lines[-1].whole else None
     plan = next((k for k, line in enumerate(lines) if _PLAN.fullmatch(line.text)), None)
     if plan is None:

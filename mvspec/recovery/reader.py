@@ -14,6 +14,7 @@ __all__ = ["read"]
 
 _LABEL_LINE = re.compile(rf"^[ \t]*+{NUMBER}[ \t]*+:", re.MULTILINE)
 _FULL_LINE = re.compile(r"^[^\S\n]*+\S", re.MULTILINE)
+TAGS = {tag.value: tag for tag in Tag}
 _PARTIAL_TAG = re.compile(r"</?[A-Za-z]*\Z")
 
 
@@ -28,9 +29,9 @@ def read(text: str, max_depth: int = MAX_DEPTH) -> Scan:
         scan.at, scan.end = match.span()
         scan.next_at = tags[index + 1].start() if index + 1 < len(tags) else -1
         after = following[index]
-        scan.following = Tag(after.group()) if after else None
-        scan.following_label = scan.label_after(after.end()) if after else ""
-        tag = Tag(match.group())
+        scan.following = TAGS[after.group()] if after else None
+        scan.following_end = after.end() if after else len(text)
+        tag = TAGS[match.group()]
         if scan.too_deep and not (tag is Tag.END_THINK and scan.at == scan.last_end_think):
             scan.too_deep += (tag is Tag.PARALLEL) - (tag is Tag.END_PARALLEL)
             scan.deep()

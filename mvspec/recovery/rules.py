@@ -104,8 +104,8 @@ def end_goal(scan: Scan) -> None:
 
 def outline(scan: Scan) -> None:
     block = scan.block()
-    if scan.top is Tag.OUTLINE and scan.empty():
-        scan.reopen("<Outline> is doubled: left out")
+    if scan.doubled():
+        scan.once()
     if scan.top is Tag.GOAL:
         scan.accept(Tag.OUTLINE)
     elif not scan.stands_alone() and not scan.label_after(scan.end):
@@ -136,8 +136,8 @@ def end_outline(scan: Scan) -> None:
 
 def path(scan: Scan) -> None:
     label = scan.label_after(scan.end)
-    if scan.top is Tag.PATH and scan.empty():
-        scan.reopen("<Path> is doubled: left out")
+    if scan.doubled():
+        scan.once()
     wanted = scan.wanting(label)
     block = scan.block()
     if scan.top is Tag.PARALLEL and block and not block.conclusion_end:
@@ -191,7 +191,9 @@ def ends_inner(scan: Scan) -> bool:
     block = scan.stack[-1]
     if block.conclusion_end:
         return True
-    wanted = scan.wanting(scan.following_label) if scan.following is Tag.PATH else -1
+    wanted = (
+        scan.wanting(scan.label_after(scan.following_end)) if scan.following is Tag.PATH else -1
+    )
     return 0 <= wanted < len(scan.stack) - 1
 
 

@@ -35,7 +35,7 @@ class Scan:
         self.run_start = self.at = self.end = 0  # the tag at hand is text[at:end]
         self.next_at = -1  # where the next tag starts
         self.following: Tag | None = None  # the next tag that does not stand like a word
-        self.following_label = ""
+        self.following_end = len(text)
         self.last_end_think = text.rfind(Tag.END_THINK)
         self.cut_inside: Tag | None = None  # what is open where the text ends
 
@@ -120,9 +120,16 @@ class Scan:
 
     def empty(self) -> bool:
         """Whether the construct that the last tag opened holds nothing so far."""
-        return self.stack[-1].opened is self.events[-1] and not self.has_text(
-            self.events[-1].end, self.at
-        )
+        last = self.events[-1]
+        return self.stack[-1].opened is last and not self.has_text(last.end, self.at)
+
+    def doubled(self) -> bool:
+        """Whether the tag at hand opens again what the last one opened, with its label or none."""
+        last = self.stack[-1].opened
+        if last is None or last is not self.events[-1] or last.tag.value != self.name:
+            return False
+        between = self.text[last.end : self.at].strip()
+        return not between or between == f"{self.label_after(self.end)}:"
 
     def stands_alone(self) -> bool:
         """Whether the tag at hand stands like structure: a newline or a tag at its open side."""
@@ -215,8 +222,10 @@ class Scan:
         if not event.tag.closes:
             self.stack.pop()
             if event.tag is Tag.PATH:
+                self.stack[-1].paths.discard(self.label_after(event.end))
                 self.stack[-1].path_count -= 1
             elif event.tag is Tag.OUTLINE:
+                self.parent.outlines.discard(self.label_after(event.end))
                 self.parent.outline_count -= 1
             return
         owner = self.stack[-1]
@@ -227,6 +236,14 @@ class Scan:
             owner.path_end = None
         elif event.tag is Tag.END_CONCLUSION:
             owner.conclusion_end = None
+
+    def once(self) -> None:
+        """Leave out the last tag, which the tag at hand doubles, with its label."""
+        last = self.events[-1]
+        self.reopen(f"{self.name} is doubled: left out")
+        if self.has_text(last.end, self.at):
+            *_, drop = self.dropped
+            self.dropped[-1] = drop._replace(end=self.at)
 
     # Writing what is missing
 

@@ -14,6 +14,9 @@ __all__ = ["repair_summary"]
 
 _OPEN = re.compile(r"[ \t]*<parallel>(.*)", re.IGNORECASE | re.DOTALL)
 _CLOSE = re.compile(r"[ \t]*</parallel>\s*", re.IGNORECASE)
+_DIGITS = 9
+"""Digits of a label that counting goes on from; Python refuses to read thousands."""
+
 _PARTIAL = re.compile(r"(\t?)S([0-9]*\.?[0-9]*):?|\t")
 _STEP = re.compile(r"[ \t]*S([0-9]+(?:\.[0-9]+)?)[ \t]*(:[ \t]?|[ \t])(.*)", re.DOTALL)
 
@@ -24,14 +27,21 @@ class _Block:
 
     level: int
     labels: set[str] = field(default_factory=set)
+    after: dict[tuple[str, int], int] = field(default_factory=dict)  # a taken label, a later number
 
     def fresh(self, label: str) -> str:
         """Return a label that the block does not have, the given one if that is so."""
+        if label not in self.labels:
+            return label
         head, dot, tail = label.rpartition(".")
-        number = int(tail)
+        number = int(tail[-_DIGITS:])
+        passed = []
         while (fresh := f"{head}{dot}{number}") in self.labels:
-            number += 1
-        return label if label not in self.labels else fresh
+            passed.append(number)
+            number = self.after.get((head, number), number + 1)
+        # Whoever comes here again goes on from there, so that equal labels are counted once.
+        self.after |= {(head, each): number for each in passed}
+        return fresh
 
     def longer(self, label: str) -> str:
         """Return a label that the block does not have and that begins with the given one."""
@@ -60,6 +70,7 @@ class _Repair:
         self.strays: dict[int, str] = {}  # lines of it that are left out, by place, and why
         self.partial = self.begun_step()
         self.levels = self.next_levels()
+        self.last_full = max((line.start for line in self.lines if line.text.strip()), default=0)
 
     @staticmethod
     def is_tag(text: str) -> bool:
@@ -118,7 +129,7 @@ class _Repair:
 
     def opening(self, line: Line, rest: str, level: int | None) -> None:
         reason = completed_reason(rest, whole=line.whole)
-        ends = not any(later.text.strip() for later in self.lines if later.start >= line.end)
+        ends = self.last_full <= line.start
         if level is None and ends and reason is not None:
             level = int(line.text.startswith("\t"))
             allowed, invented = self.may_open(level), True

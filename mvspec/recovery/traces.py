@@ -12,11 +12,18 @@ from mvspec.errors import Source
 from mvspec.ir import Conclusion, Goal, Message, Outline, Parallel, Path, Text
 from mvspec.recovery.edits import Code, Edit
 from mvspec.recovery.hidden import without_tags
+from mvspec.recovery.truncated import finished_calls, read_beginning
 
 __all__ = ["repair_apr"]
 
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_HALF = re.compile(r"(?:\\u[dD][89abAB][0-9a-fA-F]{2})?(?:\\(?:u[0-9a-fA-F]{0,3})?)?")
+"""What there is of the escape of a character, or of a surrogate pair, that breaks off."""
+
+NOTHING: Trace = {"main_calls": [""], "sub_calls": []}
+"""The trace of an empty turn."""
+
 _JOIN = re.compile(r"<(?:End )?Sub Searches>\n?")
 
 
@@ -25,18 +32,46 @@ def repair_apr(source: Source) -> list[Edit]:
     end = len(source.text)
     try:
         value = json.loads(source.text)
-    except (ValueError, RecursionError) as error:
-        where = error.pos if isinstance(error, json.JSONDecodeError) else 0
-        message = f"not a trace of APR: not JSON at character {where}"
-        return [Edit(0, end, spelled(trace_of(turn({}))), "not-a-trace", message)]
-    if not isinstance(value, dict) or "main_calls" not in value:
+    except (ValueError, RecursionError):
+        return broken(source.text)
+    trace = trace_of(turn(value if isinstance(value, dict) else {}))
+    if trace == NOTHING:
         message = "not a trace of APR: expected an object with main_calls and sub_calls"
-        return [Edit(0, end, spelled(trace_of(turn({}))), "not-a-trace", message)]
-    trace = trace_of(turn(value))
+        return [Edit(0, end, spelled(trace), "not-a-trace", message)]
     edits = list(strings(source.text, value, trace))
     if edits and edits[0].code == "not-a-trace":
         return [Edit(0, end, spelled(trace), *shape_error(value, trace))]
     return edits
+
+
+def broken(text: str) -> list[Edit]:
+    """Return the edit that makes a trace of the beginning of one, and of whatever follows it."""
+    found = read_beginning(text)
+    value = found.value if isinstance(found.value, dict) else {}
+    calls = value.get("main_calls")
+    if found.string is not None and found.open[-1].value is calls:
+        value = {**value, "main_calls": finished_calls(calls)}
+    trace = trace_of(turn(value))
+    rest = found.rest(trace)
+    left = text[found.end :]
+    ends = not left or _HALF.fullmatch(left)
+    said = "the text ends" if ends else f"not JSON from character {found.end} on"
+    holds = trace != NOTHING
+    if rest is None or not (ends or holds) or not matches(text[: found.end] + rest, trace):
+        code: Code = "call-differs" if holds else "not-a-trace"
+        return [Edit(0, len(text), spelled(trace), code, f"no beginning of a trace: {said}")]
+    code = "cut" if ends else "text-outside"
+    message = f"{said}: expected {rest[:40]}" if rest else f"{said}: left out"
+    return [Edit(found.end, len(text), rest, code, message)]
+
+
+def matches(text: str, trace: Trace) -> bool:
+    """Whether a text is this trace as JSON."""
+    try:
+        value: Trace = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return value == trace
 
 
 def spelled(trace: Trace) -> str:

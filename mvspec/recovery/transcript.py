@@ -90,7 +90,8 @@ def transcribe(
     for place, mark in enumerate(marks):
         scribe.upto(mark.start, before)
         after = marks[place + 1].tag if place + 1 < len(marks) else None
-        if syntax.labels == "tag" and mark.tag is Tag.OUTLINE and before not in _OUTLINES:
+        first = mark.tag is Tag.OUTLINE and before not in _OUTLINES
+        if syntax.labels == "tag" and first and scribe.alone(mark):
             scribe.write(f"{Tag.GOAL}\n")
         scribe.tag(mark)
         if syntax.labels == "tag" and mark.tag is Tag.END_OUTLINE and after not in _OUTLINES:
@@ -113,7 +114,10 @@ def endings(text: str, syntax: Syntax) -> Iterator[Ending]:
     """Yield the tags that the last characters of a text can be the beginning of."""
     for tag in Tag:
         head, labelled, tail = syntax.written(tag, "{}").partition("{}")
-        for size in range(1, min(len(head + tail) + 12, len(text)) + 1 if head else 1):
+        longest = min(len(head + tail) + 12, len(text)) if head else 0
+        for size in range(1, longest + 1):
+            if text[-size] != head[0]:
+                continue
             part = text[len(text) - size :]
             label = part.removeprefix(head).rstrip(".")
             if head.startswith(part) or (
@@ -136,12 +140,16 @@ class _Scribe:
         """Return the tags of the form up to `stop`; those that it does not have are dropped."""
         syntax = self.syntax
         own = {syntax.written(tag, "{}"): tag for tag in Tag if syntax.written(tag)}
+        digits = ""
         out = []
         for index, match in enumerate(syntax.marker.finditer(self.text, self.at, stop)):
             start, end = match.span()
-            label = _NUMBER.search(match.group())
-            digits = label.group() if label else ""
-            tag = own.get(match.group().replace(digits, "{}") if digits else match.group())
+            name = match.group()
+            if syntax.labels == "tag":
+                label = _NUMBER.search(name)
+                digits = label.group() if label else ""
+                name = name.replace(digits, "{}") if digits else name
+            tag = own.get(name)
             if tag and index not in words:
                 out.append(Mark(start, end, tag, digits, index))
                 continue
@@ -186,6 +194,11 @@ class _Scribe:
                     self.write(f"\n{Tag.END_OUTLINE}")
         self.copy(end)
 
+    def alone(self, mark: Mark) -> bool:
+        """Whether a tag stands like one: in a line's middle it may be a word, without a label."""
+        before = self.text[mark.start - 1 : mark.start]
+        return before in ("", "\n", ">") or _LINE_END.match(self.text, mark.end) is not None
+
     def tag(self, mark: Mark) -> None:
         """Write a tag with the white space and the label that the canonical form has there."""
         if mark.tag is Tag.END_OUTLINE and not self.text.endswith("\n", 0, mark.start):
@@ -197,11 +210,14 @@ class _Scribe:
         self.script.tags.append((self.size - len(mark.tag.value), mark.number, bool(label)))
         found = False
         for _ in self.syntax.after(mark.tag):
+            if self.text.startswith("\n", self.at):
+                self.at, found = self.at + 1, True
+                continue
             line_end = _LINE_END.match(self.text, self.at)
             if not line_end:
                 break
             self.at, found = line_end.end(), True
         if found:
             self.write(MULTIVERSE.after(mark.tag))
-        if label:
+        if label and self.alone(mark):
             self.write(f"{label}: ")

@@ -9,6 +9,9 @@ from mvspec.recovery.edits import Edit
 
 __all__ = ["same_start", "trimmed"]
 
+LIMIT = 60
+"""Characters of what is missing that a message shows; JSON has it all in one line."""
+
 
 def trimmed(source: Source, edits: Iterable[Edit]) -> tuple[Diagnostic, ...]:
     """Return edits in order as diagnostics, without what they would replace by itself.
@@ -30,7 +33,8 @@ def trimmed(source: Source, edits: Iterable[Edit]) -> tuple[Diagnostic, ...]:
     if out and all(each.offset == len(text) for each in out):
         missing = "".join(each.inserted for each in out)
         line = next((part for part in missing.split("\n") if part), "a newline")
-        message = f"the text ends: expected {line}"
+        shown = line[:LIMIT] + "..." * (len(line) > LIMIT)
+        message = f"the text ends: expected {shown}"
         return (source.diagnostic(len(text), "cut", message, inserted=missing),)
     return tuple(out)
 

@@ -20,8 +20,16 @@ class Run:
 
     def __init__(self, text: str, start: int, end: int, dropped: list[Edit]) -> None:
         self.end = end
-        self.places: list[int] = []  # where each part starts in `self.text`, and in the source
-        self.starts: list[int] = []
+        self.edits: list[Edit] = []
+        self.text = text[start:end]
+        self.places = [0]  # where each part starts in `self.text`, and in the source
+        self.starts = [start]
+        if dropped:
+            self.leave_out(text, start, end, dropped)
+
+    def leave_out(self, text: str, start: int, end: int, dropped: list[Edit]) -> None:
+        """Take the parts between what is dropped."""
+        self.places, self.starts = [], []
         kept: list[str] = []
         at, place = start, 0
         for stop, after in (*((edit.start, edit.end) for edit in dropped), (end, end)):
@@ -32,7 +40,6 @@ class Run:
                 place += stop - at
             at = after
         self.text = "".join(kept)
-        self.edits: list[Edit] = []
 
     def replace(self, start: int, end: int, insert: str, code: Code, message: str) -> None:
         """Replace `self.text[start:end]`, a span that may hold dropped tags."""
@@ -128,6 +135,8 @@ class Writer:
 
     def newline(self, run: Run, at: int, tag: Tag) -> int:
         """A tag is followed by a newline."""
+        if run.text.startswith("\n", at):
+            return at + 1
         match = LEAD.match(run.text, at)
         if not match:
             run.replace(at, at, "\n", "separator", f"expected a newline after {tag}")

@@ -1,0 +1,98 @@
+"""`mvspec compile`: records as layouts for training, or what a stage makes of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mvspec.cli.options import Field, Form, Lowering, Tokenizer, Workers, needs
+from mvspec.console import print_table
+from mvspec.syntax import MULTIVERSE
+
+__all__ = ["compile_records"]
+
+TOO_LONG = ("truncate", "drop", "error")
+
+
+def compile_records(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DATA",
+            help="JSONL, JSON, Parquet or text files, folders, data sets (a folder or a hub name).",
+        ),
+    ],
+    tokenizer: Tokenizer,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write a data set to this folder.")
+    ] = None,
+    emit: Annotated[
+        str | None,
+        typer.Option(help="Stop after a stage and print it: ir, segments, layout, plan."),
+    ] = None,
+    lowering: Lowering = "multiverse",
+    field: Field = None,
+    prompt_field: Annotated[
+        str | None, typer.Option(help="Where a row keeps the question that its text answers.")
+    ] = None,
+    form: Form = MULTIVERSE.name,
+    split: Annotated[str | None, typer.Option(help="Split of a data set; else train.")] = None,
+    max_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a row.")] = None,
+    too_long: Annotated[
+        str, typer.Option(help="What becomes of longer records: truncate, drop or error.")
+    ] = "truncate",
+    pack: Annotated[
+        bool, typer.Option("--pack", help="Fill rows of exactly --max-length tokens.")
+    ] = False,
+    forced_loss: Annotated[
+        bool, typer.Option("--forced-loss", help="Let forced tokens carry loss where they may.")
+    ] = False,
+    add_tags: Annotated[
+        bool, typer.Option("--add-tags", help="Add missing tags; save the tokenizer beside it.")
+    ] = False,
+    shard: Annotated[int, typer.Option(min=1, help="Records of a file, and of packing.")] = 256,
+    workers: Workers = 1,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a data set that was made otherwise.")
+    ] = False,
+) -> None:
+    """Compile records to layouts for training, or print what a stage makes of them."""
+    stage = emit or "layout"
+    if too_long not in TOO_LONG:
+        raise typer.BadParameter(
+            f"{too_long!r} is not one of {', '.join(TOO_LONG)}", param_hint="--too-long"
+        )
+    if output and emit:
+        raise typer.BadParameter("prints, and -o writes: give one", param_hint="--emit")
+    written = {"--max-length": max_length is not None, "--pack": pack, "--overwrite": overwrite}
+    for option in [name for name, given in written.items() if given and not output]:
+        raise typer.BadParameter("needs -o: it is about what is written", param_hint=option)
+    with needs("engine", "compile"):
+        from mvspec.compiler.conversation import Fields
+        from mvspec.compiler.emit import STAGES, print_stage
+        from mvspec.compiler.rows import open_rows
+        from mvspec.compiler.tokenizer import load_vocabulary
+    if stage not in STAGES:
+        raise typer.BadParameter(
+            f"{stage!r} is not one of {', '.join(STAGES)}", param_hint="--emit"
+        )
+    fields = Fields(form, field, prompt_field)
+    rows = open_rows(inputs, rows=bool(field or prompt_field), split=split)
+    if output is None:
+        loaded = load_vocabulary(tokenizer, tags=add_tags)
+        bad = print_stage(stage, rows, fields, loaded, lowering, forced_loss=forced_loss)
+        raise typer.Exit(1 if bad else 0)
+    with needs("compile", "compile -o"):
+        from mvspec.compiler import console
+        from mvspec.compiler.compilation import compile_rows
+        from mvspec.compiler.shard import Options
+    options = Options(lowering, max_length, too_long, pack, forced_loss, shard, add_tags, fields)
+    with console.progress(rows) as advance:
+        result = compile_rows(
+            rows, tokenizer, output, options,
+            workers=workers, overwrite=overwrite, advance=advance,
+        )  # fmt: skip
+    print_table(console.summary(result, output, packed=pack))
+    raise typer.Exit(1 if result.counts.quarantined else 0)

@@ -1,0 +1,47 @@
+"""`mvspec convert`: records of one form as records of another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mvspec.cli.options import READABLE, Field, Inputs, apart, known_form
+from mvspec.console import progress
+from mvspec.convert import convert_records
+from mvspec.forms import FORMS, JSON
+from mvspec.records import is_one_text, read_records
+from mvspec.syntax import MULTIVERSE
+from mvspec.views import visible
+
+__all__ = ["convert"]
+
+
+def convert(
+    inputs: Inputs,
+    to: Annotated[str, typer.Option(help=f"Form to write: {', '.join((*FORMS, JSON))}.")],
+    source: Annotated[
+        str,
+        typer.Option("--from", help=f"Form to read: {', '.join(READABLE)}.", callback=known_form),
+    ] = MULTIVERSE.name,
+    field: Field = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", dir_okay=False, help="Write to this file instead."),
+    ] = None,
+    recover: Annotated[
+        bool, typer.Option("--recover", help="Convert malformed records too, repaired.")
+    ] = False,
+) -> None:
+    """Write each record in another form; one that the form cannot hold is left out."""
+    apart(output, inputs, "-o")
+    left_out = 0
+    with progress(inputs) as advance:
+        records = read_records(inputs, field, advance)
+        for problem in convert_records(
+            records, source, to, output, field, text=is_one_text(inputs, field), recover=recover
+        ):
+            left_out += 1
+            typer.echo(f"left out: {visible(problem)}", err=True)
+    raise typer.Exit(1 if left_out else 0)

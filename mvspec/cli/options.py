@@ -1,0 +1,110 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mvspec.errors import MvspecError
+from mvspec.forms import FORMS, JSON
+from mvspec.records import InputError, is_readable
+
+__all__ = [
+    "READABLE",
+    "Field",
+    "Form",
+    "Inputs",
+    "Json",
+    "Lowering",
+    "Model",
+    "Timeline",
+    "Tokenizer",
+    "Workers",
+    "apart",
+    "as_given",
+    "known_form",
+    "needs",
+]
+
+READABLE = (*(name for name, syntax in FORMS.items() if syntax.tagged), JSON)
+"""The forms that can be read."""
+
+
+def known_form(form: str) -> str:
+    """Return `form` where it can be read; else a usage error."""
+    if form in FORMS and form not in READABLE:
+        raise typer.BadParameter(f"{form!r} is written, never read: use {', '.join(READABLE)}")
+    if form not in READABLE:
+        raise typer.BadParameter(f"{form!r} is not one of {', '.join(READABLE)}")
+    return form
+
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(metavar="INPUT", help="Files, folders, or - for standard input."),
+]
+Field = Annotated[
+    str | None,
+    typer.Option(help="Where a JSONL row keeps its text, such as output or result.text."),
+]
+Form = Annotated[
+    str,
+    typer.Option(help=f"Surface form: {', '.join(READABLE)}.", callback=known_form),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
+Workers = Annotated[int, typer.Option(min=1, help="Processes to work in.")]
+Tokenizer = Annotated[
+    str, typer.Option(help="A tokenizer.json, its folder, or a name on the Hugging Face hub.")
+]
+Lowering = Annotated[
+    str,
+    typer.Option(help="multiverse, autoregressive, sequential, tree, official or shared(k)."),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Folder or hub name of a model; by default a small one, fetched once."),
+]
+Timeline = Annotated[
+    Path | None, typer.Option(help="Draw threads over steps to this .svg or .png file.")
+]
+
+
+def apart(output: Path | None, inputs: list[str], option: str) -> None:
+    """Refuse an output that the command reads too, now or when it is run again.
+
+    Args:
+        option: what names the output, such as --fix.
+    """
+    for name in inputs if output else ():
+        source, target = Path(name).resolve(), Path(output or "").resolve()
+        if target == source:
+            raise InputError(f"{option} {output}: it is read too: name another file")
+        if source.is_dir() and target.is_relative_to(source) and is_readable(target):
+            raise InputError(f"{option} {output}: {name} is read, and it stands in there")
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Say which extra is to be installed where an import inside fails.
+
+    Args:
+        extra: a name of `[project.optional-dependencies]`.
+        what: the command, or its option, that imports.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise InputError(f"{what} needs: pip install 'mvspec[{extra}]' ({error})") from None
+
+
+@contextmanager
+def as_given() -> Iterator[None]:
+    """Take an error inside for one of the command: no record is at fault."""
+    try:
+        yield
+    except MvspecError as error:
+        raise InputError(str(error)) from error

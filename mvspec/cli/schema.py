@@ -1,0 +1,12 @@
+"""`mvspec schema`: the JSON Schema of a document."""
+
+from __future__ import annotations
+
+from mvspec.schema import document_schema
+
+__all__ = ["schema"]
+
+
+def schema() -> None:
+    """Print the JSON Schema of a document."""
+    print(document_schema(), end="")

@@ -1,0 +1,124 @@
+"""`mvspec show`: records as trees, in the terminal or as a page, and their masks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from mvspec.check import read_document, report
+from mvspec.cli.options import Field, Form, Inputs, Lowering, apart, needs
+from mvspec.errors import Source
+from mvspec.ir import Document
+from mvspec.records import InputError, Record, read_records
+from mvspec.syntax import MULTIVERSE
+from mvspec.views import HTML_LIMIT, TEXT_LIMIT, least_width, tree_html, tree_rich, visible
+
+__all__ = ["show"]
+
+
+def show(
+    inputs: Inputs,
+    field: Field = None,
+    form: Form = MULTIVERSE.name,
+    record: Annotated[
+        list[str] | None,
+        typer.Option(help="Show only the record of this id or place (runs.jsonl:3); repeatable."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help=f"Characters shown of each text, else {TEXT_LIMIT}, and {HTML_LIMIT} in a page; "
+            "0 shows all.",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page to this file instead.", dir_okay=False)
+    ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(help="Draw who sees whom to this .png or .html; needs --tokenizer."),
+    ] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="As for compile.")] = None,
+    lowering: Lowering = "multiverse",
+) -> None:
+    """Print each record as a tree; in a wide terminal, paths stand side by side."""
+    console = Console()
+    page: list[str] = []
+    drawn: list[tuple[str, Document]] = []
+    unread = False
+    if mask and not tokenizer:
+        raise typer.BadParameter("needs --tokenizer", param_hint="--mask")
+    if mask and html:
+        raise typer.BadParameter("--html draws trees: give one", param_hint="--mask")
+    for option, output in (("--html", html), ("--mask", mask)):
+        apart(output, inputs, option)
+    shown = (HTML_LIMIT if html else TEXT_LIMIT) if limit is None else limit or None
+    for item in selected(read_records(inputs, field), record):
+        document, diagnostics, _ = read_document(item, form, recover=True)
+        if document is None:
+            unread = True
+            typer.echo("\n".join(report(Source(item.text, item.name), diagnostics)), err=True)
+            continue
+        repairs = f"{len(diagnostics)} repair{'s' * (len(diagnostics) > 1)}"
+        title = visible(item.name) + (f" ({repairs}: see check --recover)" if diagnostics else "")
+        if mask:
+            drawn.append((title, document))
+        elif html:
+            page.append(f"<h2>{escape(title)}</h2>\n{tree_html(document, shown)}\n")
+        else:
+            console.print(Text(title, "bold yellow" if diagnostics else "bold"))
+            # Deep trees need more columns than a narrow terminal has: rich would drop their text.
+            wide = Console(width=max(console.width, least_width(document)))
+            wide.print(tree_rich(document, shown))
+    if html:
+        html.write_text(PAGE.format("".join(page)), "utf-8")
+    if mask and tokenizer and drawn:
+        draw_masks(mask, drawn, tokenizer, lowering)
+    raise typer.Exit(1 if unread else 0)
+
+
+PAGE = """<!doctype html>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<meta name="color-scheme" content="light dark">
+<title>mvspec</title>
+{}"""
+
+
+def selected(records: Iterator[Record], names: list[str] | None) -> Iterator[Record]:
+    """Yield the records of these names or places, or all where none is given.
+
+    Raises:
+        InputError: no record has one of the names.
+    """
+    if not names:
+        yield from records
+        return
+    missing = dict.fromkeys(names)
+    for record in records:
+        if record.name in names or record.place in names:
+            missing.pop(record.name, None)
+            missing.pop(record.place, None)
+            yield record
+    if missing:
+        raise InputError(f"no record is named {', '.join(missing)}")
+
+
+def draw_masks(
+    path: Path, documents: list[tuple[str, Document]], tokenizer: str, lowering: str
+) -> None:
+    """Write the pictures of titled documents' layouts to a file."""
+    with needs("engine", "show --mask"):
+        from mvspec.compiler import compile_document
+        from mvspec.compiler.picture import write_pictures
+        from mvspec.compiler.tokenizer import load_vocabulary
+    vocabulary = load_vocabulary(tokenizer)
+    layouts = [(title, compile_document(each, vocabulary, lowering)) for title, each in documents]
+    write_pictures(path, layouts, vocabulary)
