@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from bpe import small_tokenizer, untagged_tokenizer  # noqa: E402
 from dice import dice_engine  # noqa: E402
 from scripted import ask, scripted_engine  # noqa: E402
-from tiny import chat, tiny_engine  # noqa: E402
+from tiny import FORKING, chat, tiny_engine  # noqa: E402
 
 import mvspec as mv  # noqa: E402
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join  # noqa: E402
@@ -25,19 +25,8 @@ from mvspec.runtime import (  # noqa: E402
     TorchEngine,
     Trace,
 )
-from mvspec.syntax import Tag  # noqa: E402
 
 TOKENIZER = chat()
-IDS = {tag: TOKENIZER.convert_tokens_to_ids(tag.value) for tag in Tag}
-# Likes that make a random model fork, close and end now and then.
-FORKING = {
-    IDS[Tag.PARALLEL]: 9.0,
-    IDS[Tag.END_GOAL]: 4.0,
-    IDS[Tag.END_PATH]: 6.0,
-    IDS[Tag.END_CONCLUSION]: 7.0,
-    TOKENIZER.eos_token_id: 4.0,
-    **dict.fromkeys(TOKENIZER.encode("\n", add_special_tokens=False), 5.0),
-}
 GO = mv.document(mv.user("Go."))
 
 

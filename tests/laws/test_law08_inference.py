@@ -17,7 +17,7 @@ from bpe import loose_tokenizer, small_tokenizer  # noqa: E402
 from hypothesis import example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from strategies import turns  # noqa: E402
-from tiny import KINDS, chat, tiny_engine  # noqa: E402
+from tiny import FORKING, KINDS, chat, tiny_engine  # noqa: E402
 from traces import CANONICAL  # noqa: E402
 
 import mvspec as mv  # noqa: E402
@@ -27,18 +27,9 @@ from mvspec.ir import Message  # noqa: E402
 from mvspec.limits import Limits  # noqa: E402
 from mvspec.runtime import Options, Result, Sampling, TorchEngine  # noqa: E402
 from mvspec.structure import sees  # noqa: E402
-from mvspec.syntax import Tag  # noqa: E402
 
 TOKENIZER = chat()
 NESTED = mv.parse(CANONICAL).messages[0]
-IDS = {tag: TOKENIZER.convert_tokens_to_ids(tag.value) for tag in Tag}
-END = TOKENIZER.eos_token_id
-# Likes that make a random model fork, close and end now and then.
-FORKING = {
-    IDS[Tag.PARALLEL]: 9.0, IDS[Tag.END_GOAL]: 4.0, IDS[Tag.END_PATH]: 6.0,
-    IDS[Tag.END_CONCLUSION]: 7.0, IDS[Tag.THINK]: 3.0, IDS[Tag.END_THINK]: 6.0, END: 4.0,
-    **dict.fromkeys(TOKENIZER.encode("\n", add_special_tokens=False), 5.0),
-}  # fmt: skip
 
 
 # Each example is several forwards of two models.
