@@ -16,13 +16,14 @@ from mvspec.compiler.cost import plan_cost
 from mvspec.compiler.plan import Adaptive, ExecutionPlan
 from mvspec.errors import MvspecError
 from mvspec.ir import Document
+from mvspec.runtime.drawing import write_timeline
 from mvspec.runtime.engine import Runnable, TorchEngine
 from mvspec.runtime.events import Finished
 from mvspec.runtime.live import LiveColumns
 from mvspec.runtime.options import Options
 from mvspec.runtime.program import load_program
 from mvspec.runtime.result import Result
-from mvspec.runtime.timeline import timeline_text, write_timeline
+from mvspec.runtime.timeline import timeline_text
 from mvspec.runtime.trace import Trace
 from mvspec.views import visible
 

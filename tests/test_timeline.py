@@ -17,7 +17,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from mvspec.errors import MvspecError, Unsupported
-from mvspec.runtime.timeline import timeline_svg, timeline_text, write_timeline
+from mvspec.runtime.drawing import timeline_svg, write_timeline
+from mvspec.runtime.timeline import timeline_text
 from mvspec.runtime.trace import Trace, TracedThread
 
 SVG = "{http://www.w3.org/2000/svg}"
