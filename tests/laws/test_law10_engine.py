@@ -134,7 +134,7 @@ def test_stop_strings_end_no_structure() -> None:
     assert stopped > 30
 
 
-@pytest.mark.skipif(os.environ.get("MVSPEC_PROFILE") != "nightly", reason="takes half an hour")
+@pytest.mark.skipif(os.environ.get("MVSPEC_PROFILE") != "nightly", reason="takes some ten minutes")
 def test_a_million_tokens() -> None:
     """No result of a million random choices is malformed."""
     drawn, seed = 0, 0
