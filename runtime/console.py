@@ -55,8 +55,7 @@ def run_file(
     """
     program = load_program(path)
     errors = Console(stderr=True)
-    with errors.status("loading the model"):
-        engine = TorchEngine.load(model)
+    engine = _loaded(model, errors)
     result = run_live(engine, program, options, errors, live=live and not quiet, trace=trace)
     if trace is not None:
         result.trace.save(trace)
@@ -65,6 +64,15 @@ def run_file(
     if not quiet:
         show_result(result, Console())
     return result
+
+
+def _loaded(model: str | None, console: Console) -> TorchEngine:
+    """Load a model behind a status line, which transformers' own progress bars would break."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with console.status("loading the model"):
+        return TorchEngine.load(model)
 
 
 def run_live(
@@ -174,8 +182,7 @@ def show_demo(document: Document, model: str | None, *, timeline: Path | None = 
     """
     console = Console()
     errors = Console(stderr=True)
-    with errors.status("loading the model"):
-        engine = TorchEngine.load(model)
+    engine = _loaded(model, errors)
     console.rule("the document")
     console.print(document)
     plan = engine.plan(document)
