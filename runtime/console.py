@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from mvspec.compiler.cost import plan_cost
 from mvspec.compiler.plan import Adaptive, ExecutionPlan
 from mvspec.errors import MvspecError
 from mvspec.ir import Document
-from mvspec.runtime.drawing import write_timeline
+from mvspec.records import InputError
+from mvspec.runtime.drawing import check_timeline, write_timeline
 from mvspec.runtime.engine import Runnable, TorchEngine
 from mvspec.runtime.events import Finished
 from mvspec.runtime.live import LiveColumns
@@ -53,6 +55,10 @@ def run_file(
     Raises:
         MvspecError: as `mvspec.run`.
     """
+    if timeline is not None:
+        check_timeline(timeline)
+    if trace is not None:
+        _check_trace(trace)
     program = load_program(path)
     errors = Console(stderr=True)
     engine = _loaded(model, errors)
@@ -64,6 +70,16 @@ def run_file(
     if not quiet:
         show_result(result, Console())
     return result
+
+
+def _check_trace(path: Path) -> None:
+    """Refuse a file that a trace cannot be appended to, before there is one to lose."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a .jsonl file to append the trace to")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written")
 
 
 def _loaded(model: str | None, console: Console) -> TorchEngine:
@@ -180,6 +196,8 @@ def show_demo(document: Document, model: str | None, *, timeline: Path | None = 
         document: the task.
         timeline: an .svg or .png file that the timeline is drawn to.
     """
+    if timeline is not None:
+        check_timeline(timeline)
     console = Console()
     errors = Console(stderr=True)
     engine = _loaded(model, errors)

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from html import escape
+from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +30,7 @@ from mvspec.runtime.gantt import (
 from mvspec.runtime.trace import Trace
 from mvspec.views import visible
 
-__all__ = ["timeline_svg", "write_timeline"]
+__all__ = ["check_timeline", "timeline_svg", "write_timeline"]
 
 ROWS = 400
 """Threads that are drawn; the outermost come first."""
@@ -234,11 +235,12 @@ def timeline_svg(trace: Trace) -> str:
     )
 
 
-def write_timeline(path: str | os.PathLike[str], trace: Trace) -> None:
-    """Write the timeline to an .svg or a .png file.
+def check_timeline(path: str | os.PathLike[str]) -> None:
+    """Refuse a file that `write_timeline` could not write, before there is a run to draw.
 
     Raises:
-        Unsupported: the file is neither, or it is a PNG and matplotlib is not installed.
+        Unsupported: it is neither an .svg nor a .png file, or matplotlib, which a PNG needs, is
+            not installed.
         InputError: its folder is not there.
     """
     file = Path(path)
@@ -246,6 +248,16 @@ def write_timeline(path: str | os.PathLike[str], trace: Trace) -> None:
         raise Unsupported(f"{file}: write the timeline to an .svg or a .png file")
     if not file.parent.is_dir():
         raise InputError(f"{file}: there is no folder {file.parent}")
+    if file.suffix.lower() == ".png" and find_spec("matplotlib") is None:
+        raise Unsupported(
+            f"{file}: a PNG needs matplotlib: pip install 'mvspec[compile]', or write an .svg"
+        )
+
+
+def write_timeline(path: str | os.PathLike[str], trace: Trace) -> None:
+    """Write the timeline to an .svg or a .png file; what `check_timeline` raises is raised too."""
+    check_timeline(path)
+    file = Path(path)
     if file.suffix.lower() == ".svg":
         file.write_text(timeline_svg(trace), "utf-8")
     else:
@@ -253,13 +265,9 @@ def write_timeline(path: str | os.PathLike[str], trace: Trace) -> None:
 
 
 def _write_png(file: Path, trace: Trace) -> None:
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Rectangle
-    except ImportError:
-        raise Unsupported(
-            f"{file}: a PNG needs matplotlib: pip install 'mvspec[compile]', or write an .svg"
-        ) from None
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
     width, height, shapes = _drawing(trace)
     own = PAGES["light"]
     colours = {**{kind: look.light for kind, look in LOOKS.items()}, **own, "bold": own["text"]}

@@ -330,7 +330,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 def test_a_png_without_matplotlib_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(Unsupported, match=r"pip install 'mvspec\[compile\]'"):
         write_timeline(tmp_path / "a.png", fork())
     assert not list(tmp_path.iterdir())
