@@ -12,6 +12,7 @@ from mvspec.compiler.planning import plan_document
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.ir import Document
+from mvspec.runtime.default_model import ModelError
 from mvspec.runtime.events import Event, Finished
 from mvspec.runtime.interrupt import Interrupted
 from mvspec.runtime.lexicon import Lexicon
@@ -113,9 +114,15 @@ class TorchEngine(Scheduler):
             max_requests, max_rows, max_kv_bytes, graphs: as in the constructor.
 
         Raises:
-            ModelError: it cannot be fetched or loaded.
+            ModelError: it cannot be fetched or loaded, or does not fit into the memory.
         """
-        loaded, tokenizer = load(model, device=device, dtype=dtype)
+        try:
+            loaded, tokenizer = load(model, device=device, dtype=dtype)
+        except MemoryError as error:
+            raise ModelError(
+                f"the model {model or 'SmolLM2-135M-Instruct'} does not fit into the memory "
+                f"({error}): free some, take a smaller one, or dtype='bfloat16'"
+            ) from None
         return cls(
             loaded,
             tokenizer,

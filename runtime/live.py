@@ -11,6 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
+from mvspec.runtime.column import Column, one_line
 from mvspec.runtime.events import (
     Event,
     Finished,
@@ -21,7 +22,6 @@ from mvspec.runtime.events import (
     TakenBack,
     Written,
 )
-from mvspec.runtime.strand import Strand, one_line
 from mvspec.views import TEXT_LIMIT, excerpt
 
 __all__ = ["LiveColumns"]
@@ -47,7 +47,7 @@ MARKS = ("", "· ", "✓ ")
 class Run:
     """One run: its threads, and its newest step."""
 
-    strands: dict[int, Strand] = field(default_factory=lambda: {0: Strand()})
+    columns: dict[int, Column] = field(default_factory=lambda: {0: Column()})
     step: int = 0
 
 
@@ -112,32 +112,32 @@ class LiveColumns:
         where = f"{one_line(event.request)}: " if several else ""
         if isinstance(event, Finished):
             del self.runs[event.request]
-            broken = [each for each in run.strands[0].walk() if each.parent and not each.ended]
+            broken = [each for each in run.columns[0].walk() if each.parent and not each.ended]
             return [where + _ended(path) for path in broken]
-        strand = run.strands.get(event.thread, run.strands[0])
+        column = run.columns.get(event.thread, run.columns[0])
         run.step = max(run.step, event.step)
-        strand.step = max(strand.step, event.step)
+        column.step = max(column.step, event.step)
         match event:
             case Written(text=text, author=author):
                 if author != "prompt":
-                    strand.write(text, author)
+                    column.write(text, author)
             case TakenBack(count=count):
-                strand.take_back(count)
+                column.take_back(count)
             case Forked(paths=paths, labels=labels, titles=titles):
                 for thread, label, title in zip(paths, labels, titles, strict=True):
-                    run.strands[thread] = Strand(label, title, strand, step=event.step)
-                    strand.paths[thread] = run.strands[thread]
+                    run.columns[thread] = Column(label, title, column, step=event.step)
+                    column.paths[thread] = run.columns[thread]
             case Joined(paths=paths):
                 for path in paths:
-                    strand.paths.pop(path, None)
-                    run.strands.pop(path, None)
+                    column.paths.pop(path, None)
+                    run.columns.pop(path, None)
             case PathEnded():
-                strand.ended = True
-                return [where + _ended(strand)]
+                column.ended = True
+                return [where + _ended(column)]
             case HoleFilled(name=name, text=text, cut=cut):
-                strand.holes += 1
+                column.holes += 1
                 note = " (cut)" if cut else ""
-                return [f"{where}{strand.name}: {one_line(name)}{note} = {_short(text)}"]
+                return [f"{where}{column.name}: {one_line(name)}{note} = {_short(text)}"]
         return []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -148,16 +148,16 @@ class LiveColumns:
         """Yield the lines of the screen: who waits, then the others in a grid."""
         several = len(self.runs) > 1
         waiting: list[str] = []
-        live: list[tuple[str, str, Strand]] = []
+        live: list[tuple[str, str, Column]] = []
         for request, run in self.runs.items():
-            for strand in run.strands[0].walk():
-                name = f"{one_line(request)}: {strand.name}" if several else strand.name
-                if strand.paths:
-                    labels = ", ".join(one_line(path.label) for path in strand.paths.values())
+            for column in run.columns[0].walk():
+                name = f"{one_line(request)}: {column.name}" if several else column.name
+                if column.paths:
+                    labels = ", ".join(one_line(path.label) for path in column.paths.values())
                     waiting.append(f"{name} waits for {labels}")
                 else:
-                    mark = MARKS[2 if strand.ended else run.step - strand.step > LAG]
-                    live.append((mark, name, strand))
+                    mark = MARKS[2 if column.ended else run.step - column.step > LAG]
+                    live.append((mark, name, column))
         waiting = waiting[: max(1, height // 6)]
         yield from (_cut(Text(line, "dim"), width) for line in waiting)
         height -= len(waiting)
@@ -187,15 +187,15 @@ class LiveColumns:
 
 
 def _cell(
-    console: Console, mark: str, name: str, strand: Strand, width: int, tall: int
+    console: Console, mark: str, name: str, column: Column, width: int, tall: int
 ) -> list[Text]:
     """Return the head of a thread and the end of its text."""
-    count = f" {strand.tokens:,}"
+    count = f" {column.tokens:,}"
     head = Text(mark + name, "dim" if mark else "bold green")
     head.truncate(width - len(count) - 2, overflow="ellipsis")
     head.append(" ").append("─" * (width - head.cell_len - len(count)), "dim not bold")
     head.append(count, "dim not bold")
-    return [head, *strand.lines(console, width, tall, "dim" if mark else "")]
+    return [head, *column.lines(console, width, tall, "dim" if mark else "")]
 
 
 def _cut(line: Text, width: int) -> Text:
@@ -207,7 +207,7 @@ def _short(text: str) -> str:
     return excerpt(text, TEXT_LIMIT).replace("\n", "␊")
 
 
-def _ended(path: Strand) -> str:
+def _ended(path: Column) -> str:
     """Return what a log says of a path: its text too, if no hole of it was told before."""
     text = path.text
     text = text[path.header(text) :].strip().removesuffix("</Path>").strip()

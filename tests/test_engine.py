@@ -25,6 +25,7 @@ from mvspec.runtime import (  # noqa: E402
     HoleFilled,
     Interrupted,
     Joined,
+    ModelError,
     Options,
     TorchEngine,
     Trace,
@@ -270,6 +271,15 @@ def test_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         engine.run(forked())
     monkeypatch.undo()
     assert engine.run(forked()).values
+
+
+def test_a_model_that_does_not_fit_into_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError("Cannot allocate memory")
+
+    monkeypatch.setattr("mvspec.runtime.engine.load", full)
+    with pytest.raises(ModelError, match=r"the model big does not fit .*Cannot allocate"):
+        TorchEngine.load("big")
 
 
 class FailingModel:

@@ -198,7 +198,7 @@ def test_several_runs_are_told_apart() -> None:
 
 def test_much_text_is_forgotten() -> None:
     live = after([wrote(0, "a word and its space\n" * 10, step) for step in range(2_000)])
-    assert len(live.runs[""].strands[0].text) < 200_000
+    assert len(live.runs[""].columns[0].text) < 200_000
     assert len(screen(live)) == 17
 
 

@@ -137,7 +137,7 @@ def test_stop_strings_end_no_structure() -> None:
 @pytest.mark.skipif(os.environ.get("MVSPEC_PROFILE") != "nightly", reason="takes some ten minutes")
 def test_a_million_tokens() -> None:
     """No result of a million random choices is malformed."""
-    drawn, seed = 0, 0
+    drawn, seed, paths = 0, 0, 0
     dice = random.Random(0)
     while drawn < 1_000_000:
         engine = ENGINES[dice.choice(sorted(ENGINES))]
@@ -151,3 +151,5 @@ def test_a_million_tokens() -> None:
         for result, limit in zip(engine.run_many([ASK] * 64, options), limits, strict=True):
             check(result, limit, 0)
             drawn += sum(author == "model" for author in result.trace.authors)
+            paths += len(result.trace.threads) - 1
+    print(f"{drawn:,} random tokens in {seed:,} runs with {paths:,} paths: 0 malformed")

@@ -12,19 +12,19 @@ from rich.text import Text
 from mvspec.ir import TAG
 from mvspec.views import visible
 
-__all__ = ["Strand", "one_line"]
+__all__ = ["Column", "one_line"]
 
 KEPT = 20_000
 """Characters of a thread that are kept, about: its newest."""
 
 
 @dataclass(slots=True)
-class Strand:
+class Column:
     """A thread on the screen.
 
     Args:
-        parent: the strand that forked it; None at the root.
-        paths: the live strands that it waits for.
+        parent: the column that forked it; None at the root.
+        paths: the live columns that it waits for.
         pieces: its newest tokens: what each says, and who wrote it.
         tokens, holes: how many it has written and filled.
         step: of its newest token.
@@ -33,8 +33,8 @@ class Strand:
 
     label: str = ""
     title: str = ""
-    parent: Strand | None = None
-    paths: dict[int, Strand] = field(default_factory=dict)
+    parent: Column | None = None
+    paths: dict[int, Column] = field(default_factory=dict)
     pieces: list[tuple[str, str]] = field(default_factory=list)
     tokens: int = 0
     holes: int = 0
@@ -98,7 +98,7 @@ class Strand:
                 found += reversed(line.wrap(console, width, overflow="fold"))
         return found[:count][::-1]
 
-    def walk(self) -> Iterator[Strand]:
+    def walk(self) -> Iterator[Column]:
         yield self
         for path in self.paths.values():
             yield from path.walk()
