@@ -164,6 +164,8 @@ def test_an_interrupt_keeps_the_trace(monkeypatch: pytest.MonkeyPatch, streamed:
     assert engine.run(forked()).trace.finish == "end"
 
 
+# Python drops an interrupt that comes while an object is finalised, and warns.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_at_any_time_leaves_whole_traces() -> None:
     """Real signals, from a timer: they come in the model, between steps, and in bookkeeping."""
     engine = tiny_engine(bias=dict.fromkeys([chat().eos_token_id], -99.0))
