@@ -24,7 +24,7 @@ class Dice(Model):
         self.size = size
         self.liked = liked
         self.liking = liking
-        self.generator = torch.Generator().manual_seed(0)
+        self.generator = torch.Generator()
 
     @property
     def device(self) -> Any:
@@ -41,6 +41,8 @@ class Dice(Model):
         out = []
         for part in parts:
             assert isinstance(part, Part)
+            # By what is read and where, so that a run which fails can be run again.
+            self.generator.manual_seed(hash((part.start, *part.ids[:64])) % 2**63)
             logits = torch.randn(len(part.keep), self.size, generator=self.generator)
             logits[:, self.liked] += self.liking
             out.append(logits)
