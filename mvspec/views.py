@@ -146,7 +146,7 @@ def _terms(hole: Gen) -> str:
     if hole.choices:
         terms.append("one of " + ", ".join(map(repr, hole.choices)))
     if hole.regex is not None:
-        terms.append(f"matches {hole.regex}")
+        terms.append(f"matches {hole.regex!r}")
     if hole.json_schema is not None:
         terms.append(f"JSON of {hole.json_schema}")
     return "; ".join(terms)

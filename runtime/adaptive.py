@@ -90,9 +90,7 @@ class Interpreter:
         if live.script:
             return False
         if not self.strict:
-            over = self.most is not None and live.machine.count >= self.most
-            over |= self.last is not None and live.position >= self.last
-            if request.cut or over:
+            if request.cut or self._is_over(live):
                 request.end(request.cut or "limit")
             return bool(request.finish)
         expect = live.machine.expect(live.id)
@@ -109,6 +107,11 @@ class Interpreter:
         else:  # nothing is open: this is the root thread
             request.end(request.ending)
         return True
+
+    def _is_over(self, live: Live, width: int = 1) -> bool:
+        """Whether so many tokens pass a limit, where nothing is closed by force."""
+        over = self.most is not None and live.machine.count + width > self.most
+        return over or (self.last is not None and live.position + width > self.last)
 
     def _force(self, live: Live, event: Event) -> None:
         ids = self.request.lexicon.encode_event(event)
@@ -133,6 +136,9 @@ class Interpreter:
         """Write what is forced, as far as the thread's round goes."""
         while live.script and self.request.room(live) > 0 and not self.request.finish:
             forced = live.script.popleft()
+            if forced.event is not None and self._is_over(live, forced.width):
+                self.request.end("limit")
+                return
             if forced.event is None:
                 self._append(live, forced.id, forced.position, "engine")
                 continue
@@ -145,6 +151,9 @@ class Interpreter:
     def choose(self, live: Live, draw: Draw) -> bool:
         """Take a drawn token; False where it may not stand, and another has to be drawn."""
         lexicon = self.request.lexicon
+        if self._is_over(live):  # other paths took the last of it in this step
+            self.request.end("limit")
+            return True
         if draw.id in lexicon.ends:
             return self._end_of_turn(live, draw)
         event = lexicon.rules.event(draw.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from mvspec.compiler.cost import plan_cost
 from mvspec.compiler.plan import Adaptive, ExecutionPlan
 from mvspec.errors import MvspecError
 from mvspec.ir import Document
+from mvspec.records import InputError
+from mvspec.runtime.drawing import check_timeline, write_timeline
 from mvspec.runtime.engine import Runnable, TorchEngine
 from mvspec.runtime.events import Finished
 from mvspec.runtime.live import LiveColumns
 from mvspec.runtime.options import Options
 from mvspec.runtime.program import load_program
 from mvspec.runtime.result import Result
-from mvspec.runtime.timeline import timeline_text, write_timeline
+from mvspec.runtime.timeline import timeline_text
 from mvspec.runtime.trace import Trace
 from mvspec.views import visible
 
@@ -52,10 +55,13 @@ def run_file(
     Raises:
         MvspecError: as `mvspec.run`.
     """
+    if timeline is not None:
+        check_timeline(timeline)
+    if trace is not None:
+        _check_trace(trace)
     program = load_program(path)
     errors = Console(stderr=True)
-    with errors.status("loading the model"):
-        engine = TorchEngine.load(model)
+    engine = _loaded(model, errors)
     result = run_live(engine, program, options, errors, live=live and not quiet, trace=trace)
     if trace is not None:
         result.trace.save(trace)
@@ -64,6 +70,25 @@ def run_file(
     if not quiet:
         show_result(result, Console())
     return result
+
+
+def _check_trace(path: Path) -> None:
+    """Refuse a file that a trace cannot be appended to, before there is one to lose."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a .jsonl file to append the trace to")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written")
+
+
+def _loaded(model: str | None, console: Console) -> TorchEngine:
+    """Load a model behind a status line, which transformers' own progress bars would break."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with console.status("loading the model"):
+        return TorchEngine.load(model)
 
 
 def run_live(
@@ -171,10 +196,11 @@ def show_demo(document: Document, model: str | None, *, timeline: Path | None = 
         document: the task.
         timeline: an .svg or .png file that the timeline is drawn to.
     """
+    if timeline is not None:
+        check_timeline(timeline)
     console = Console()
     errors = Console(stderr=True)
-    with errors.status("loading the model"):
-        engine = TorchEngine.load(model)
+    engine = _loaded(model, errors)
     console.rule("the document")
     console.print(document)
     plan = engine.plan(document)

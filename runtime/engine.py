@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
-from collections import deque
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.planning import plan_document
 from mvspec.compiler.vocabulary import Vocabulary
-from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
+from mvspec.errors import Unsupported, VerifyError
 from mvspec.ir import Document
+from mvspec.runtime.default_model import ModelError
 from mvspec.runtime.events import Event, Finished
-from mvspec.runtime.interrupt import Interrupted, deferred
+from mvspec.runtime.interrupt import Interrupted
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.model import Model, load
 from mvspec.runtime.options import Options
 from mvspec.runtime.request import Request
 from mvspec.runtime.result import Result, result_of
-from mvspec.runtime.sampling import draw
+from mvspec.runtime.sampling import is_whole
+from mvspec.runtime.scheduler import Scheduler
+from mvspec.runtime.store import token_bytes
 from mvspec.syntax import MULTIVERSE, UNTAGGED, Tag
 
 __all__ = ["Engine", "TorchEngine"]
@@ -43,7 +43,7 @@ class Engine(Protocol):
         """Run it and yield what happens; the last event is `Finished`."""
 
 
-class TorchEngine:
+class TorchEngine(Scheduler):
     """Runs documents and plans on a transformers causal language model.
 
     All live threads of all requests are rows of one forward: weights are read once a step.
@@ -54,10 +54,13 @@ class TorchEngine:
             without them in the `untagged` one.
         max_requests: how many requests run at once; others wait.
         max_rows: how many tokens one forward reads; long prompts take several forwards.
+        max_kv_bytes: how many bytes a request's keys and values may take; by default what the
+            memory holds.
         graphs: launch small steps on a GPU as CUDA graphs, as docs/run.md says.
 
     Raises:
         Unsupported: the model cannot honour the mask or the positions.
+        VerifyError: a number is below 1.
     """
 
     def __init__(
@@ -67,14 +70,21 @@ class TorchEngine:
         *,
         max_requests: int = 64,
         max_rows: int | None = None,
+        max_kv_bytes: int | None = None,
         graphs: bool = True,
     ) -> None:
-        if max_requests < 1 or (max_rows is not None and max_rows < 1):
-            raise VerifyError("TorchEngine", "max_requests and max_rows are at least 1")
-        self.model = model if isinstance(model, Model) else Model(model, graphs=graphs)
+        for name, most in (
+            ("max_requests", max_requests),
+            ("max_rows", max_rows),
+            ("max_kv_bytes", max_kv_bytes),
+        ):
+            if most is not None and not (is_whole(most) and most >= 1):
+                raise VerifyError(name, f"{most!r} is not a whole number from 1 up")
+        model = model if isinstance(model, Model) else Model(model, graphs=graphs)
+        rows = max_rows or (256 if model.device.type == "cpu" else 4096)
+        super().__init__(model, max_requests, rows)
         self.tokenizer = tokenizer
-        self.max_requests = max_requests
-        self.max_rows = max_rows or (256 if self.model.device.type == "cpu" else 4096)
+        self.max_kv_bytes = max_kv_bytes
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         tagged = all(backend.token_to_id(tag.value) is not None for tag in Tag)
         self.syntax = MULTIVERSE if tagged else UNTAGGED
@@ -82,11 +92,6 @@ class TorchEngine:
         eos = getattr(tokenizer, "eos_token_id", None)
         ends = self.model.ends or frozenset([] if eos is None else [eos])
         self.lexicon = Lexicon(self.vocabulary, self.model.size, ends)
-        self._lock = threading.RLock()
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
-        self._made = 0
-        self.steps = 0
 
     @classmethod
     def load(
@@ -97,6 +102,7 @@ class TorchEngine:
         dtype: str | None = None,
         max_requests: int = 64,
         max_rows: int | None = None,
+        max_kv_bytes: int | None = None,
         graphs: bool = True,
     ) -> TorchEngine:
         """Load a model and its tokenizer.
@@ -105,13 +111,26 @@ class TorchEngine:
             model: a folder or a hub name; by default SmolLM2-135M-Instruct, fetched once.
             device: by default the GPU where there is one, else the CPU.
             dtype: by default float32 on the CPU, bfloat16 on a GPU.
-            max_requests, max_rows, graphs: as in the constructor.
+            max_requests, max_rows, max_kv_bytes, graphs: as in the constructor.
 
         Raises:
-            ModelError: it cannot be fetched or loaded.
+            ModelError: it cannot be fetched or loaded, or does not fit into the memory.
         """
-        loaded, tokenizer = load(model, device=device, dtype=dtype)
-        return cls(loaded, tokenizer, max_requests=max_requests, max_rows=max_rows, graphs=graphs)
+        try:
+            loaded, tokenizer = load(model, device=device, dtype=dtype)
+        except MemoryError as error:
+            raise ModelError(
+                f"the model {model or 'SmolLM2-135M-Instruct'} does not fit into the memory "
+                f"({error}): free some, take a smaller one, or dtype='bfloat16'"
+            ) from None
+        return cls(
+            loaded,
+            tokenizer,
+            max_requests=max_requests,
+            max_rows=max_rows,
+            max_kv_bytes=max_kv_bytes,
+            graphs=graphs,
+        )
 
     # Plans
 
@@ -130,7 +149,7 @@ class TorchEngine:
         return plan_document(document, self.tokenizer, syntax=self.syntax, template=template)
 
     def submit(
-        self, document: Runnable, options: Options | None = None, *, name: str | None = None
+        self, document: Runnable, options: Options | None = None, *, name: str = "0"
     ) -> Request:
         """Add a request, which runs when the engine steps.
 
@@ -149,105 +168,13 @@ class TorchEngine:
                 "mvspec.compiler.add_tags(tokenizer) and resize the model's embeddings, or plan "
                 "the document with syntax=UNTAGGED"
             )
-        with self._lock:
-            if name is None:
-                name = "0"
-            request = Request(
-                name,
-                plan,
-                options or Options(),
-                self.lexicon,
-                self.model.store(),
-                self.model.context,
-            )
-            self._waiting.append(request)
+        store = self.model.store()
+        if self.max_kv_bytes is not None:
+            store.restrict(self.max_kv_bytes, token_bytes(self.model.model))
+        options = options or Options()
+        request = Request(name, plan, options, self.lexicon, store, self.model.context)
+        self.add(request)
         return request
-
-    def drop(self, request: Request) -> None:
-        """Forget a request; its memory is free again."""
-        with self._lock:
-            if request in self._running:
-                self._running.remove(request)
-            if request in self._waiting:
-                self._waiting.remove(request)
-            request.store.clear()
-
-    # One step
-
-    def step(self) -> bool:
-        """Read the waiting tokens of all running requests and draw the next; False if idle.
-
-        Raises:
-            LimitExceeded: there is not enough memory; all running requests are dropped.
-        """
-        with self._lock:
-            self._admit()
-            parts, kept = self._schedule()
-            if not parts:
-                return False
-            try:
-                logits = self.model.forward(parts)
-            except BaseException:
-                # What the stores hold is unknown now, so no running request can go on.
-                self._running.clear()
-                raise
-            with deferred():
-                self.steps += 1
-                for part, (request, tokens), rows in zip(parts, kept, logits, strict=True):
-                    with self._alone(request):
-                        request.read(tokens, rows, len(part.ids))
-                self._draw()
-            return True
-
-    @contextmanager
-    def _alone(self, request: Request) -> Iterator[None]:
-        """Let an error of one request, such as a full store, end that request alone."""
-        try:
-            yield
-        except MvspecError as error:
-            request.error = error
-            request.finish = "limit"
-
-    def _admit(self) -> None:
-        self._running = [request for request in self._running if not request.finish]
-        while self._waiting and len(self._running) < self.max_requests:
-            request = self._waiting.popleft()
-            if not request.finish:
-                self._running.append(request)
-
-    def _schedule(self) -> tuple[list[Any], list[tuple[Request, Any]]]:
-        """Choose what this step reads: those with few tokens first, so that none waits long."""
-        parts, kept = [], []
-        left = self.max_rows
-        for request in sorted(self._running, key=lambda request: request.waiting):
-            if request.waiting and left:
-                part, tokens = request.take(left)
-                left -= len(part.ids)
-                parts.append(part)
-                kept.append((request, tokens))
-        return parts, kept
-
-    def _draw(self) -> None:
-        """Draw until every request has tokens to read: a draw may only have ended a hole."""
-        asking = [request for request in self._running if not request.finish]
-        while asking:
-            wanted = [(r, live, want) for r in asking for live, want in r.wanted()]
-            while wanted:
-                draws = draw([want for _, _, want in wanted])
-                again = []
-                for (request, live, _), drawn in zip(wanted, draws, strict=True):
-                    with self._alone(request):
-                        if not request.finish and not request.choose(live, drawn):
-                            again.append((request, live, request.want(live)))
-                wanted = again
-            for request in asking:
-                with self._alone(request):
-                    request.pump()
-            asking = [
-                request
-                for request in asking
-                if not request.finish and not request.waiting and request.wanted()
-            ]
 
     # Runs
 
@@ -296,7 +223,7 @@ class TorchEngine:
                 requests.append(self.submit(document, option, name=str(index)))
             for request in requests:
                 while not request.finish:
-                    self._advance(request)
+                    self.advance(request)
                 if request.error:
                     raise request.error
         except KeyboardInterrupt:
@@ -307,16 +234,6 @@ class TorchEngine:
             for request in requests:
                 self.drop(request)
         return [self.result(request) for request in requests]
-
-    def _advance(self, request: Request) -> None:
-        if not self.step() and not request.finish:
-            with self._lock:
-                lost = request not in self._running and request not in self._waiting
-            if lost:
-                raise LimitExceeded(
-                    "the request was dropped when another one ended the engine's step"
-                )
-            raise MvspecError(f"request {request.name} waits for nothing: this is a bug of mvspec")
 
     def result(self, request: Request) -> Result:
         """Return what a request has done so far."""
@@ -337,7 +254,7 @@ class TorchEngine:
                     yield request.events.popleft()
                 if request.finish:
                     break
-                self._advance(request)
+                self.advance(request)
             if request.error:
                 raise request.error
             yield Finished(request.name, self.result(request))
@@ -347,7 +264,7 @@ class TorchEngine:
             self.drop(request)
 
     async def run_async(
-        self, document: Runnable, options: Options | None = None, *, name: str | None = None
+        self, document: Runnable, options: Options | None = None, *, name: str = "0"
     ) -> Result:
         """Run a document or a plan; requests of several tasks share the engine's steps."""
         result: Result | None = None
@@ -358,7 +275,7 @@ class TorchEngine:
         return result
 
     async def stream_async(
-        self, document: Runnable, options: Options | None = None, *, name: str | None = None
+        self, document: Runnable, options: Options | None = None, *, name: str = "0"
     ) -> AsyncIterator[Event]:
         """Run a document or a plan and yield what happens; the event loop stays free."""
         request = await asyncio.to_thread(self.submit, document, options, name=name)
@@ -368,7 +285,7 @@ class TorchEngine:
                     yield request.events.popleft()
                 if request.finish:
                     break
-                await asyncio.to_thread(self._advance, request)
+                await asyncio.to_thread(self.advance, request)
             if request.error:
                 raise request.error
             yield Finished(request.name, self.result(request))

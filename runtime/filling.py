@@ -193,7 +193,7 @@ class Filling:
             rest = hole.lead + rest
         # What is left of a token may be several tokens, for which there has to be room as well.
         ids = request.lexicon.vocabulary.encode_outside(rest)
-        room = self._room(live, hole)
+        room = max(self._room(live, hole), 0)
         if len(ids) > room:
             request.ending = request.cut or "limit"
         hole.rest = ids[: min(room, hole.hole.max_tokens - len(hole.ids))]

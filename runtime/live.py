@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from threading import RLock
@@ -12,7 +11,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from mvspec.ir import TAG
+from mvspec.runtime.column import Column, one_line
 from mvspec.runtime.events import (
     Event,
     Finished,
@@ -23,7 +22,7 @@ from mvspec.runtime.events import (
     TakenBack,
     Written,
 )
-from mvspec.views import TEXT_LIMIT, excerpt, visible
+from mvspec.views import TEXT_LIMIT, excerpt
 
 __all__ = ["LiveColumns"]
 
@@ -36,9 +35,6 @@ TALLEST = 16
 GAP = 2
 """Columns between two threads."""
 
-KEPT = 20_000
-"""Characters of a thread that are kept, about: its newest."""
-
 LAG = 2
 """Steps without a new token after which a thread is idle: it is not its turn."""
 
@@ -48,94 +44,10 @@ MARKS = ("", "· ", "✓ ")
 
 
 @dataclass(slots=True)
-class Strand:
-    """One thread on the screen.
-
-    Args:
-        parent: the strand that forked it; None at the root.
-        paths: the live strands that it waits for.
-        pieces: its newest tokens: what each says, and who wrote it.
-        tokens, holes: how many it has written and filled.
-        step: of its newest token.
-        ended: whether it waits for the join of its block.
-    """
-
-    label: str = ""
-    title: str = ""
-    parent: Strand | None = None
-    paths: dict[int, Strand] = field(default_factory=dict)
-    pieces: list[tuple[str, str]] = field(default_factory=list)
-    tokens: int = 0
-    holes: int = 0
-    step: int = 0
-    ended: bool = False
-
-    @property
-    def name(self) -> str:
-        """Its label, after its parent's where that is no part of it, and its title."""
-        name, at = self.label, self.parent
-        while at is not None and at.label:
-            name = name if name.startswith(at.label + ".") else f"{at.label} › {name}"
-            at = at.parent
-        return _line(f"{name} {self.title}".strip() or "root")
-
-    @property
-    def text(self) -> str:
-        return "".join(text for text, _ in self.pieces)
-
-    def header(self, text: str) -> int:
-        """Where the thread's own text begins: its label is in its name."""
-        found = re.match(rf"\s*<Path>\s*{re.escape(self.label)}: *", text)
-        return found.end() if found else 0
-
-    def write(self, text: str, author: str) -> None:
-        self.pieces.append((visible(text), author))
-        self.tokens += 1
-        if self.tokens % 512 == 0:
-            # Seldom, since lines that lose their beginning break elsewhere.
-            over = len(self.text) - KEPT
-            count = 0
-            while over > 0:
-                over -= len(self.pieces[count][0])
-                count += 1
-            del self.pieces[:count]
-
-    def take_back(self, count: int) -> None:
-        del self.pieces[-count:]
-        self.tokens -= count
-
-    def lines(self, console: Console, width: int, count: int, style: str) -> list[Text]:
-        """Return the newest lines that say something, wrapped."""
-        text = self.text
-        start = len(text)
-        for _ in range(4 * count):  # most lines may be blank, or a tag
-            start = max(0, text.rfind("\n", 0, start))
-        start = max(start, self.header(text))
-        shown = Text(text[start:], style)
-        at = len(text) - start
-        for piece, author in reversed(self.pieces):
-            if at <= 0:
-                break
-            if author == "engine":
-                shown.stylize("dim", max(0, at - len(piece)), at)
-            at -= len(piece)
-        found: list[Text] = []
-        for line in reversed(shown.split("\n", allow_blank=True)):
-            if len(found) < count and TAG.sub("", line.plain).strip():
-                found += reversed(line.wrap(console, width, overflow="fold"))
-        return found[:count][::-1]
-
-    def walk(self) -> Iterator[Strand]:
-        yield self
-        for path in self.paths.values():
-            yield from path.walk()
-
-
-@dataclass(slots=True)
 class Run:
     """One run: its threads, and its newest step."""
 
-    strands: dict[int, Strand] = field(default_factory=lambda: {0: Strand()})
+    columns: dict[int, Column] = field(default_factory=lambda: {0: Column()})
     step: int = 0
 
 
@@ -197,35 +109,35 @@ class LiveColumns:
         """Change what is shown; return what a log says of it."""
         several = len(self.runs) > 1
         run = self.runs.setdefault(event.request, Run())
-        where = f"{_line(event.request)}: " if several else ""
+        where = f"{one_line(event.request)}: " if several else ""
         if isinstance(event, Finished):
             del self.runs[event.request]
-            broken = [each for each in run.strands[0].walk() if each.parent and not each.ended]
+            broken = [each for each in run.columns[0].walk() if each.parent and not each.ended]
             return [where + _ended(path) for path in broken]
-        strand = run.strands.get(event.thread, run.strands[0])
+        column = run.columns.get(event.thread, run.columns[0])
         run.step = max(run.step, event.step)
-        strand.step = max(strand.step, event.step)
+        column.step = max(column.step, event.step)
         match event:
             case Written(text=text, author=author):
                 if author != "prompt":
-                    strand.write(text, author)
+                    column.write(text, author)
             case TakenBack(count=count):
-                strand.take_back(count)
+                column.take_back(count)
             case Forked(paths=paths, labels=labels, titles=titles):
                 for thread, label, title in zip(paths, labels, titles, strict=True):
-                    run.strands[thread] = Strand(label, title, strand, step=event.step)
-                    strand.paths[thread] = run.strands[thread]
+                    run.columns[thread] = Column(label, title, column, step=event.step)
+                    column.paths[thread] = run.columns[thread]
             case Joined(paths=paths):
                 for path in paths:
-                    strand.paths.pop(path, None)
-                    run.strands.pop(path, None)
+                    column.paths.pop(path, None)
+                    run.columns.pop(path, None)
             case PathEnded():
-                strand.ended = True
-                return [where + _ended(strand)]
+                column.ended = True
+                return [where + _ended(column)]
             case HoleFilled(name=name, text=text, cut=cut):
-                strand.holes += 1
+                column.holes += 1
                 note = " (cut)" if cut else ""
-                return [f"{where}{strand.name}: {_line(name)}{note} = {_short(text)}"]
+                return [f"{where}{column.name}: {one_line(name)}{note} = {_short(text)}"]
         return []
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -236,16 +148,16 @@ class LiveColumns:
         """Yield the lines of the screen: who waits, then the others in a grid."""
         several = len(self.runs) > 1
         waiting: list[str] = []
-        live: list[tuple[str, str, Strand]] = []
+        live: list[tuple[str, str, Column]] = []
         for request, run in self.runs.items():
-            for strand in run.strands[0].walk():
-                name = f"{_line(request)}: {strand.name}" if several else strand.name
-                if strand.paths:
-                    labels = ", ".join(_line(path.label) for path in strand.paths.values())
+            for column in run.columns[0].walk():
+                name = f"{one_line(request)}: {column.name}" if several else column.name
+                if column.paths:
+                    labels = ", ".join(one_line(path.label) for path in column.paths.values())
                     waiting.append(f"{name} waits for {labels}")
                 else:
-                    mark = MARKS[2 if strand.ended else run.step - strand.step > LAG]
-                    live.append((mark, name, strand))
+                    mark = MARKS[2 if column.ended else run.step - column.step > LAG]
+                    live.append((mark, name, column))
         waiting = waiting[: max(1, height // 6)]
         yield from (_cut(Text(line, "dim"), width) for line in waiting)
         height -= len(waiting)
@@ -275,15 +187,15 @@ class LiveColumns:
 
 
 def _cell(
-    console: Console, mark: str, name: str, strand: Strand, width: int, tall: int
+    console: Console, mark: str, name: str, column: Column, width: int, tall: int
 ) -> list[Text]:
     """Return the head of a thread and the end of its text."""
-    count = f" {strand.tokens:,}"
+    count = f" {column.tokens:,}"
     head = Text(mark + name, "dim" if mark else "bold green")
     head.truncate(width - len(count) - 2, overflow="ellipsis")
     head.append(" ").append("─" * (width - head.cell_len - len(count)), "dim not bold")
     head.append(count, "dim not bold")
-    return [head, *strand.lines(console, width, tall, "dim" if mark else "")]
+    return [head, *column.lines(console, width, tall, "dim" if mark else "")]
 
 
 def _cut(line: Text, width: int) -> Text:
@@ -291,15 +203,11 @@ def _cut(line: Text, width: int) -> Text:
     return line
 
 
-def _line(text: str) -> str:
-    return visible(text).replace("\n", "␊")
-
-
 def _short(text: str) -> str:
     return excerpt(text, TEXT_LIMIT).replace("\n", "␊")
 
 
-def _ended(path: Strand) -> str:
+def _ended(path: Column) -> str:
     """Return what a log says of a path: its text too, if no hole of it was told before."""
     text = path.text
     text = text[path.header(text) :].strip().removesuffix("</Path>").strip()

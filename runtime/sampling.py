@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -51,13 +51,14 @@ class Sampling:
     logprobs: int = 0
 
     def __post_init__(self) -> None:
+        temperature, penalty = _real(self.temperature), _real(self.repetition_penalty)
         check_fields(
             self,
-            ("temperature", 0 <= self.temperature < math.inf, "a number from 0 up"),
-            ("top_p", 0 < self.top_p <= 1, "a number above 0 and at most 1"),
+            ("temperature", 0 <= temperature < math.inf, "a number from 0 up"),
+            ("top_p", 0 < _real(self.top_p) <= 1, "a number above 0 and at most 1"),
             ("top_k", is_whole(self.top_k) and self.top_k >= 0, "a whole number from 0 up"),
-            ("min_p", 0 <= self.min_p <= 1, "a number from 0 to 1"),
-            ("repetition_penalty", 0 < self.repetition_penalty < math.inf, "a number above 0"),
+            ("min_p", 0 <= _real(self.min_p) <= 1, "a number from 0 to 1"),
+            ("repetition_penalty", 0 < penalty < math.inf, "a number above 0"),
             ("seed", is_whole(self.seed), "a whole number"),
             (
                 "logprobs",
@@ -101,6 +102,10 @@ def check_fields(record: object, *rules: tuple[str, bool, str]) -> None:
 def is_whole(number: object) -> bool:
     """Whether it is an integer, NumPy's included."""
     return isinstance(number, Integral)
+
+
+def _real(number: object) -> float:
+    return float(number) if isinstance(number, Real) else math.nan
 
 
 def _strings(stops: object) -> bool:

@@ -8,6 +8,7 @@ nothing; a forward takes along what its tokens see.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,19 +27,19 @@ class Store:
         device: where keys and values lie.
         capacity: columns to begin with; doubled whenever they are used up, so that a token is
             copied once on average, however long the text.
-        limit: the most bytes that keys and values may take; None for what the memory holds.
 
     Attributes:
+        limit: the most bytes that keys and values may take; None for what the memory holds.
+        token_bytes: what those of one token take; 0 until that is known.
         visible: bool [rows, columns]: what the next token of each thread sees.
         copied: bytes of keys and values copied so far, all of them by growing.
     """
 
-    def __init__(
-        self, device: torch.device, *, capacity: int = 256, limit: int | None = None
-    ) -> None:
+    def __init__(self, device: torch.device, *, capacity: int = 256) -> None:
         self.device = device
         self.capacity = capacity
-        self.limit = limit
+        self.limit: int | None = None
+        self.token_bytes = 0
         self.used = 0
         self.copied = 0
         self.keys: list[Tensor] = []
@@ -46,6 +47,12 @@ class Store:
         self.visible: NDArray[np.bool_] = np.zeros((8, capacity), np.bool_)
         self._pointers: NDArray[np.int64] | None = None
         self._free_rows = list(range(7, -1, -1))
+
+    def restrict(self, limit: int, token_bytes: int) -> None:
+        """Let an empty store take at most `limit` bytes, at `token_bytes` a token."""
+        self.limit, self.token_bytes = limit, token_bytes
+        self.capacity = max(1, min(self.capacity, limit // token_bytes))
+        self.visible = self.visible[:, : self.capacity]
 
     @property
     def nbytes(self) -> int:
@@ -65,9 +72,10 @@ class Store:
         """Return the first of `count` new columns.
 
         Raises:
-            LimitExceeded: they do not fit into the memory; nothing has changed.
+            LimitExceeded: they do not fit into the limit or the memory; nothing has changed.
         """
         start = self.used
+        self._check(start + count, (start + count) * self.token_bytes)
         if start + count > self.capacity:
             self._grow(start + count)
         self.used = start + count
@@ -77,9 +85,8 @@ class Store:
         capacity = self.capacity
         while capacity < needed:
             capacity *= 2
-        each = self.nbytes // self.capacity
-        if self.limit is not None and each * capacity > self.limit:
-            raise self._full(needed, each * capacity, f"the limit is {self.limit / 1e6:.0f} MB")
+        if self.limit is not None:
+            capacity = min(capacity, max(needed, self.limit // self.token_bytes))
         try:
             # One layer after the other, so that little is held twice.
             for tensors in (self.keys, self.values):
@@ -92,16 +99,22 @@ class Store:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            raise self._full(needed, each * capacity, "the memory is used up") from None
+            size = self.token_bytes * capacity
+            raise self._full(needed, size, "the memory is used up") from None
         visible[:, : self.capacity] = self.visible
         self.visible = visible
         self.capacity = capacity
         self._pointers = None
 
+    def _check(self, needed: int, size: int) -> None:
+        if self.limit is not None and size > self.limit:
+            why = f"the limit of a request is {self.limit / 1e6:,.1f} MB"
+            raise self._full(needed, size, why)
+
     def _full(self, needed: int, size: int, why: str) -> LimitExceeded:
         return LimitExceeded(
-            f"{needed} tokens' keys and values take {size / 1e6:.0f} MB and {why}: shorten the "
-            "text, lower max_tokens, or run fewer requests at once"
+            f"{needed:,} tokens' keys and values take {size / 1e6:,.1f} MB and {why}: shorten the "
+            "text, lower max_tokens, run fewer requests at once, or raise the limit"
         )
 
     def write(self, layer: int, key: Tensor, value: Tensor, start: int) -> None:
@@ -113,6 +126,9 @@ class Store:
             start: the first column.
         """
         while layer >= len(self.keys):
+            more = (key.nbytes + value.nbytes) // key.shape[2] * self.capacity
+            self._check(self.capacity, self.nbytes + more)
+            self.token_bytes = max(self.token_bytes, (self.nbytes + more) // self.capacity)
             for tensors, new in ((self.keys, key), (self.values, value)):
                 shape = (*new.shape[:2], self.capacity, new.shape[3])
                 tensors.append(new.new_zeros(shape))
@@ -183,6 +199,14 @@ def sent(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def token_bytes(model: Any) -> int:
+    """Return how many bytes the keys and values of one token take in a transformers model."""
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * int(config.num_hidden_layers * heads * width) * int(model.dtype.itemsize)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -30,7 +30,7 @@ from mvspec.runtime import (  # noqa: E402
     Sampling,
     Written,
 )
-from mvspec.runtime.store import Store  # noqa: E402
+from mvspec.runtime.store import token_bytes  # noqa: E402
 
 SAYS = {f"{name}:": name.lower() * 99 for name in "ABCDF"}
 
@@ -238,10 +238,8 @@ def test_a_task_that_is_cancelled_or_refused_leaves_the_others_alone() -> None:
 
 def test_a_request_without_memory_leaves_the_others_alone() -> None:
     engine = tiny_engine(bias={65: 1e4})  # it says one letter
-    make = Store  # 64 tokens fit into each
-    engine.model.store = lambda: make(  # type: ignore[method-assign]
-        engine.model.device, capacity=32, limit=60_000
-    )
+    each = token_bytes(engine.model.model)
+    engine.max_kv_bytes = 100 * each
 
     async def all_() -> list[Any]:
         long = mv.document(mv.user("x" * 30), mv.assistant("A:", mv.gen("x", 90)))

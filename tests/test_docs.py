@@ -16,7 +16,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 
 
 def run(page: str) -> dict[str, object]:
-    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
+    code = "\n".join(blocks)
     names: dict[str, object] = {}
     exec(compile(code, f"docs/{page}", "exec"), names)
     return names

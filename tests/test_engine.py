@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ from mvspec.runtime import (  # noqa: E402
     HoleFilled,
     Interrupted,
     Joined,
+    ModelError,
     Options,
     TorchEngine,
     Trace,
     Written,
 )
-from mvspec.runtime.store import Store  # noqa: E402
+from mvspec.runtime.store import Store, token_bytes  # noqa: E402
 
 
 def ask(*body: Any) -> mv.Document:
@@ -162,6 +164,35 @@ def test_an_interrupt_keeps_the_trace(monkeypatch: pytest.MonkeyPatch, streamed:
     assert engine.run(forked()).trace.finish == "end"
 
 
+# Python drops an interrupt that comes while an object is finalised, and warns.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_at_any_time_leaves_whole_traces() -> None:
+    """Real signals, from a timer: they come in the model, between steps, and in bookkeeping."""
+    engine = tiny_engine(bias=dict.fromkeys([chat().eos_token_id], -99.0))
+    document, found = forked(200), 0
+    before = signal.signal(signal.SIGALRM, lambda *args: signal.raise_signal(signal.SIGINT))
+    try:
+        for count in range(60):
+            signal.setitimer(signal.ITIMER_REAL, 0.004 + 0.001 * (count % 30))
+            traces: tuple[Trace, ...] = ()
+            try:
+                engine.run_many([document, forked(3)])
+            except Interrupted as stop:
+                traces = stop.traces
+            except KeyboardInterrupt:
+                pass  # before anything ran
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            for trace in traces:
+                assert Trace.from_json(trace.model_dump_json()) == trace
+                assert trace.layout.position_ids.tolist() == list(trace.position_ids)
+            found += any(trace.finish == "interrupted" for trace in traces)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert found
+    assert engine.run(forked(3)).trace.finish == "end"
+
+
 def test_forks_and_joins_copy_no_keys() -> None:
     engine = tiny_engine()
     blocks = [
@@ -195,11 +226,41 @@ def test_a_growing_store_copies_a_token_once_on_average() -> None:
     assert bool((store.keys[0][:, :, :1000] == 1).all())
 
 
+@pytest.mark.parametrize("kind", ["Llama", "Qwen2", "Qwen3"])
+def test_a_requests_keys_and_values_are_limited(kind: str) -> None:
+    """From the first token on, and to the last byte."""
+    engine = tiny_engine(kind)
+    plan, whole = engine.plan(forked()), engine.run(forked())
+    each = token_bytes(engine.model.model)
+    assert each == 2 * 2 * 2 * 8 * 8  # keys and values, layers, heads, width, float64
+    # The last token of all is drawn and never read, but it has its place.
+    tight = tiny_engine(kind, max_kv_bytes=len(whole.trace) * each)
+    assert tight.run(plan).trace.ids == whole.trace.ids
+    tight = tiny_engine(kind, max_kv_bytes=len(whole.trace) * each - 1)
+    with pytest.raises(LimitExceeded, match=rf"{len(whole.trace)} tokens' .* the limit of a req"):
+        tight.run(plan)
+    # What does not even hold the prompt is refused before it starts.
+    small = tiny_engine(kind, max_kv_bytes=each)
+    with pytest.raises(LimitExceeded, match=r"2 tokens' keys and values"):
+        small.run(plan)
+    assert small.steps == 0
+
+
+def test_a_model_that_needs_more_than_it_says_is_limited_too() -> None:
+    engine = tiny_engine()
+    store = Store(engine.model.device)
+    store.restrict(60_000, 1)
+    engine.model.store = lambda: store  # type: ignore[method-assign]
+    with pytest.raises(LimitExceeded, match=r"256 tokens' .* take 0\.1 MB and the limit"):
+        engine.run(forked())
+
+
 def test_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine()
-    limited = Store(engine.model.device, capacity=16, limit=30_000)
+    limited = Store(engine.model.device)
+    limited.restrict(30_000, 512)
     monkeypatch.setattr(engine.model, "store", lambda: limited)
-    with pytest.raises(LimitExceeded, match=r"tokens' keys and values take .* MB"):
+    with pytest.raises(LimitExceeded, match=r"59 tokens' keys and values take 0\.0 MB and the lim"):
         engine.run(forked(60))
     monkeypatch.undo()
     assert engine.run(forked()).values
@@ -212,6 +273,15 @@ def test_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         engine.run(forked())
     monkeypatch.undo()
     assert engine.run(forked()).values
+
+
+def test_a_model_that_does_not_fit_into_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any, **kwargs: Any) -> Any:
+        raise MemoryError("Cannot allocate memory")
+
+    monkeypatch.setattr("mvspec.runtime.engine.load", full)
+    with pytest.raises(ModelError, match=r"the model big does not fit .*Cannot allocate"):
+        TorchEngine.load("big")
 
 
 class FailingModel:
@@ -246,8 +316,11 @@ def test_what_cannot_run_is_refused() -> None:
         engine.run(forked(), Options(limits=Limits(max_position=3)))
     with pytest.raises(LimitExceeded, match="max_tokens"):
         engine.run(forked(), Options(limits=Limits(max_tokens=3)))
-    with pytest.raises(VerifyError, match="at least 1"):
-        tiny_engine(max_rows=0)
+    for name in ("max_rows", "max_requests", "max_kv_bytes"):
+        for value in (0, -1, 1.5, "2"):
+            more: dict[str, Any] = {name: value}
+            with pytest.raises(VerifyError, match=f"{name}: {value!r} is not a whole number"):
+                tiny_engine(**more)
 
 
 def test_without_tags() -> None:

@@ -7,6 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from bpe import small_tokenizer  # noqa: E402
+from dice import dice_engine  # noqa: E402
 from scripted import ask, scripted_engine, tokens_of, training_logits  # noqa: E402
 from tiny import chat, tiny_engine  # noqa: E402
 
@@ -20,9 +22,17 @@ from mvspec.compiler.plan import (  # noqa: E402
     Join,
     Op,
 )
-from mvspec.errors import VerifyError  # noqa: E402
+from mvspec.errors import Unsupported, VerifyError  # noqa: E402
 from mvspec.ir import Text  # noqa: E402
-from mvspec.runtime import HoleFilled, Options, Sampling, Written  # noqa: E402
+from mvspec.limits import Limits  # noqa: E402
+from mvspec.runtime import (  # noqa: E402
+    Finished,
+    HoleFilled,
+    Options,
+    Sampling,
+    TakenBack,
+    Written,
+)
 
 # Stop strings
 
@@ -126,6 +136,53 @@ def test_a_thread_forks_right_after_a_stop_string() -> None:
     free = engine.run(plan(ids, stopped, Adaptive(thread=0)))
     assert free.texts == {"it": "x"}
     assert free.text == "xzz<|im_end|>"
+
+
+@pytest.mark.parametrize("structure", [True, False])
+@pytest.mark.parametrize("kind", ["max_tokens", "max_position"])
+def test_what_a_stop_string_leaves_of_a_turn_fits_too(kind: str, structure: bool) -> None:
+    """A token's beginning may be more tokens than it: " parallel" without its "el" is three."""
+    engine = scripted_engine({"assistant\n": "So parallel"})
+    ask_ = mv.document(mv.user("Well?"))
+    prompt = sum(len(op.tokens) for op in engine.plan(ask_).ops if isinstance(op, Extend))
+    for most, text in ((1, "So"), (2, "So par"), (3, "So paral"), (4, "So parall"), (9, None)):
+        limits = Limits(**{kind: most + prompt * (kind == "max_position")})
+        options = Options(Sampling(stop=("el",)), limits, structure)
+        result = engine.run(ask_, options)
+        assert result.text == (text or "So parall")
+        assert result.trace.answer <= most
+        assert result.trace.finish == ("limit" if most < 4 else "end")
+        assert result.document is not None
+
+
+def test_with_share_a_stop_string_takes_nothing_back() -> None:
+    engine = tiny_engine()
+    block = [mv.branch("a", "A:", mv.gen("a", 9, stop=["b", "zz"])), mv.branch("b", "B.")]
+    with pytest.raises(Unsupported, match=r"hole 'a': with share, .* 'zz' may be several"):
+        engine.run(ask(mv.parallel(*block)), Options(share=2))
+    assert engine.steps == 0
+    # Outside blocks nobody reads on.
+    alone = ask("A:", mv.gen("a", 9, stop=["zz"]), mv.parallel(mv.branch("b", mv.gen("b", 3))))
+    assert engine.run(alone, Options(share=2)).values == engine.run(alone).values
+
+
+@pytest.mark.parametrize("share", [1, 2, 3])
+def test_with_share_what_was_read_stays(share: int) -> None:
+    """The newline before a closing tag, too, which is the plan's own otherwise."""
+    engine = dice_engine(small_tokenizer(), 4.0)
+    holes = [mv.gen("A", 9), mv.gen("B", 9, stop="e"), mv.gen("C", 9, stop=["."])]
+    document = ask(mv.parallel(*(mv.branch("b", f"{h.name}:", h) for h in holes)))
+    kept = 0
+    for seed in range(20):
+        options = Options(Sampling(1.0, seed=seed), share=share)
+        events = list(engine.stream(document, options))
+        assert not any(isinstance(event, TakenBack) for event in events)
+        last = events[-1]
+        assert isinstance(last, Finished)
+        assert last.result.document == document.fill(dict(last.result.texts))
+        kept += sum(text.endswith("\n") for text in last.result.texts.values())
+        assert "e" not in last.result["B"]
+    assert kept
 
 
 # Where holes end

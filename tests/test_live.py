@@ -143,6 +143,18 @@ def test_the_prompt_and_the_header_are_not_shown() -> None:
     assert [line.strip() for line in lines[1:]] == ["Yes."]
 
 
+def test_a_header_in_prose_is_not_shown_either() -> None:
+    events: list[Event] = [forked(0, range(1, 3), ["1", "2"], 0, "Time")]
+    events += [wrote(1, "\n1. Time\n", 0, "engine"), wrote(1, "Short.", 1)]
+    events += [wrote(2, "\n2. ", 0, "engine"), wrote(2, "1. Long.", 1)]
+    lines = screen(after(events))
+    assert [part.strip() for part in lines[-1].split("  ") if part.strip()] == [
+        "Short.",
+        "1. Long.",
+    ]
+    assert len(lines) == 3
+
+
 def test_titles_come_with_the_fork() -> None:
     text = shown_in(screen(after([forked(0, range(1, 3), ["1", "2"], 0, "", "Time")])))
     assert "2 Time" in text
@@ -186,7 +198,7 @@ def test_several_runs_are_told_apart() -> None:
 
 def test_much_text_is_forgotten() -> None:
     live = after([wrote(0, "a word and its space\n" * 10, step) for step in range(2_000)])
-    assert len(live.runs[""].strands[0].text) < 200_000
+    assert len(live.runs[""].columns[0].text) < 200_000
     assert len(screen(live)) == 17
 
 

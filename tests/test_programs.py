@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,9 +17,10 @@ import mvspec as mv
 from mvspec.compiler import ExecutionPlan
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.limits import Limits
-from mvspec.runtime import Options, TorchEngine, load_program, run
+from mvspec.runtime import Options, TorchEngine, Trace, load_program, run
 from mvspec.runtime.console import cost_line, describe_plan, run_file, show_demo
 from mvspec.runtime.demo import document
+from mvspec.runtime.live import LiveColumns
 
 PROGRAM = """\
 import mvspec as mv
@@ -93,6 +95,47 @@ def test_results_are_printed(
     plan = load_program(trace)
     assert isinstance(plan, ExecutionPlan)
     assert small.run(plan).trace.ids == result.trace.ids
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"trace": "none/t.jsonl"}, "there is no folder"),
+        ({"trace": "."}, "is a folder"),
+        ({"timeline": "none/t.svg"}, "there is no folder"),
+        ({"timeline": "t.gif"}, "an .svg or a .png"),
+    ],
+)
+def test_files_that_cannot_be_written_are_refused_before_the_run(
+    small: TorchEngine, tmp_path: Path, more: dict[str, str], message: str
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+    paths: Any = {name: tmp_path / path for name, path in more.items()}
+    with pytest.raises(MvspecError, match=message):
+        run_file(program, None, Options(), **paths)
+    assert small.steps == 0
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_ctrl_c_leaves_the_trace_in_its_file(
+    small: TorchEngine, tmp_path: Path, live: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also while the screen is drawn."""
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM, encoding="utf-8")
+
+    def interrupted(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    owner = LiveColumns if live else small.model
+    monkeypatch.setattr(owner, "show" if live else "forward", interrupted)
+    trace = tmp_path / "t.jsonl"
+    with pytest.raises(KeyboardInterrupt):
+        run_file(program, None, Options(), live=live, trace=trace)
+    found = Trace.from_json(trace.read_text(encoding="utf-8"))
+    assert found.finish == "interrupted"
+    assert len(found) > 3
 
 
 def test_texts_are_replayed(small: TorchEngine, tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_the_penalty_is_ctrls() -> None:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("temperature", [-1.0, math.inf, math.nan]),
+        ("temperature", [-1.0, math.inf, math.nan, "1", None]),
         ("top_p", [0.0, 1.1, math.nan]),
         ("top_k", [-1, 1.5]),
         ("min_p", [-0.1, 1.1, math.nan]),
@@ -169,6 +169,24 @@ def test_bad_settings(name: str, values: list[Any]) -> None:
     for value in values:
         with pytest.raises(VerifyError, match=rf"^{name}: .* is not a"):
             Sampling(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("sampling", [0.7, None]),
+        ("limits", [{"max_tokens": 3}, None]),
+        ("structure", [1, None]),
+        ("share", [-1, 0.5, "2"]),
+        ("threads", [-1, 1.5, None]),
+        ("decode", ["yes"]),
+        ("logits", [2]),
+    ],
+)
+def test_bad_options(name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(VerifyError, match=rf"^{name}: .* is not (a|True)"):
+            Options(**{name: value})
 
 
 # In the engine

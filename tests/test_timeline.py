@@ -17,7 +17,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from mvspec.errors import MvspecError, Unsupported
-from mvspec.runtime.timeline import timeline_svg, timeline_text, write_timeline
+from mvspec.runtime.drawing import timeline_svg, write_timeline
+from mvspec.runtime.timeline import timeline_text
 from mvspec.runtime.trace import Trace, TracedThread
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -329,7 +330,7 @@ def test_what_is_no_picture_is_refused(tmp_path: Path) -> None:
 def test_a_png_without_matplotlib_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(Unsupported, match=r"pip install 'mvspec\[compile\]'"):
         write_timeline(tmp_path / "a.png", fork())
     assert not list(tmp_path.iterdir())

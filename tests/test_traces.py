@@ -10,9 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from bpe import untagged_tokenizer  # noqa: E402
+from bpe import small_tokenizer, untagged_tokenizer  # noqa: E402
+from dice import dice_engine  # noqa: E402
 from scripted import ask, scripted_engine  # noqa: E402
-from tiny import chat, tiny_engine  # noqa: E402
+from tiny import FORKING, chat, tiny_engine  # noqa: E402
 
 import mvspec as mv  # noqa: E402
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join  # noqa: E402
@@ -24,19 +25,8 @@ from mvspec.runtime import (  # noqa: E402
     TorchEngine,
     Trace,
 )
-from mvspec.syntax import Tag  # noqa: E402
 
 TOKENIZER = chat()
-IDS = {tag: TOKENIZER.convert_tokens_to_ids(tag.value) for tag in Tag}
-# Likes that make a random model fork, close and end now and then.
-FORKING = {
-    IDS[Tag.PARALLEL]: 9.0,
-    IDS[Tag.END_GOAL]: 4.0,
-    IDS[Tag.END_PATH]: 6.0,
-    IDS[Tag.END_CONCLUSION]: 7.0,
-    TOKENIZER.eos_token_id: 4.0,
-    **dict.fromkeys(TOKENIZER.encode("\n", add_special_tokens=False), 5.0),
-}
 GO = mv.document(mv.user("Go."))
 
 
@@ -178,6 +168,39 @@ def test_prompts_between_turns_are_no_part_of_the_critical_path() -> None:
     trace = scripted_engine(says).run(document).trace
     assert trace.critical_path == trace.answer
     assert trace.parallelism == 1
+
+
+def test_titles_of_split_characters() -> None:
+    """Each of these letters is several tokens of this tokenizer, and none of them is text alone."""
+    said = (
+        "<Parallel>\n<Goal>\n<Outline>\n1: Café première\n</Outline>\n"
+        "<Outline>\n2: über ñandú\n</Outline>\n</Goal>"
+    )
+    engine = scripted_engine({"assistant\n": said})
+    result = engine.run(GO, Options(limits=Limits(max_tokens=200)))
+    found = [(thread.label, thread.title) for thread in result.trace.threads[1:]]
+    assert found == [("1", "Café première"), ("2", "über ñandú")]
+    assert result.document is not None
+    (block,) = result.document.walk(mv.Parallel)
+    assert [outline.text for outline in block.goal.outlines] == [title for _, title in found]
+
+
+def test_titles_are_those_of_the_document() -> None:
+    engine = dice_engine(small_tokenizer(), 6.0)
+    seen = 0
+    for seed in range(24):
+        options = Options(Sampling(1.0, seed=seed), Limits(max_tokens=250, max_depth=2))
+        result = engine.run(GO, options)
+        assert result.document is not None
+        outlines = [
+            (outline.label, outline.text.strip())
+            for block in result.document.walk(mv.Parallel)
+            for outline in block.goal.outlines
+        ]
+        threads = [(each.label, each.title) for each in result.trace.threads[1:]]
+        assert sorted(threads) == sorted(outlines)
+        seen += len(threads)
+    assert seen > 20
 
 
 # Chats: a turn after others

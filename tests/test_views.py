@@ -130,7 +130,7 @@ def test_markup_is_text_in_titles() -> None:
     block = parallel(branch(outline, "a"), branch("other", gen("g", regex="[/b]<i>")))
     for width in (60, 160):
         assert "[red]x[/red] <b>␀" in rich_text(block, width)
-        assert "matches [/b]<i>" in rich_text(block, width)
+        assert "matches '[/b]<i>'" in rich_text(block, width)
     assert "&lt;b&gt;␀" in tree_html(block)
     assert "<i>" not in tree_html(block)
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from mvspec.runtime import TorchEngine
 from mvspec.runtime.model import Model
+from mvspec.syntax import Tag
 
-__all__ = ["KINDS", "Biased", "chat", "tiny_engine", "tiny_model"]
+__all__ = ["FORKING", "KINDS", "Biased", "chat", "tiny_engine", "tiny_model"]
 
 KINDS = ("Llama", "Qwen2", "Qwen3")
 
@@ -85,3 +86,25 @@ def tiny_engine(
     for id, value in bias.items():
         added[id] = value
     return TorchEngine(Biased(model, added), tokenizer, **more)
+
+
+def _forking() -> dict[int, float]:
+    tokenizer = chat()
+    likes = {
+        Tag.PARALLEL: 9.0,
+        Tag.END_GOAL: 4.0,
+        Tag.END_PATH: 6.0,
+        Tag.END_CONCLUSION: 7.0,
+        Tag.THINK: 3.0,
+        Tag.END_THINK: 6.0,
+    }
+    newline = tokenizer.encode("\n", add_special_tokens=False)
+    return {
+        **{tokenizer.convert_tokens_to_ids(tag.value): like for tag, like in likes.items()},
+        **dict.fromkeys(newline, 5.0),
+        tokenizer.eos_token_id: 4.0,
+    }
+
+
+FORKING = _forking()
+"""Likes that make a random model of the small tokenizer fork, close and end now and then."""

@@ -17,7 +17,7 @@ from bpe import loose_tokenizer, small_tokenizer  # noqa: E402
 from hypothesis import example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from strategies import turns  # noqa: E402
-from tiny import KINDS, chat, tiny_engine  # noqa: E402
+from tiny import FORKING, KINDS, chat, tiny_engine  # noqa: E402
 from traces import CANONICAL  # noqa: E402
 
 import mvspec as mv  # noqa: E402
@@ -27,18 +27,9 @@ from mvspec.ir import Message  # noqa: E402
 from mvspec.limits import Limits  # noqa: E402
 from mvspec.runtime import Options, Result, Sampling, TorchEngine  # noqa: E402
 from mvspec.structure import sees  # noqa: E402
-from mvspec.syntax import Tag  # noqa: E402
 
 TOKENIZER = chat()
 NESTED = mv.parse(CANONICAL).messages[0]
-IDS = {tag: TOKENIZER.convert_tokens_to_ids(tag.value) for tag in Tag}
-END = TOKENIZER.eos_token_id
-# Likes that make a random model fork, close and end now and then.
-FORKING = {
-    IDS[Tag.PARALLEL]: 9.0, IDS[Tag.END_GOAL]: 4.0, IDS[Tag.END_PATH]: 6.0,
-    IDS[Tag.END_CONCLUSION]: 7.0, IDS[Tag.THINK]: 3.0, IDS[Tag.END_THINK]: 6.0, END: 4.0,
-    **dict.fromkeys(TOKENIZER.encode("\n", add_special_tokens=False), 5.0),
-}  # fmt: skip
 
 
 # Each example is several forwards of two models.
@@ -228,6 +219,26 @@ def sorted_by_rounds(result: Result, k: int) -> list[int]:
     return [index for _, _, index in sorted(keys)]
 
 
+def assert_shared_lowering(engine: TorchEngine, result: Result, k: int) -> None:
+    """A run that shared is the layout `shared(k)` of its tokens, and has its logits."""
+    layout = layout_from_ids(
+        result.trace.ids,
+        TOKENIZER,
+        f"shared({k})",
+        prompt=result.trace.prompt,
+        forced=[author == "engine" for author in result.trace.authors],
+    )
+    whole = training_logits(engine, layout)
+    order = sorted_by_rounds(result, k)
+    assert [result.trace.ids[index] for index in order] == layout.input_ids.tolist()
+    assert [result.trace.position_ids[index] for index in order] == layout.position_ids.tolist()
+    assert result.logits is not None
+    for place, index in enumerate(order):
+        row = result.logits[index]
+        if row is not None:
+            assert float((row - whole[place]).abs().max()) < 1e-9
+
+
 @pytest.mark.parametrize("k", [1, 3, 16])
 def test_shared_generation_is_its_lowering(k: int) -> None:
     engine = tiny_engine("Llama", TOKENIZER, FORKING)
@@ -235,22 +246,35 @@ def test_shared_generation_is_its_lowering(k: int) -> None:
         options = Options(
             Sampling(temperature=1.5, seed=seed), Limits(max_tokens=150), share=k, logits=True
         )
-        result = engine.run(mv.document(mv.user("Go.")), options)
-        layout = layout_from_ids(
-            result.trace.ids,
-            TOKENIZER,
-            f"shared({k})",
-            prompt=result.trace.prompt,
-            forced=[author == "engine" for author in result.trace.authors],
-        )
-        whole = training_logits(engine, layout)
-        order = sorted_by_rounds(result, k)
-        assert [result.trace.ids[index] for index in order] == layout.input_ids.tolist()
-        assert result.logits is not None
-        for place, index in enumerate(order):
-            row = result.logits[index]
-            if row is not None:
-                assert float((row - whole[place]).abs().max()) < 1e-9
+        assert_shared_lowering(engine, engine.run(mv.document(mv.user("Go.")), options), k)
+
+
+@pytest.mark.parametrize("k", [1, 3, 16])
+def test_shared_holes_are_their_lowering(k: int) -> None:
+    """What a stop string leaves of a token is written in rounds, too."""
+    engine = tiny_engine("Llama", TOKENIZER)
+    document = mv.document(
+        mv.user("Go."),
+        mv.assistant(
+            "So ",
+            mv.parallel(
+                *(
+                    mv.branch(f"b{n}", "It is ", mv.gen(f"a{n}", 20, stop=["a", "e", "."]),
+                              " and:", mv.gen(f"b{n}", 9 - n, stop="\n"))
+                    for n in range(3)
+                ),
+                conclusion=["In all", mv.gen("end", 5, stop=["er"])],
+            ),
+        ),
+    )  # fmt: skip
+    again = 0
+    for seed in range(12):
+        options = Options(Sampling(temperature=1.0, seed=seed), share=k, logits=True)
+        result = engine.run(document, options)
+        assert_shared_lowering(engine, result, k)
+        for hole in result.trace.holes:
+            again += result.trace.authors[hole.start : hole.stop].count("engine") > 1
+    assert again
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import random
-from typing import Any
 
 import pytest
 
@@ -16,59 +15,16 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from bpe import loose_tokenizer, small_tokenizer  # noqa: E402
+from dice import dice_engine  # noqa: E402
 from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
-from tiny import chat  # noqa: E402
 
 import mvspec as mv  # noqa: E402
 from mvspec.limits import Limits  # noqa: E402
-from mvspec.runtime import Options, Result, Sampling, TorchEngine  # noqa: E402
-from mvspec.runtime.model import Model, Part  # noqa: E402
-from mvspec.runtime.store import Store  # noqa: E402
-from mvspec.syntax import Tag  # noqa: E402
-
-
-class Dice(Model):
-    """Random logits; every tag and every newline is `liking` likelier than other tokens."""
-
-    def __init__(self, size: int, liked: list[int], liking: float) -> None:
-        self.name = "dice"
-        self.context = None
-        self.size = size
-        self.liked = liked
-        self.liking = liking
-        self.generator = torch.Generator().manual_seed(0)
-
-    @property
-    def device(self) -> Any:
-        return torch.device("cpu")
-
-    @property
-    def ends(self) -> frozenset[int]:
-        return frozenset()
-
-    def store(self) -> Store:
-        return Store(self.device)
-
-    def forward(self, parts: Any) -> list[Any]:
-        out = []
-        for part in parts:
-            assert isinstance(part, Part)
-            logits = torch.randn(len(part.keep), self.size, generator=self.generator)
-            logits[:, self.liked] += self.liking
-            out.append(logits)
-        return out
-
-
-def make_engine(tokenizer: Any, liking: float, **more: Any) -> TorchEngine:
-    wrapped = chat(tokenizer)
-    liked = [wrapped.convert_tokens_to_ids(tag.value) for tag in Tag]
-    liked += [*wrapped.encode("\n", add_special_tokens=False), wrapped.eos_token_id]
-    return TorchEngine(Dice(len(wrapped), liked, liking), wrapped, **more)
-
+from mvspec.runtime import Options, Result, Sampling  # noqa: E402
 
 ENGINES = {
-    (name, liking): make_engine(tokenizer, liking)
+    (name, liking): dice_engine(tokenizer, liking)
     for name, tokenizer in (("small", small_tokenizer()), ("loose", loose_tokenizer()))
     for liking in (0.0, 3.0, 6.0)
 }
@@ -155,13 +111,12 @@ def test_without_structure_the_run_still_ends() -> None:
     engine = ENGINES["small", 6.0]
     malformed = 0
     for seed in range(60):
-        options = Options(
-            Sampling(temperature=1.0, seed=seed), Limits(max_tokens=200), structure=False
-        )
+        limits = Limits(max_tokens=200 - seed)
+        options = Options(Sampling(temperature=1.0, seed=seed), limits, structure=False)
         result = engine.run(ASK, options)
         malformed += bool(result.diagnostics)
         assert result.document is not None
-        assert result.trace.answer <= 200
+        assert result.trace.answer <= 200 - seed
     assert malformed > 30  # dice do not keep to a grammar
 
 
@@ -178,10 +133,10 @@ def test_stop_strings_end_no_structure() -> None:
     assert stopped > 30
 
 
-@pytest.mark.skipif(os.environ.get("MVSPEC_PROFILE") != "nightly", reason="takes half an hour")
+@pytest.mark.skipif(os.environ.get("MVSPEC_PROFILE") != "nightly", reason="takes some ten minutes")
 def test_a_million_tokens() -> None:
     """No result of a million random choices is malformed."""
-    drawn, seed = 0, 0
+    drawn, seed, paths = 0, 0, 0
     dice = random.Random(0)
     while drawn < 1_000_000:
         engine = ENGINES[dice.choice(sorted(ENGINES))]
@@ -195,3 +150,5 @@ def test_a_million_tokens() -> None:
         for result, limit in zip(engine.run_many([ASK] * 64, options), limits, strict=True):
             check(result, limit, 0)
             drawn += sum(author == "model" for author in result.trace.authors)
+            paths += len(result.trace.threads) - 1
+    print(f"{drawn:,} random tokens in {seed:,} runs with {paths:,} paths: 0 malformed")
