@@ -56,7 +56,8 @@ def grammar_of(strand: Strand, given: Callable[[Strand, int, float | None, Any],
             req = self.req
             if self.strand.req is not req:
                 return  # it was sampled for a request that has left since
-            logprob, top = None, ()
+            logprob: float | None = None
+            top: Any = ()
             if req.return_logprob:
                 held = req.logprob
                 logprob = held.output_token_logprobs_val[-1]
@@ -199,7 +200,8 @@ class Adapter:
     def longest(self, face: Any) -> int:
         """Return how many tokens a request may write: one row holds all of them in the end."""
         room = self.capacity - len(face.origin_input_ids) - 64
-        return max(min(face.sampling_params.max_new_tokens, room), 1)
+        asked: int = face.sampling_params.max_new_tokens
+        return max(min(asked, room), 1)
 
     def busy(self) -> bool:
         """Whether a forward is under way whose end may give memory back."""
@@ -360,7 +362,8 @@ class Adapter:
         """
         req.skip_radix_cache_insert = True  # a result of it may still be on its way
         row = self.row(req)
-        slots = self.pool.req_to_token[row.req_pool_idx, : self.committed(req)].to(torch.int64)
+        held: Tensor = self.pool.req_to_token[row.req_pool_idx, : self.committed(req)]
+        slots = held.to(torch.int64)
         if len(slots) > keep:
             self.allocator.free(slots[keep:])
         self.pool.free(req)

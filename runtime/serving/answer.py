@@ -69,7 +69,7 @@ class Answer:
             face.logprob.output_top_logprobs_idx.append([other for other, _ in top] or [id])
 
     def _settled(self) -> Iterator[Token]:
-        """Yield new tokens in the order of the surface form, as far as they cannot be taken back."""
+        """Yield new tokens in surface order, as far as they cannot be taken back."""
         run = self.family.run
         while True:
             live, at = self._stack[-1]
@@ -148,4 +148,4 @@ def encode_event(event: Event) -> dict[str, Any]:
     >>> encode_event(PathEnded("0", 2, 7))
     {'kind': 'PathEnded', 'request': '0', 'thread': 2, 'step': 7}
     """
-    return {"kind": type(event).__name__, **asdict(event)}  # type: ignore[call-overload]
+    return {"kind": type(event).__name__, **asdict(event)}

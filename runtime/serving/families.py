@@ -64,14 +64,7 @@ class Families:
         adapter = self.adapter
         most = adapter.longest(face)
         plan, options = order.plan(face.origin_input_ids), order.options_within(most)
-        run = Run(
-            "0",
-            plan,
-            options,
-            self.lexicon,
-            Columns(),
-            context=adapter.context,  # type: ignore[arg-type]
-        )
+        run = Run("0", plan, options, self.lexicon, Columns(), context=adapter.context)
         face.sampling_params.max_new_tokens = min(most, order.bound(plan, options))
         family = Family(adapter, face, run, self._made, self._grammar)
         req = family.start()

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mvspec.runtime.request import Request
+from mvspec.runtime.store import Store
 from mvspec.runtime.thread import Live, Token
 
 __all__ = ["Columns", "Run"]
@@ -15,11 +16,11 @@ _READ = torch.empty(0)
 """Stands for logits that lie on the server's device."""
 
 
-class Columns:
-    """Numbers for tokens: all that is left of a `Store` where a server holds keys and values."""
+class Columns(Store):
+    """A `Store` that holds nothing but the count of its columns: they number a run's tokens."""
 
     def __init__(self) -> None:
-        self.used = 0
+        super().__init__(torch.device("cpu"), capacity=1)
 
     def take(self, count: int) -> int:
         """Return the first of `count` new columns."""
@@ -27,7 +28,7 @@ class Columns:
         return self.used - count
 
     def row(self, like: int | None = None) -> int:
-        """Return a thread's row: there are none."""
+        """Return a thread's row: the server has the real ones."""
         return 0
 
     def release(self, row: int) -> None:
@@ -59,8 +60,7 @@ class Run(Request):
     @property
     def size(self) -> int:
         """How many tokens the run has, those of the prompt included."""
-        columns: int = self.store.used
-        return columns
+        return self.store.used
 
     def was_read(self, threads: Sequence[tuple[Live, int, Token]]) -> None:
         """Say what one forward has read, and go on as far as that allows.

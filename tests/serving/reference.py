@@ -19,9 +19,10 @@ class Reference:
     """What training says of an answer: one forward of the same weights over its layout."""
 
     def __init__(self, folder: str) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=torch.float32, attn_implementation="eager"
-        ).eval()
+        )
+        self.model = model.eval()
 
     def worst(self, trace: Trace) -> tuple[int, float]:
         """Return how many logprobs a trace has, and the largest difference to training's."""

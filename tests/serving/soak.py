@@ -1,6 +1,6 @@
 """Random requests against a server: plans, adaptive turns and plain text, some given up.
 
-    PYTHONPATH=tests python tests/serving/soak.py URL MODEL --requests 10000 [--seed 1] [--concurrency 48]
+    PYTHONPATH=tests python tests/serving/soak.py URL MODEL --requests 10000
 
 Every answer is compared with one training forward over its layout: a logprob that differs by more
 than 5e-5 (float32), a request without an answer, or a server that has died is a failure, and so
@@ -162,7 +162,7 @@ class Soak:
         gate = asyncio.Semaphore(concurrency)
         done = 0
         start = time.time()
-        connector = aiohttp.TCPConnector(limit=0)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True)
         timeout = aiohttp.ClientTimeout(total=None)
         # A line may hold a whole trace.
         async with aiohttp.ClientSession(

@@ -60,7 +60,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             import torch
 
             if not torch.cuda.is_available() and not torch.version.cuda:
-                self._library = torch.library.Library("torchvision", "DEF")
+                library: Any = torch.library.Library
+                self._library = library("torchvision", "DEF")
                 for operator in ("nms", "qnms"):
                     self._library.define(
                         f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
