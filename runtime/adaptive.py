@@ -37,12 +37,14 @@ class Interpreter:
     Attributes:
         violations: how often the model wrote a tag that may not stand there, where structure is
             not enforced.
+        stopped: the stop string that ended the turn; "" for none.
     """
 
     def __init__(self, request: Request, context: int | None) -> None:
         self.request = request
         self.context = context
         self.violations = 0
+        self.stopped = ""
         self.most: int | None = None
         self.last: int | None = None
 
@@ -184,6 +186,8 @@ class Interpreter:
         if stopped is None:
             return False
         keep, rest = stopped
+        text = request.lexicon.vocabulary.decode(live.run)
+        self.stopped = min((stop for stop in stops if stop in text), key=text.find)
         gone = len(request.rewind(live, len(live.run) - 1 - keep))
         # What is left of a token may be several tokens, for which there has to be room as well.
         ids = request.lexicon.vocabulary.encode_outside(rest)

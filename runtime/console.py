@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 from rich.console import Console
@@ -29,6 +29,9 @@ from mvspec.runtime.timeline import timeline_text
 from mvspec.runtime.trace import Trace
 from mvspec.views import visible
 
+if TYPE_CHECKING:
+    from mvspec.runtime.serving.engine import SGLangEngine
+
 __all__ = ["cost_line", "describe_plan", "jsonable", "run_file", "show_demo", "show_result"]
 
 
@@ -37,6 +40,7 @@ def run_file(
     model: str | None,
     options: Options,
     *,
+    engine: str | None = None,
     live: bool = False,
     trace: Path | None = None,
     timeline: Path | None = None,
@@ -47,6 +51,7 @@ def run_file(
     Args:
         path: what `load_program` reads.
         model: folder or hub name; by default SmolLM2-135M-Instruct, fetched once.
+        engine: the URL of a server of SGLang, instead of a model.
         live: show the paths side by side while they are written, on standard error.
         trace: a JSONL file that the trace is appended to, also after Ctrl-C.
         timeline: an .svg or .png file that the timeline is drawn to.
@@ -61,8 +66,14 @@ def run_file(
         _check_trace(trace)
     program = load_program(path)
     errors = Console(stderr=True)
-    engine = _loaded(model, errors)
-    result = run_live(engine, program, options, errors, live=live and not quiet, trace=trace)
+    runner: TorchEngine | SGLangEngine
+    if engine is not None:
+        from mvspec.runtime.serving.engine import SGLangEngine
+
+        runner = SGLangEngine(engine, api_key=os.environ.get("MVSPEC_API_KEY"))
+    else:
+        runner = _loaded(model, errors)
+    result = run_live(runner, program, options, errors, live=live and not quiet, trace=trace)
     if trace is not None:
         result.trace.save(trace)
     if timeline is not None:
@@ -92,7 +103,7 @@ def _loaded(model: str | None, console: Console) -> TorchEngine:
 
 
 def run_live(
-    engine: TorchEngine,
+    engine: TorchEngine | SGLangEngine,
     program: Runnable,
     options: Options,
     console: Console,
@@ -101,7 +112,8 @@ def run_live(
     trace: Path | None = None,
 ) -> Result:
     """Run a program, shown while it goes on; Ctrl-C leaves the trace so far in its file."""
-    request = engine.submit(program, options)
+    # The two have requests of their own kinds, which only they look into.
+    request: Any = engine.submit(program, options)
     try:
         with LiveColumns(console) if live else console.status("running") as shown:
             for event in engine.follow(request):

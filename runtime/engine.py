@@ -23,9 +23,9 @@ from mvspec.runtime.result import Result, result_of
 from mvspec.runtime.sampling import is_whole
 from mvspec.runtime.scheduler import Scheduler
 from mvspec.runtime.store import token_bytes
-from mvspec.syntax import MULTIVERSE, UNTAGGED, Tag
+from mvspec.syntax import MULTIVERSE, UNTAGGED, Syntax, Tag
 
-__all__ = ["Engine", "TorchEngine"]
+__all__ = ["Engine", "Runnable", "TorchEngine", "plan_for"]
 
 Runnable = Document | ExecutionPlan
 
@@ -41,6 +41,25 @@ class Engine(Protocol):
 
     def stream(self, document: Runnable, options: Options | None = None) -> Iterator[Event]:
         """Run it and yield what happens; the last event is `Finished`."""
+
+
+def plan_for(document: Runnable, tokenizer: Any, syntax: Syntax) -> ExecutionPlan:
+    """Return the plan that an engine runs for a document.
+
+    Args:
+        tokenizer: of the engine's model.
+        syntax: the form in which documents run.
+
+    Raises:
+        VerifyError: there is nothing for the model to go on from.
+        Unsupported: the tokenizer or its chat template cannot hold the document.
+    """
+    if isinstance(document, ExecutionPlan):
+        return document.verify()
+    if not document.messages:
+        raise VerifyError("messages", "an empty document has nothing to run: add user('...')")
+    template = bool(getattr(tokenizer, "chat_template", None)) or None
+    return plan_document(document, tokenizer, syntax=syntax, template=template)
 
 
 class TorchEngine(Scheduler):
@@ -141,12 +160,7 @@ class TorchEngine(Scheduler):
             VerifyError: there is nothing for the model to go on from.
             Unsupported: the tokenizer or its chat template cannot hold the document.
         """
-        if isinstance(document, ExecutionPlan):
-            return document.verify()
-        if not document.messages:
-            raise VerifyError("messages", "an empty document has nothing to run: add user('...')")
-        template = bool(getattr(self.tokenizer, "chat_template", None)) or None
-        return plan_document(document, self.tokenizer, syntax=self.syntax, template=template)
+        return plan_for(document, self.tokenizer, self.syntax)
 
     def submit(
         self, document: Runnable, options: Options | None = None, *, name: str = "0"

@@ -20,12 +20,12 @@ from mvspec.runtime.result import Result
 from mvspec.runtime.sampling import Sampling
 from mvspec.runtime.trace import Trace
 
-__all__ = ["load_program", "run"]
+__all__ = ["engine_of", "load_program", "run"]
 
 
 def run(
     document: Runnable | str | os.PathLike[str],
-    engine: Engine | None = None,
+    engine: Engine | str | None = None,
     model: str | os.PathLike[str] | None = None,
     *,
     options: Options | None = None,
@@ -38,7 +38,8 @@ def run(
 
     Args:
         document: a document, a plan, or a file that `load_program` reads.
-        engine: what runs it; by default one made for this call.
+        engine: what runs it, or the URL of a server of SGLang (`mvspec serve`); by default one
+            made for this call.
         model: the folder or hub name of the engine's model, where no engine is given; by
             default SmolLM2-135M-Instruct, fetched once.
         options: how it is run; instead of them, `limits` and the fields of `Sampling`:
@@ -63,7 +64,20 @@ def run(
         options = Options(Sampling(**sampling), limits or Limits())
     if isinstance(document, str | os.PathLike):
         document = load_program(document)
-    return (engine or TorchEngine.load(model)).run(document, options)
+    return engine_of(engine, model).run(document, options)
+
+
+def engine_of(engine: Engine | str | None, model: str | os.PathLike[str] | None) -> Engine:
+    """Return an engine: as given, at a URL, or in this process with a model.
+
+    Raises:
+        MvspecError: the server cannot be reached, or the model cannot be loaded.
+    """
+    if isinstance(engine, str):
+        from mvspec.runtime.serving.engine import SGLangEngine
+
+        return SGLangEngine(engine)
+    return engine or TorchEngine.load(model)
 
 
 def load_program(path: str | os.PathLike[str]) -> Runnable:

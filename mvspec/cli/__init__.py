@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import typer
 
-from mvspec.cli import check, compile, convert, demo, plan, run, schema, show, stats
+from mvspec.cli import check, compile, convert, demo, plan, run, schema, serve, show, stats
 from mvspec.console import Commands
 
 __all__ = ["app"]
@@ -34,6 +34,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "compile": compile.compile_records,
     "run": run.run,
     "plan": plan.plan,
+    "serve": serve.serve,
     "demo": demo.demo,
     "schema": schema.schema,
 }

@@ -24,6 +24,10 @@ def run(
         ),
     ],
     model: Model = None,
+    engine: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="A server that `mvspec serve` started, not a model."),
+    ] = None,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Likeliest tokens that reach this sum.")] = 1.0,
     top_k: Annotated[int, typer.Option(min=0, help="So many of the likeliest; 0 for all.")] = 0,
@@ -46,6 +50,8 @@ def run(
     """Fill the holes of a document with a model, or let it write a turn; paths in parallel."""
     if not program.is_file():
         raise InputError(f"{program}: there is no such file")
+    if engine and model:
+        raise typer.BadParameter("the server has its model: give one", param_hint="--engine")
     with needs("engine", "run"):
         from mvspec.runtime import Options, Sampling
         from mvspec.runtime.console import jsonable, run_file
@@ -57,7 +63,8 @@ def run(
         limits = Limits(**{name: value for name, value in given.items() if value is not None})
         options = Options(sampling, limits, structure, share)
         result = run_file(
-            program, model, options, live=live, trace=trace, timeline=timeline, quiet=as_json
-        )
+            program, model, options,
+            engine=engine, live=live, trace=trace, timeline=timeline, quiet=as_json,
+        )  # fmt: skip
     if as_json:
         print(json.dumps(jsonable(result)))

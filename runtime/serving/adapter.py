@@ -146,6 +146,25 @@ class Adapter:
         """Whether a prefix is a length and read off the row (0.5.22 and later), or slots."""
 
     @property
+    def is_first(self) -> bool:
+        """Whether it speaks for all schedulers that run the same requests."""
+        parts = getattr(self.scheduler, "ps", None)
+        if parts is None:
+            from sglang.srt.runtime_context import get_parallel
+
+            parts = get_parallel()
+        first: bool = parts.attn_tp_rank == 0
+        return first
+
+    @property
+    def labels(self) -> dict[str, str] | None:
+        """The labels of its series in Prometheus; None where nobody asks for them."""
+        args = self.scheduler.server_args
+        if not (args.enable_metrics and self.is_first):
+            return None
+        return {"model_name": str(args.served_model_name or args.model_path)}
+
+    @property
     def pool(self) -> Any:
         """The table of rows."""
         return self.scheduler.req_to_token_pool
@@ -293,7 +312,6 @@ class Adapter:
             entries: a request each, and the slots of its prefix, int64.
         """
         from sglang.srt.managers.schedule_batch import ScheduleBatch
-
         from sglang.srt.managers.scheduler_components.metrics_reporter import PrefillStats
         from sglang.srt.observability.metrics_collector import QueueCount
 
@@ -435,11 +453,12 @@ class Adapter:
                 reqs, any(req.return_logprob for req in reqs)
             )
 
-    def refuse(self, req: Any, message: str, status: int = 400) -> None:
-        """Answer a request with an error."""
+    def refuse(self, req: Any, message: str, status: int = 400, kind: str = "") -> None:
+        """Answer a request with an error; `kind` tells our own client which."""
         from sglang.srt.disaggregation.utils import prepare_abort
 
         prepare_abort(req, message, status_code=status)
+        req.finished_reason.err_type = kind or None
         self.send([req])
 
     def retract(self, batch: Any, index: int, left: int, arguments: Sequence[Any]) -> Any:

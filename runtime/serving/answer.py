@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from typing import Any
 
-from mvspec.runtime.events import Event, Written
+from mvspec.runtime.events import Forked, Joined, Written
 from mvspec.runtime.result import result_of
+from mvspec.runtime.serving.counters import Counters
 from mvspec.runtime.serving.family import Family
 from mvspec.runtime.serving.order import KEY, Order
+from mvspec.runtime.serving.wire import encode_event, encode_result
 from mvspec.runtime.thread import Live, Token
 
-__all__ = ["Answer", "encode_event"]
+__all__ = ["Answer"]
 
 
 class Answer:
@@ -21,9 +22,10 @@ class Answer:
     Args:
         family: whose tokens it tells.
         order: whether they come as they are written or in the order of the surface form.
+        counters: the server's.
     """
 
-    def __init__(self, family: Family, order: Order) -> None:
+    def __init__(self, family: Family, order: Order, counters: Counters) -> None:
         self.family = family
         self.order = order
         self.over = False
@@ -31,6 +33,11 @@ class Answer:
         self._stack: list[tuple[Live, int]] = [(family.run.root, 0)]
         self._events: list[dict[str, Any]] = []
         self._sent = False
+        self._counters = counters
+        # Every token but control tokens writes at least a byte, and a character has up to four.
+        stops = family.run.options.sampling.stop
+        self._longest = max((len(stop.encode()) + 4 for stop in stops), default=0)
+        """How many tokens of a turn a stop string may take back."""
         face = family.face
         if order.live:
             face.customized_info = {KEY: []}
@@ -47,10 +54,13 @@ class Answer:
         if self._sent:
             return False
         before = len(self.family.face.output_ids)
+        events = self.family.run.events
+        self._counters.forks += sum(isinstance(event, Forked) for event in events)
+        self._counters.joins += sum(isinstance(event, Joined) for event in events)
         if self.order.live:
             self._tell_events()
         else:
-            self.family.run.events.clear()
+            events.clear()
             for token in self._settled():
                 self._add(token.id, token.logprob, token.top)
         self._sent = self.over
@@ -76,7 +86,7 @@ class Answer:
             held = 0
             if not run.finish:
                 held = len(live.hole.ids) if live.hole else 0
-                held = max(held, len(live.run) if run.options.sampling.stop else 0)
+                held = max(held, min(len(live.run), self._longest))
             if at < len(live.items) - held:
                 item = live.items[at]
                 self._stack[-1] = (live, at + 1)
@@ -110,42 +120,34 @@ class Answer:
         if run.error is not None:
             self.abort(str(run.error))
             return
-        self.over = True
-        tokens = [token for _, token in run.root.tokens()]
-        extra = None
-        if not self.order.native:
-            result = result_of(run, "")
-            extra = {
-                "trace": result.trace.model_dump(mode="json", exclude_none=True),
-                "texts": dict(result.texts),
-                "errors": dict(result.errors),
-                "diagnostics": [asdict(each) for each in result.diagnostics],
-                "top_logprobs": [list(each) for each in result.top_logprobs],
-            }
-        self.grow_to_end()
+        self._counters.forced += run.finish != "end"
+        extra = None if self.order.native else encode_result(result_of(run, ""))
+        self.grow()
         if extra is not None and self._events:
             extra["events"] = self._events
-        last = tokens[-1].id if tokens and tokens[-1].id in run.lexicon.ends else None
         reason = "stop" if run.finish == "end" else "length"
-        self.family.adapter.finish(self.family.face, reason, matched=last, extra=extra)
-
-    def grow_to_end(self) -> None:
-        """Add all that is left."""
-        self.grow()
-        self._sent = False
-
-    def abort(self, message: str) -> None:
-        """Say that it did not come to an end."""
+        self.family.adapter.finish(self.family.face, reason, matched=self._matched(), extra=extra)
         self.over = True
-        self.family.run.finish = self.family.run.finish or "interrupted"
-        self.family.adapter.finish(self.family.face, "abort", matched=message)
 
+    def _matched(self) -> int | str | None:
+        """Return the token or the string that ended the turn, as far as SGLang may know it."""
+        run, ids = self.family.run, self.family.face.output_ids
+        stopped = run.interpreter.stopped
+        if stopped:
+            # SGLang would cut the text where the string first stands, which may be in a block.
+            return stopped if stopped not in run.lexicon.vocabulary.decode(ids) else None
+        return ids[-1] if ids and ids[-1] in run.lexicon.ends else None
 
-def encode_event(event: Event) -> dict[str, Any]:
-    """Return an event as JSON, with its kind.
+    def abort(self, message: str, *, asked: bool = False) -> None:
+        """Say that it did not come to an end.
 
-    >>> from mvspec.runtime.events import PathEnded
-    >>> encode_event(PathEnded("0", 2, 7))
-    {'kind': 'PathEnded', 'request': '0', 'thread': 2, 'step': 7}
-    """
-    return {"kind": type(event).__name__, **asdict(event)}
+        Args:
+            asked: whether its client wanted that: then it gets what was done so far.
+        """
+        run = self.family.run
+        extra = None
+        if asked and not (run.finish or self.order.native):
+            extra = encode_result(result_of(run, ""))
+        run.finish = run.finish or "interrupted"
+        self.family.adapter.finish(self.family.face, "abort", matched=message, extra=extra)
+        self.over = True

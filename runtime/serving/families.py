@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
+from mvspec.compiler.plan import Extend
 from mvspec.errors import MvspecError
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.sampling import Draw
 from mvspec.runtime.serving.adapter import Adapter
 from mvspec.runtime.serving.answer import Answer
 from mvspec.runtime.serving.counters import Counters
+from mvspec.runtime.serving.exposition import request_line
 from mvspec.runtime.serving.family import Family
 from mvspec.runtime.serving.order import Order
 from mvspec.runtime.serving.run import Columns, Run
@@ -55,18 +59,29 @@ class Families:
 
     # Arrival and end
 
-    def admit(self, face: Any, order: Order) -> Any:
+    def admit(self, face: Any, order: Order, *, seeded: bool = True) -> Any:
         """Begin a request; return what the server prefills in its place.
+
+        Args:
+            face: the client's request.
+            order: how it forks and joins.
+            seeded: whether its tokens are drawn from the random streams of its seed; else SGLang
+                draws them, as those of any request.
 
         Raises:
             MvspecError: it cannot be run; the message says why.
         """
         adapter = self.adapter
+        plan = order.plan(face.origin_input_ids, self.lexicon.vocabulary)
+        given = [op.tokens for op in plan.ops if isinstance(op, Extend) and op.author == "prompt"]
+        if len(given) > 1:  # what SGLang was sent is only the beginning
+            face.origin_input_ids = array("q", chain.from_iterable(given))
         most = adapter.longest(face)
-        plan, options = order.plan(face.origin_input_ids), order.options_within(most)
-        run = Run("0", plan, options, self.lexicon, Columns(), context=adapter.context)
+        options = order.options_within(most)
+        run = Run(order.name, plan, options, self.lexicon, Columns(), context=adapter.context)
         face.sampling_params.max_new_tokens = min(most, order.bound(plan, options))
         family = Family(adapter, face, run, self._made, self._grammar)
+        family.seeded = seeded
         req = family.start()
         if len(req.origin_input_ids) > adapter.longest_prompt:
             raise MvspecError(
@@ -77,7 +92,7 @@ class Families:
         self._made += 1
         self._families[face.rid] = family
         self._moved = time.monotonic()
-        self._answers[face.rid] = Answer(family, order)
+        self._answers[face.rid] = Answer(family, order, self.counters)
         self.counters.requests += 1
         return req
 
@@ -89,7 +104,9 @@ class Families:
             family.aborted = message
 
     def forget(self, family: Family) -> None:
-        """Drop a request that somebody else has answered and that holds nothing."""
+        """Drop a request that was answered and that holds nothing."""
+        if self.adapter.is_first:
+            log.info("mvspec %s", request_line(family))
         del self._families[family.face.rid], self._answers[family.face.rid]
 
     def queued(self, queue: Sequence[Any]) -> list[Family]:
@@ -118,7 +135,7 @@ class Families:
         if family.aborted and not answer.over:
             if family.waits_for_prefill and not self._unqueue(family, queue):
                 return  # in a forward; it can go once that has ended
-            answer.abort(family.aborted)
+            answer.abort(family.aborted, asked=True)
         if answer.over:
             self._end(family)
             return
@@ -342,6 +359,11 @@ class Families:
         self.adapter.send(
             [answer.family.face for answer in self._answers.values() if answer.grow()]
         )
+
+    @property
+    def live_threads(self) -> int:
+        """How many threads have not ended."""
+        return sum(len(family.run.active) for family in self._families.values())
 
     @property
     def uncounted(self) -> int:

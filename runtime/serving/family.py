@@ -41,6 +41,8 @@ class Family:
         self.gone: set[int] = set()
         self.aborted = ""
         """Why it has to end, once somebody wants it to."""
+        self.seeded = True
+        """Whether its tokens are drawn from the random streams of its seed, and not by SGLang."""
         self.swapped = False
         """Whether its keys and values were given up for others."""
         self._grammar = grammar

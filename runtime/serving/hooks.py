@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from packaging.version import Version
 from mvspec.errors import Unsupported
 
 __all__ = [
+    "FRONT_HOOKS",
     "HOOKS",
     "Hook",
     "check_request",
@@ -78,6 +79,18 @@ HOOKS = {
 }
 """What the plugin wraps, by what it does there."""
 
+FRONT_HOOKS = {
+    "chat": Hook(
+        "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._convert_to_internal_request",
+        ("request", "raw_request"),
+    ),
+    "prompt": Hook(
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
+        ("obj", "request"),
+    ),
+}
+"""What it wraps besides, where requests fork by themselves."""
+
 _NEEDED = {
     f"{_BATCH}.Req": (("_refresh_fill_ids", "refresh_fill_ids"),),
     f"{_BATCH}.ScheduleBatch": (("prepare_for_extend",), ("filter_batch",), ("merge_batch",)),
@@ -95,8 +108,11 @@ _NEEDED = {
 """What the plugin calls besides, by where it is: one of the names each, by version."""
 
 
-def verify() -> str:
+def verify(places: Mapping[str, Hook] = HOOKS) -> str:
     """Check that this SGLang is one that the plugin was made for.
+
+    Args:
+        places: that it wraps.
 
     Returns:
         Its version.
@@ -108,7 +124,7 @@ def verify() -> str:
     if not OLDEST <= Version(version) <= NEWEST:
         raise Unsupported(f"sglang {version} was not tested: use {OLDEST} to {NEWEST}")
     wrong: list[str] = []
-    for place in HOOKS.values():
+    for place in places.values():
         try:
             found = inspect.signature(pkgutil.resolve_name(place.target))
         except (AttributeError, ImportError) as error:
@@ -137,13 +153,13 @@ def hook(name: str, function: Callable[..., Any], kind: str) -> None:
     """Register a hook with SGLang.
 
     Args:
-        name: a key of `HOOKS`.
+        name: a key of `HOOKS` or `FRONT_HOOKS`.
         function: called as SGLang's hook registry says for its kind.
         kind: "before", "after" or "around".
     """
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register(HOOKS[name].target, function, HookType(kind))
+    HookRegistry.register((HOOKS | FRONT_HOOKS)[name].target, function, HookType(kind))
 
 
 def missing_hooks() -> list[str]:
@@ -153,11 +169,12 @@ def missing_hooks() -> list[str]:
     return [place.target for place in HOOKS.values() if place.target not in HookRegistry._patched]
 
 
-def check_server(scheduler: Any) -> None:
+def check_server(scheduler: Any, *, native: bool = False) -> None:
     """Refuse a server whose features fork and join cannot be combined with.
 
     Args:
         scheduler: after its start.
+        native: whether requests fork by themselves.
 
     Raises:
         Unsupported: by the name of the flag.
@@ -180,6 +197,8 @@ def check_server(scheduler: Any) -> None:
         "an encoder": getattr(scheduler.model_config, "is_encoder_decoder", False),
         "diffusion decoding": getattr(scheduler, "dllm_config", None) is not None,
         "embeddings": not scheduler.is_generation,
+        # SGLang loads no plugins in these.
+        "--tokenizer-worker-num above 1": native and getattr(args, "tokenizer_worker_num", 1) > 1,
         "--skip-tokenizer-init": scheduler.tokenizer is None,
     }
     found = [name for name, there in refused.items() if there]
@@ -193,11 +212,12 @@ def _has_mrope(scheduler: Any) -> bool:
     return "mrope_section" in scaling
 
 
-def check_request(recv: Any) -> None:
+def check_request(recv: Any, *, native: bool = False) -> None:
     """Refuse a request that asks for what fork and join cannot be combined with.
 
     Args:
         recv: as SGLang's scheduler receives it.
+        native: whether it forks by itself; SGLang's own fields then say how it is sampled.
 
     Raises:
         Unsupported: by the name of the field.
@@ -218,6 +238,9 @@ def check_request(recv: Any) -> None:
         "frequency_penalty": getattr(sampling, "frequency_penalty", 0.0),
         "presence_penalty": getattr(sampling, "presence_penalty", 0.0),
         "min_new_tokens": getattr(sampling, "min_new_tokens", 0),
+        "n above 1 (send the plan several times, with a seed each)": not native
+        and (getattr(sampling, "n", None) or 1) > 1,
+        "stop_token_ids": getattr(sampling, "stop_token_ids", None),
         "stop_regex": getattr(sampling, "stop_regex_strs", None),
         "ignore_eos": getattr(sampling, "ignore_eos", False),
         "beam search": (getattr(sampling, "beam_width", None) or 1) > 1,

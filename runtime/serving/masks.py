@@ -77,7 +77,7 @@ class Masks:
             return
         for logits, (row, strand) in zip(raw, rows, strict=True):
             run = strand.family.run
-            if run.options.sampling.greedy or strand.live.given or not strand.drawing:
+            if not self.is_seeded(strand) or strand.live.given or not strand.drawing:
                 continue
             want = run.want(strand.live)
             want.logits = logits
@@ -86,7 +86,8 @@ class Masks:
     @staticmethod
     def is_seeded(strand: Strand) -> bool:
         """Whether a strand's tokens are drawn here and not by the server."""
-        return not strand.family.run.options.sampling.greedy
+        family = strand.family
+        return family.seeded and not family.run.options.sampling.greedy
 
     def _penalise(self, row: Tensor, strand: Strand) -> None:
         penalty = strand.family.run.options.sampling.repetition_penalty

@@ -5,6 +5,7 @@ SGLang loads it in every one of its processes (entry-point group `sglang.srt.plu
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -16,11 +17,15 @@ from torch import Tensor
 
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported
+from mvspec.limits import Limits
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.serving import adapter as sglang
 from mvspec.runtime.serving import hooks
+from mvspec.runtime.serving.exposition import Exposition
 from mvspec.runtime.serving.families import Families
+from mvspec.runtime.serving.front import Front
 from mvspec.runtime.serving.masks import Masks
+from mvspec.runtime.serving.native import native_limits, native_options, native_order
 from mvspec.runtime.serving.order import KEY, Order
 from mvspec.runtime.serving.strand import Strand
 
@@ -34,11 +39,16 @@ def register() -> None:
     if os.environ.get("MVSPEC") == "off":
         return
     try:
-        version = hooks.verify()
+        native = native_limits() is not None
+        version = hooks.verify(hooks.HOOKS | hooks.FRONT_HOOKS if native else hooks.HOOKS)
     except MvspecError as error:
         _refuse(error)
         return
     plugin = Plugin()
+    if native:
+        front = Front()
+        hooks.hook("chat", front.chat, "around")
+        hooks.hook("prompt", front.prompt, "before")
     for name, kind in (
         ("admit", "around"),
         ("schedule", "before"),
@@ -72,9 +82,12 @@ class Plugin:
     def __init__(self) -> None:
         self.families: Families | None = None
         self.masks: Masks | None = None
+        self.exposition: Exposition | None = None
         self.reason = ""
         """Why this server refuses plans."""
         self._scheduler: Any = None
+        self._native = native_limits()
+        self._tags: frozenset[int] = frozenset()
 
     def _ready(self, scheduler: Any) -> Families | None:
         """Return the scheduler's families; None where it cannot fork."""
@@ -84,7 +97,7 @@ class Plugin:
         try:
             if missing := hooks.missing_hooks():
                 raise Unsupported(f"SGLang did not apply the hooks of {', '.join(missing)}")
-            hooks.check_server(scheduler)
+            hooks.check_server(scheduler, native=self._native is not None)
             adapter = sglang.Adapter(scheduler)
             tokenizer = scheduler.tokenizer
             vocabulary = Vocabulary.of(tokenizer, tagged=sglang.has_tags(tokenizer))
@@ -92,6 +105,9 @@ class Plugin:
             lexicon = Lexicon(vocabulary, scheduler.model_config.vocab_size, ends - {None})
             self.families = Families(adapter, lexicon, self._grammar)
             self.masks = Masks(lexicon, scheduler.model_config.vocab_size)
+            self._tags = frozenset(vocabulary.tag_ids.values())
+            if labels := adapter.labels:
+                self.exposition = Exposition(self.families.counters, labels)
         except MvspecError as error:
             self.reason = str(error)
             _refuse(error)
@@ -107,17 +123,12 @@ class Plugin:
         self, original: Callable[..., Any], scheduler: Any, recv: Any, *args: Any, **kw: Any
     ) -> Any:
         """Begin a request that forks where the server would begin a plain one."""
-        families = self._ready(scheduler)
-        custom = getattr(recv.sampling_params, "custom_params", None) or {}
-        if KEY not in custom:
+        self._ready(scheduler)
+        asked = self._asked(recv)
+        if asked is None:
             return original(scheduler, recv, *args, **kw)
-        problem = self.reason
-        try:
-            hooks.check_request(recv)
-        except MvspecError as error:
-            problem = problem or str(error)
+        if isinstance(asked, MvspecError):
             hooks.make_plain(recv)
-        text = custom.pop(KEY)
         before = len(scheduler.waiting_queue)
         out = original(scheduler, recv, *args, **kw)
         queue = scheduler.waiting_queue
@@ -125,17 +136,55 @@ class Plugin:
             return out  # SGLang has refused it by itself
         face = queue[-1]
         try:
-            if problem or families is None:
-                raise Unsupported(problem)
-            queue[-1] = families.admit(face, Order.from_json(text))
+            if isinstance(asked, MvspecError):
+                raise asked
+            assert self.families is not None
+            seeded = not asked.native or recv.sampling_params.sampling_seed is not None
+            queue[-1] = self.families.admit(face, asked, seeded=seeded)
         except MvspecError as error:
             queue.pop()
-            if families is not None:
-                families.counters.refused += 1
-                families.adapter.refuse(face, str(error)[:2000])
-            else:
-                sglang.Adapter(scheduler).refuse(face, str(error)[:2000])
+            self._decline(scheduler, face, str(error), 400, type(error).__name__)
+        except Exception as error:
+            log.error("request %s ended by a fault of mvspec", face.rid, exc_info=error)
+            queue.pop()
+            fault = f"a fault of mvspec: {type(error).__name__}: {error}"
+            self._decline(scheduler, face, fault, 500, "MvspecError")
         return out
+
+    def _asked(self, recv: Any) -> Order | MvspecError | None:
+        """Return how a request forks, or why it cannot; None where it is a plain one."""
+        custom = getattr(recv.sampling_params, "custom_params", None) or {}
+        families, limits = self.families, self._native
+        try:
+            if KEY not in custom:
+                if families is None or limits is None or not families.lexicon.vocabulary.tagged:
+                    return None
+                return native_order(recv, limits, self._tags)
+            text = custom.pop(KEY)
+            if families is None:
+                raise Unsupported(self.reason)
+            order = Order.from_json(text)
+            hooks.check_request(recv, native=order.native)
+            if order.native:
+                options = native_options(recv, limits or Limits())
+                order = order.model_copy(update={"options": options})
+            return order
+        except MvspecError as error:
+            return error
+        except Exception as error:
+            log.error("request %s ended by a fault of mvspec", recv.rid, exc_info=error)
+            return MvspecError(f"a fault of mvspec: {type(error).__name__}: {error}")
+
+    def _decline(self, scheduler: Any, face: Any, message: str, status: int, kind: str) -> None:
+        families = self.families
+        if families is not None:
+            families.counters.refused += status == 400
+            families.counters.faults += status != 400
+        adapter = sglang.Adapter(scheduler) if families is None else families.adapter
+        if adapter.is_first:
+            told = {"rid": face.rid, "finish": "refused", "reason": message[:200]}
+            log.info("mvspec %s", json.dumps(told))
+        adapter.refuse(face, message[:2000], status, kind)
 
     def abort(self, original: Callable[..., Any], scheduler: Any, recv: Any) -> Any:
         """End requests that a client gives up."""
@@ -237,6 +286,8 @@ class Plugin:
         """Tell the clients what is new."""
         if self.families:
             self.families.tell()
+        if self.exposition is not None and self.families is not None:
+            self.exposition.update(self.families.live_threads)
 
     def stream(self, streamer: Any, reqs: Any, *args: Any, **kw: Any) -> Any:
         """Keep threads from the clients: their families answer for them."""

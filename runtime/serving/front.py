@@ -1,0 +1,168 @@
+"""What the plugin does in the process that answers HTTP: texts from outside fork nothing.
+
+Tags are special tokens, so SGLang's own tokenising would let a user's text hold live ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from functools import partial
+from typing import Any
+
+from mvspec.builder import message
+from mvspec.compiler.planning import plan_document
+from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.errors import MvspecError, ParseError
+from mvspec.forms import parse
+from mvspec.ir import TAG, Document, Message
+from mvspec.runtime.options import Options
+from mvspec.runtime.serving.adapter import has_tags
+from mvspec.runtime.serving.order import KEY, Order
+
+__all__ = ["Front"]
+
+
+class Front:
+    """The plugin in one process that answers HTTP; used where requests fork by themselves."""
+
+    def __init__(self) -> None:
+        self._known: tuple[Any, Vocabulary | None] = None, None
+
+    def _vocabulary(self, tokenizer: Any) -> Vocabulary | None:
+        """Return the vocabulary of the server's tokenizer; None where it has no tags."""
+        if self._known[0] is not tokenizer:
+            tagged = tokenizer is not None and has_tags(tokenizer)
+            self._known = tokenizer, Vocabulary.of(tokenizer) if tagged else None
+        return self._known[1]
+
+    # Prompts as text
+
+    def prompt(self, manager: Any, request: Any, *args: Any, **kw: Any) -> None:
+        """Let tags in a prompt's text be plain characters."""
+        text = getattr(request, "text", None)
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
+            return
+        vocabulary = self._vocabulary(manager.tokenizer)
+        if vocabulary is None or not any(map(TAG.search, texts)):
+            return
+        ids = [_plain(each, manager.tokenizer, vocabulary) for each in texts]
+        request.text = None
+        request.input_ids = ids[0] if isinstance(text, str) else ids
+
+    # Chats
+
+    def chat(
+        self,
+        original: Callable[..., Any],
+        serving: Any,
+        request: Any,
+        raw: Any = None,
+    ) -> Any:
+        """Tokenise a chat whose texts hold tags by the law, instead of as one plain text.
+
+        Raises:
+            ValueError: the request is at fault; SGLang answers with status 400.
+        """
+        vocabulary = self._vocabulary(serving.tokenizer_manager.tokenizer)
+        contents = [_content(each) for each in request.messages]
+        if vocabulary is None or not TAG.search(request.model_dump_json()):
+            return original(serving, request, raw)
+        marked = request.model_copy(deep=True)
+        for each in marked.messages:
+            each.content = ""
+        if TAG.search(marked.model_dump_json()):
+            raise ValueError("tags may stand in the text of messages only: not in tools or names")
+        last = request.messages[-1] if request.messages else None
+        goes_on = request.continue_final_message and last is not None and last.role == "assistant"
+        if goes_on and TAG.search(contents[-1]):
+            raise ValueError("continue_final_message does not work with tags in that message")
+        document = Document(messages=tuple(_turns(request.messages, contents)))
+        rendering = _Rendering(original, serving, marked, raw, vocabulary)
+        law = copy(vocabulary)
+        law.source = rendering
+        try:
+            plan = plan_document(document, law, template=True)
+            ids, order = Order.of(plan, Options(), live=False)
+        except MvspecError as error:
+            raise ValueError(str(error)) from None
+        adapted, _ = rendering.made
+        adapted.text, adapted.input_ids = None, ids
+        if len(order.ops) > 1:
+            custom = dict(adapted.sampling_params.get("custom_params") or {})
+            native = order.model_copy(update={"native": True, "document": None})
+            custom[KEY] = native.model_dump_json()
+            adapted.sampling_params["custom_params"] = custom
+        return adapted, request
+
+
+class _Rendering:
+    """The server's own rendering of a chat, in the place of a tokenizer's."""
+
+    chat_template = "the server's"
+
+    def __init__(
+        self,
+        original: Callable[..., Any],
+        serving: Any,
+        request: Any,
+        raw: Any,
+        vocabulary: Vocabulary,
+    ) -> None:
+        self.backend_tokenizer = vocabulary.backend
+        self.made: tuple[Any, Any] = None, None
+        self._render: Callable[[], tuple[Any, Any]] = partial(original, serving, request, raw)
+        self._request = request
+        self._decode = vocabulary.decode
+
+    def apply_chat_template(self, chat: Sequence[dict[str, str]], **_: Any) -> str:
+        """Return the chat as text; the server adds the beginning of the answer."""
+        for each, mark in zip(self._request.messages, chat, strict=True):
+            each.content = mark["content"]
+        self.made = self._render()
+        adapted = self.made[0]
+        text = adapted.text if adapted.input_ids is None else self._decode(adapted.input_ids)
+        return str(text)
+
+
+def _content(each: Any) -> str:
+    """Return a message's text; several parts as SGLang joins them."""
+    content = each.content
+    if content is None or isinstance(content, str):
+        return content or ""
+    return " ".join(part.text for part in content if getattr(part, "type", "") == "text")
+
+
+def _turns(messages: Sequence[Any], contents: Sequence[str]) -> Iterator[Message]:
+    """Yield the turns of a chat; an assistant's text that holds tags is a tree.
+
+    Raises:
+        ValueError: it does not parse.
+    """
+    for index, (each, text) in enumerate(zip(messages, contents, strict=True)):
+        if each.role != "assistant" or index == len(messages) - 1:
+            # The server renders the roles; here they only say what comes from outside. A last
+            # message of the assistant's is a question to SGLang, or text to go on with.
+            yield message("user", text)
+        elif not TAG.search(text):
+            yield message("assistant", text)
+        else:
+            try:
+                yield parse(text, name=f"messages[{index}].content").messages[0]
+            except ParseError as error:
+                raise ValueError(
+                    f"an assistant's text with tags has to be well-formed: {error}"
+                ) from None
+
+
+def _plain(text: str, tokenizer: Any, vocabulary: Vocabulary) -> list[int]:
+    """Return the ids of a prompt as SGLang makes them, but for its tags."""
+    at = 0
+    ids: list[int] = []
+    for found in TAG.finditer(text):
+        part = text[at : found.start()]
+        ids += vocabulary.encode(part) if at else tokenizer.encode(part)
+        ids += vocabulary.encode_outside(found[0])
+        at = found.end()
+    return ids + (vocabulary.encode(text[at:]) if at else tokenizer.encode(text))

@@ -1,0 +1,174 @@
+"""One request at a server of SGLang: what was sent, and what has come back."""
+
+from __future__ import annotations
+
+import queue
+import uuid
+from collections import deque
+from typing import Any
+
+from mvspec.compiler.plan import ExecutionPlan
+from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
+from mvspec.runtime.events import Event
+from mvspec.runtime.options import Options
+from mvspec.runtime.result import Result
+from mvspec.runtime.serving.order import KEY, Order, check_options
+from mvspec.runtime.serving.wire import decode_event, decode_result
+from mvspec.runtime.trace import Trace
+
+__all__ = ["Job"]
+
+_STOPPED = object()
+
+
+class Job:
+    """A run of a plan at a server.
+
+    Args:
+        name: of the run; random streams depend on it.
+        plan: verified.
+        options: how it is run.
+        server: what errors call the server.
+        model: what the trace calls the server's model.
+
+    Attributes:
+        events: what has come and was not taken yet.
+        finish: how it ended, as in `Trace.finish`; "" while it goes on.
+        error: why it ended before its end.
+        dropped: whether nobody waits for it any more.
+
+    Raises:
+        Unsupported: an option or the plan is one that SGLang cannot run.
+    """
+
+    def __init__(
+        self, name: str, plan: ExecutionPlan, options: Options, server: str, model: str
+    ) -> None:
+        check_options(options)
+        self.name = name
+        self.plan = plan
+        self.rid = f"mvspec-{uuid.uuid4().hex}"
+        self.events: deque[Event] = deque()
+        self.finish = ""
+        self.error: MvspecError | None = None
+        self.dropped = False
+        self._server = server
+        self._model = model
+        self._result: Result | None = None
+        self._seen = 0
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        ids, order = Order.of(plan, options, live=True, name=name)
+        sampling = options.sampling
+        self.body: dict[str, Any] = {
+            "rid": self.rid,
+            "input_ids": ids,
+            "stream": True,
+            "return_logprob": True,
+            "top_logprobs_num": sampling.logprobs,
+            "sampling_params": {
+                "temperature": sampling.temperature,
+                "top_p": sampling.top_p,
+                "top_k": sampling.top_k or -1,
+                "min_p": sampling.min_p,
+                "max_new_tokens": None,
+                "custom_params": {KEY: order.model_dump_json()},
+            },
+        }
+
+    # What the sending thread tells
+
+    def put(self, chunk: dict[str, Any] | BaseException) -> None:
+        """Hand over a chunk of the answer, or what went wrong."""
+        self._inbox.put(chunk)
+
+    def close(self) -> None:
+        """Say that nothing more comes."""
+        self._inbox.put(_STOPPED)
+
+    def receive(self, timeout: float | None = None) -> None:
+        """Wait for the next chunk and take it.
+
+        Raises:
+            queue.Empty: none came within `timeout` seconds.
+        """
+        found = self._inbox.get(timeout=timeout)
+        if isinstance(found, BaseException):
+            self.fail(found)
+        elif found is _STOPPED:
+            self.stop()
+        else:
+            self.take(found)
+
+    # What has come back
+
+    def take(self, chunk: dict[str, Any]) -> None:
+        """Take a chunk of the answer."""
+        if "error" in chunk:
+            message = chunk["error"].get("message", chunk["error"])
+            self.fail(MvspecError(f"{self._server} refuses the request: {message}"))
+            return
+        meta = chunk["meta_info"]
+        finish = meta.get("finish_reason")
+        told = finish.get(KEY) if finish else None
+        aborted = finish is not None and finish["type"] == "abort"
+        if KEY not in meta and told is None and not aborted:
+            self.fail(
+                Unsupported(
+                    f"{self._server} has not heard of plans: its SGLang runs without mvspec's "
+                    "plugin; start it with `mvspec serve MODEL`, where mvspec is installed"
+                )
+            )
+            return
+        # All tokens so far, or the new ones: that is up to the server's flags.
+        total = meta.get("completion_tokens", self._seen)
+        new = meta.get(KEY) or []
+        for events in new[max(len(new) - (total - self._seen), 0) :]:
+            self._tell(events or ())
+        self._seen = max(total, self._seen)
+        if told is not None:
+            self._tell(told.get("events", ()))
+            try:
+                self._result = decode_result(told, self.plan, self._model)
+            except MvspecError as error:
+                self.fail(error)
+                return
+        if aborted:
+            self._aborted(finish)
+        elif self._result is not None:
+            self.finish = self._result.trace.finish
+
+    def _tell(self, events: Any) -> None:
+        self.events += [decode_event(each, self.plan) for each in events]
+
+    def _aborted(self, finish: dict[str, Any]) -> None:
+        self.finish = "interrupted"
+        if self.dropped:
+            return
+        message = f"{self._server}: {finish.get('message')}"
+        kind = finish.get("err_type")
+        if kind == "VerifyError":
+            self.error = VerifyError("", message)
+        else:
+            known = {"LimitExceeded": LimitExceeded, "Unsupported": Unsupported}
+            self.error = known.get(str(kind), MvspecError)(message)
+
+    def fail(self, error: BaseException) -> None:
+        """Take what went wrong on the way."""
+        if self.finish:
+            return
+        self.finish = "interrupted"
+        if not isinstance(error, MvspecError):
+            error = MvspecError(f"{self._server}: {type(error).__name__}: {error}")
+        self.error = error
+
+    def stop(self) -> None:
+        """Take that nothing more comes."""
+        self.fail(MvspecError(f"{self._server} broke off its answer: look at the server's log"))
+
+    @property
+    def result(self) -> Result:
+        """What was done; nothing, where the server has told nothing."""
+        if self._result is not None:
+            return self._result
+        trace = Trace(model=self._model, form=self.plan.form, finish="interrupted")
+        return Result(document=None, values={}, texts={}, trace=trace)

@@ -1,0 +1,129 @@
+"""Starting a server of SGLang that forks: what `mvspec serve` does."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mvspec.compiler.tokenizer import load_tokenizer
+from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.errors import MvspecError, Unsupported
+from mvspec.limits import Limits
+from mvspec.records import InputError
+from mvspec.runtime.serving.native import NATIVE
+from mvspec.syntax import Tag
+
+__all__ = ["Launch"]
+
+_REFUSED = {
+    "--speculative-algorithm": "a draft is one line of tokens",
+    "--enable-dp-attention": "the threads of a request are in one batch",
+    "--enable-mixed-chunk": "threads come in by batches of their own",
+    "--enable-lora": "it was not tried",
+    "--lora-paths": "it was not tried",
+    "--enable-hierarchical-cache": "a joined sequence is no plain prefix",
+    "--enable-lmcache": "a joined sequence is no plain prefix",
+    "--enable-two-batch-overlap": "it was not tried",
+    "--skip-tokenizer-init": "structure is enforced with the tokenizer",
+    "--is-embedding": "an embedding model writes nothing",
+}
+"""Flags of SGLang that fork and join cannot be combined with, and why."""
+
+_ONE = ("--page-size", "--pp-size", "--pipeline-parallel-size")
+"""Flags that may only be 1."""
+
+
+class Launch:
+    """A server that is about to start.
+
+    Args:
+        model: folder or hub name.
+        flags: SGLang's own, passed on.
+        native: limits of requests that fork by themselves; None where only plans fork.
+
+    Attributes:
+        command: what is executed.
+        environment: in which.
+        notes: what the user should know before it starts.
+
+    Raises:
+        InputError: SGLang is not installed, or the model's tokenizer cannot be read.
+        Unsupported: a flag or the tokenizer that fork and join do not work with.
+    """
+
+    def __init__(self, model: str, flags: Sequence[str], native: Limits | None = None) -> None:
+        found = importlib.util.find_spec("sglang")
+        if found is None or not found.submodule_search_locations:
+            raise InputError("serve needs SGLang beside mvspec: pip install 'mvspec[sglang]'")
+        given = _given(flags)
+        for name in ("--model-path", "--model"):
+            if name in given:
+                raise InputError(f"{name}: the model is serve's argument, {model!r}")
+        for name, reason in _REFUSED.items():
+            if name in given:
+                raise Unsupported(f"fork and join do not work with {name}: {reason}")
+        for name in _ONE:
+            if given.get(name, "1") != "1":
+                raise Unsupported(f"fork and join need {name} 1, not {given[name]}")
+        if given.get("--disaggregation-mode", "null") != "null":
+            raise Unsupported("fork and join need prefill and decode in one server")
+        if native is not None and given.get("--tokenizer-worker-num", "1") != "1":
+            raise Unsupported("--native needs --tokenizer-worker-num 1: others load no plugins")
+        self.notes: list[str] = []
+        self._check_tags(given.get("--tokenizer-path", model), native)
+        self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, *flags]
+        incremental = "--incremental-streaming-output"
+        if incremental not in given and _streams_deltas(Path(found.submodule_search_locations[0])):
+            # Else every chunk of a stream repeats all that came before it.
+            self.command.append(incremental)
+        self.environment = {**os.environ, "MVSPEC": "require"}
+        self.environment.pop(NATIVE, None)
+        if native is not None:
+            self.environment[NATIVE] = native.model_dump_json(exclude_unset=True)
+
+    def _check_tags(self, name: str, native: Limits | None) -> None:
+        try:
+            tokenizer = load_tokenizer(name)
+        except MvspecError as error:
+            raise InputError(str(error).replace("--tokenizer ", "the tokenizer of ")) from None
+        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        missing = [tag for tag in Tag if backend.token_to_id(tag.value) is None]
+        if not missing:
+            Vocabulary.of(tokenizer)
+            return
+        lacks = f"the tokenizer of {name} lacks {', '.join(missing)}"
+        if native is not None:
+            raise Unsupported(f"--native: {lacks}: only a model that was taught the tags forks")
+        self.notes.append(f"{lacks}: this server runs untagged plans, and its model never forks")
+        Vocabulary.of(tokenizer, tagged=False)
+
+    def execute(self) -> None:
+        """Become the server: its signals and its exit status are this process's."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execvpe(self.command[0], self.command, self.environment)
+
+
+def _given(flags: Sequence[str]) -> dict[str, str]:
+    """Return the flags with their values, "" for a switch.
+
+    >>> _given(["--page-size=4", "--tp", "2", "--enable-lora"])
+    {'--page-size': '4', '--tp': '2', '--enable-lora': ''}
+    """
+    found: dict[str, str] = {}
+    for index, flag in enumerate(flags):
+        if not flag.startswith("--"):
+            continue
+        name, equals, value = flag.partition("=")
+        following = "" if equals or index + 1 == len(flags) else flags[index + 1]
+        found[name.replace("_", "-")] = value or ("" if following[:2] == "--" else following)
+    return found
+
+
+def _streams_deltas(package: Path) -> bool:
+    """Whether all endpoints of this SGLang can stream what is new alone."""
+    chat = package / "srt" / "entrypoints" / "openai" / "serving_chat.py"
+    return chat.is_file() and "incremental_streaming_output" in chat.read_text(encoding="utf-8")

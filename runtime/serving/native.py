@@ -1,0 +1,94 @@
+"""Requests that fork although nobody sent a plan: the model decides, as it was taught."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Set
+from typing import Any
+
+from pydantic import ValidationError
+
+from mvspec.errors import MvspecError, Unsupported
+from mvspec.limits import Limits
+from mvspec.node import verify_error
+from mvspec.runtime.options import Options
+from mvspec.runtime.sampling import Sampling
+from mvspec.runtime.serving import hooks
+from mvspec.runtime.serving.order import Order
+
+__all__ = ["NATIVE", "native_limits", "native_options", "native_order"]
+
+NATIVE = "MVSPEC_NATIVE"
+"""The environment variable that lets plain requests fork: `Limits` as JSON, `{}` for none."""
+
+_HEALTH_CHECK = "HEALTH_CHECK"
+"""Names of SGLang's own probes begin with it."""
+
+
+def native_limits() -> Limits | None:
+    """Return the limits of requests that fork by themselves; None where they do not.
+
+    Raises:
+        VerifyError: the environment variable is no `Limits`.
+    """
+    text = os.environ.get(NATIVE, "")
+    if not text:
+        return None
+    try:
+        return Limits.model_validate_json(text)
+    except ValidationError as error:
+        raise verify_error(error) from None
+
+
+def native_order(recv: Any, limits: Limits, tags: Set[int]) -> Order | None:
+    """Return how a request forks by itself; None where it runs plain.
+
+    Args:
+        recv: as SGLang's scheduler receives it.
+        limits: of all such requests.
+        tags: the ids of the tags.
+
+    Raises:
+        Unsupported: its prompt has tags, whose law only a plan says.
+    """
+    if recv.rid.startswith(_HEALTH_CHECK) or recv.input_ids is None:
+        return None
+    if not tags.isdisjoint(recv.input_ids):
+        raise Unsupported(
+            "the prompt's ids hold tags, and only a plan says what they mean: send messages to "
+            "/v1/chat/completions, text (where tags are plain characters), or a plan"
+        )
+    sampling = recv.sampling_params
+    try:
+        hooks.check_request(recv, native=True)
+    except MvspecError:
+        return None
+    # SGLang itself asks for no token where it only wants a prompt in its cache.
+    if sampling.max_new_tokens == 0 or (sampling.stop_strs and sampling.no_stop_trim):
+        return None
+    return Order(native=True, options=native_options(recv, limits))
+
+
+def native_options(recv: Any, limits: Limits) -> Options:
+    """Return SGLang's own sampling fields as options.
+
+    Args:
+        recv: with sampling parameters that SGLang has normalised.
+    """
+    given = recv.sampling_params
+    greedy = given.top_k == 1
+    seed = given.sampling_seed
+    if seed is None:  # its own, and the same in every process of the server
+        seed = int.from_bytes(hashlib.blake2b(recv.rid.encode(), digest_size=6).digest(), "big")
+    sampling = Sampling(
+        temperature=0.0 if greedy else given.temperature,
+        top_p=given.top_p,
+        top_k=0 if greedy or given.top_k >= 1 << 30 else given.top_k,
+        min_p=given.min_p,
+        repetition_penalty=given.repetition_penalty,
+        stop=tuple(stop for stop in given.stop_strs or () if stop),
+        seed=seed,
+        logprobs=min(recv.top_logprobs_num or 0, 100) if recv.return_logprob else 0,
+    )
+    return Options(sampling=sampling, limits=limits)

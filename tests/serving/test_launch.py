@@ -1,0 +1,176 @@
+"""Starting a server: what is refused before it starts, and a server whose model has no tags."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from bpe import untagged_tokenizer
+from served import Served, serve
+from served_model import save_model
+from tiny import chat
+from typer.testing import CliRunner
+
+import mvspec as mv
+from mvspec.cli import app
+from mvspec.compiler import plan_document
+from mvspec.errors import MvspecError, Unsupported
+from mvspec.limits import Limits
+from mvspec.records import InputError
+from mvspec.runtime import Options, SGLangEngine
+from mvspec.runtime.serving.launch import Launch
+from mvspec.syntax import MULTIVERSE, UNTAGGED
+
+
+@pytest.fixture(scope="module")
+def untagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose tokenizer has no tags."""
+    folder = tmp_path_factory.mktemp("untagged")
+    save_model(folder)
+    chat(untagged_tokenizer()).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--speculative-algorithm", "EAGLE"],
+        ["--enable-lora"],
+        ["--enable_mixed_chunk"],
+        ["--page-size=16"],
+        ["--pp-size", "2"],
+        ["--disaggregation-mode", "prefill"],
+        ["--skip-tokenizer-init"],
+        ["--enable-hierarchical-cache"],
+    ],
+    ids=" ".join,
+)
+def test_flags_that_forks_do_not_work_with_are_refused_by_name(
+    folder: Path, flags: list[str]
+) -> None:
+    name = flags[0].partition("=")[0].replace("_", "-")
+    with pytest.raises(Unsupported, match=name if "disagg" not in name else "one server"):
+        Launch(str(folder), flags)
+
+
+def test_what_is_started(folder: Path) -> None:
+    launch = Launch(str(folder), ["--port", "31000", "--page-size", "1"], Limits(max_depth=2))
+    assert launch.command[1:5] == ["-m", "sglang.launch_server", "--model-path", str(folder)]
+    assert launch.command[5:9] == ["--port", "31000", "--page-size", "1"]
+    assert launch.environment["MVSPEC"] == "require"
+    assert json.loads(launch.environment["MVSPEC_NATIVE"]) == {"max_depth": 2}
+    assert not launch.notes
+    assert "MVSPEC_NATIVE" not in Launch(str(folder), []).environment
+
+
+def test_a_model_without_tags_is_told_of(untagged: Path) -> None:
+    (note,) = Launch(str(untagged), []).notes
+    assert "lacks <Think>, </Think>" in note
+    with pytest.raises(Unsupported, match="only a model that was taught the tags forks"):
+        Launch(str(untagged), [], Limits())
+    with pytest.raises(InputError, match="the tokenizer of /nowhere"):
+        Launch("/nowhere", [])
+
+
+def command(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def test_the_command_refuses_before_it_starts(folder: Path) -> None:
+    found = command("serve", str(folder), "--", "--enable-lora")
+    assert found.exit_code == 2
+    assert "fork and join do not work with --enable-lora" in found.stderr
+    found = command("serve", str(folder), "--max-depth", "2")
+    assert found.exit_code == 2
+    assert "--native" in found.stderr
+
+
+def test_run_asks_a_server(server: Served, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import mvspec as mv\n"
+        "one, two = mv.gen('a', 5), mv.gen('b', choices=['x', 'y'])\n"
+        "block = mv.parallel(mv.branch('One', one), mv.branch('Two', two))\n"
+        "document = mv.document(mv.user('Well?'), mv.assistant(block))\n"
+    )
+    trace = tmp_path / "trace.jsonl"
+    found = command(
+        "run", str(program), "--engine", server.url, "--json", "--trace", str(trace), "--seed", "1"
+    )
+    assert found.exit_code == 0, found.stderr
+    assert json.loads(found.stdout)["values"]["b"] in ("x", "y")
+    assert json.loads(trace.read_text())["model"] == str(server.folder)
+    found = command("run", str(program), "--engine", "http://127.0.0.1:9")
+    assert found.exit_code == 2
+    assert "no server answers at http://127.0.0.1:9" in found.stderr
+    found = command("run", str(program), "--engine", server.url, "--model", "x")
+    assert found.exit_code == 2
+
+
+def test_the_example_runs(
+    server: Served, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = Path(__file__).parents[2] / "examples" / "triage.py"
+    monkeypatch.setattr("sys.argv", [str(example), server.url])
+    runpy.run_path(str(example), run_name="__main__")
+    printed = capsys.readouterr().out
+    for name in ("subject", "mood", "wish", "verdict"):
+        assert printed.count(f"  {name}: ") == 3
+
+
+def test_the_page_runs(server: Served, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code.replace("http://127.0.0.1:30000", server.url), names)
+    assert {"taste", "health", "verdict"} <= set(capsys.readouterr().out.split())
+    assert [len(result.texts) for result in names["several"]] == [3, 0]
+
+
+def test_a_server_without_tags_and_its_end(untagged: Path, folder: Path, tmp_path: Path) -> None:
+    """One more server: its model has no tags, nothing forks by itself, and it is killed."""
+    block = mv.parallel(mv.branch("One", mv.gen("a", 4)), mv.branch("Two", mv.gen("b", 4)))
+    document = mv.document(mv.user("Well?"), mv.assistant(block))
+    with serve(untagged, tmp_path / "server.log") as served:
+        assert "this server runs untagged plans" in served.log.read_text()
+        engine = SGLangEngine(served.url)
+        assert engine.syntax is UNTAGGED
+        result = engine.run(document)
+        assert set(result.texts) == {"a", "b"}
+        assert len(result.trace.threads) == 3
+        tagged = plan_document(document, _tokenizer(folder), syntax=MULTIVERSE, template=True)
+        with pytest.raises(Unsupported, match="no tags"):
+            engine.run(tagged)
+        with pytest.raises(Unsupported, match="is not that of"):
+            SGLangEngine(served.url, _tokenizer(folder))
+        sent = {"custom_params": {"mvspec": '{"form": "multiverse"}'}}
+        answer = httpx.post(
+            f"{served.url}/generate",
+            json={"input_ids": [5], "sampling_params": sent},
+            timeout=60.0,
+        )
+        assert answer.status_code == 400
+        assert "the server's tokenizer has no tags" in answer.text
+
+        long = Options(limits=Limits(max_tokens=3000))
+        ask = mv.document(mv.user("Well?"))
+        events = engine.stream(ask, long)
+        next(events)
+        os.killpg(served.process.pid, signal.SIGKILL)
+        with pytest.raises(MvspecError, match=r"went away|broke off"):
+            list(events)
+        with pytest.raises(MvspecError, match="no server answers"):
+            SGLangEngine(served.url)
+
+
+def _tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
