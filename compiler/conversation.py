@@ -14,7 +14,7 @@ from mvspec.ir import Document, Message
 from mvspec.records import Record
 from mvspec.syntax import MULTIVERSE
 
-__all__ = ["BadRecord", "Fields", "read_row"]
+__all__ = ["BadRecord", "Fields", "read_row", "row_name", "row_value", "step_into"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +63,31 @@ def read_row(row: Row, fields: Fields) -> tuple[str, Document]:
     >>> read_row(Row("a.jsonl:1", {"id": "x", "output": "Four."}), Fields(field="output"))[0]
     'x'
     """
-    value = _value(row)
-    name = value.get("id") if isinstance(value, dict) else None
-    name = _encodable(str(name)) if isinstance(name, str | int) else row.place
-    found = _step(value, fields.field, name, row.place)
+    value = row_value(row)
+    name = row_name(value, row.place)
+    found = step_into(value, fields.field, name, row.place)
     document = _document(found, name, row.place, fields.form)
     if fields.prompt_field is None:
         return name, document
-    prompt = _step(value, fields.prompt_field, name, row.place)
+    prompt = step_into(value, fields.prompt_field, name, row.place)
     if not isinstance(prompt, str):
         reason = f"field {fields.prompt_field!r} is not a string"
         raise BadRecord(name, row.place, "not-a-string", reason)
     return name, Document(messages=(message("user", prompt), *document.messages))
 
 
-def _value(row: Row) -> Any:
+def row_name(value: Any, place: str) -> str:
+    """Return the `id` of a row's value, else its place."""
+    name = value.get("id") if isinstance(value, dict) else None
+    return _encodable(str(name)) if isinstance(name, str | int) else place
+
+
+def row_value(row: Row) -> Any:
+    """Return what a row holds, decoded.
+
+    Raises:
+        BadRecord: its bytes are not UTF-8, or not JSON.
+    """
     if row.kind == "value":
         return row.data
     try:
@@ -100,7 +110,12 @@ def _value(row: Row) -> Any:
         raise BadRecord(row.place, row.place, "invalid-json", f"not JSON: {error}") from None
 
 
-def _step(value: Any, field: str | None, name: str, place: str) -> Any:
+def step_into(value: Any, field: str | None, name: str, place: str) -> Any:
+    """Return what stands in a field such as `result.text`; "." and None are the value itself.
+
+    Raises:
+        BadRecord: there is no such field.
+    """
     for step in field.split(".") if field and field != "." else ():
         if not isinstance(value, dict) or step not in value:
             raise BadRecord(name, place, "missing-field", f"no field {field!r}")

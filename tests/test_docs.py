@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from bpe import chat_tokenizer
+from curator_model import Scripted
 from traces import CANONICAL
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -74,3 +76,9 @@ def test_run_page(
     assert set(names["result"].texts) == {"france", "spain", "larger"}
     assert names["replay"].trace.ids == names["written"].trace.ids
     assert names["written"].document is not None
+
+
+def test_curation_page() -> None:
+    names: Any = run("curation.md")
+    outcome = asyncio.run(names["curate"](Scripted().ask))
+    assert outcome.code == "sequential"

@@ -13,7 +13,19 @@ from collections.abc import Callable
 
 import typer
 
-from mvspec.cli import check, compile, convert, demo, plan, run, schema, serve, show, stats
+from mvspec.cli import (
+    check,
+    compile,
+    convert,
+    curate,
+    demo,
+    plan,
+    run,
+    schema,
+    serve,
+    show,
+    stats,
+)
 from mvspec.console import Commands
 
 __all__ = ["app"]
@@ -35,6 +47,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": run.run,
     "plan": plan.plan,
     "serve": serve.serve,
+    "curate": curate.curate,
     "demo": demo.demo,
     "schema": schema.schema,
 }

@@ -1,0 +1,297 @@
+"""`mvspec curate`: options to a run, and a run to its files."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+
+from rich.table import Table
+
+from mvspec.compiler.rows import Rows, open_rows
+from mvspec.console import print_table
+from mvspec.curation.budget import UNIT, Budget, Price
+from mvspec.curation.caller import Caller
+from mvspec.curation.chain import ChainFields
+from mvspec.curation.console import estimate_table, progress, summary_table
+from mvspec.curation.counts import write_branch_counts, write_prompting_counts
+from mvspec.curation.estimate import estimate
+from mvspec.curation.gemini import NO_KEY, Gemini, key_of
+from mvspec.curation.options import Curation
+from mvspec.curation.output import (
+    open_folder,
+    write_branches,
+    write_documents,
+    write_prompting,
+    write_unfinished,
+)
+from mvspec.curation.pace import Pace
+from mvspec.curation.process import ORPHANED, locked, watched
+from mvspec.curation.report import SAMPLE, write_report
+from mvspec.curation.request import Provider
+from mvspec.curation.run import Tally, Task, check_rows, run_task
+from mvspec.curation.store import Store
+from mvspec.curation.tasks import BranchTask, CurationTask, PromptingTask
+from mvspec.records import InputError
+
+__all__ = ["TASKS", "Run", "dry_run", "run"]
+
+TASKS: dict[str, Callable[[Curation], Task]] = {
+    "documents": CurationTask,
+    "branches": BranchTask,
+    "prompting": PromptingTask,
+}
+
+RUNS = "runs.jsonl"
+
+WINDOW = 2
+"""Records that are worked on for each request on its way: some wait for a slot or for the pace."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a run is given.
+
+    Args:
+        inputs: what `open_rows` takes.
+        curation: what decides the outcome.
+        fields: where rows keep what.
+        task: one of `TASKS`.
+        local: ask a model in this process, `curation.model` being its folder or hub name.
+        base_url: another address of the service.
+        price, budget: what tokens cost, and what may be spent in all runs on the folder.
+        concurrency: requests on their way at once.
+        requests, tokens: the most a minute.
+        retries: of requests that were not answered.
+        timeout: seconds for an answer.
+        batch: use the Batch API.
+        limit: the first so many records only.
+        split: of a data set.
+        sample: records that report.html shows.
+    """
+
+    inputs: tuple[str, ...]
+    curation: Curation
+    fields: ChainFields = field(default_factory=ChainFields)
+    task: str = "documents"
+    local: bool = False
+    base_url: str | None = None
+    price: Price | None = None
+    budget: float | None = None
+    concurrency: int = 16
+    requests: int | None = None
+    tokens: int | None = None
+    retries: int = 8
+    timeout: float = 300.0
+    batch: bool = False
+    linger: float = 2.0
+    poll: float = 30.0
+    limit: int | None = None
+    split: str | None = None
+    sample: int = SAMPLE
+
+    def rows(self) -> Rows:
+        """Open the input."""
+        return open_rows(self.inputs, rows=True, split=self.split)
+
+
+def run(given: Run, folder: Path, gone: int | None, tell: Callable[[str], object]) -> int:
+    """Carry out a run in a folder; return the exit status.
+
+    Args:
+        given: what is asked for.
+        folder: of the output.
+        gone: what `outlived` gives.
+        tell: takes a line for people.
+
+    Raises:
+        InputError: it cannot be carried out as given.
+    """
+    check_means(given)
+    if given.task not in TASKS:
+        raise InputError(f"--task {given.task}: use one of {', '.join(TASKS)}")
+    task = TASKS[given.task](given.curation)
+    rows = given.rows()
+    check_rows(rows, given.fields, task)
+    path = open_folder(folder)
+    with locked(folder, tell):
+        store = Store(path)
+        try:
+            return asyncio.run(_run(given, task, rows, folder, store, gone, tell))
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        finally:
+            store.close()
+
+
+def check_means(given: Run) -> None:
+    """Refuse a run that has no key, or a budget that nothing can be counted against.
+
+    Raises:
+        InputError: it has none.
+    """
+    if given.budget is not None and given.price is None and not given.local:
+        raise InputError(
+            "--budget needs --price IN,OUT: dollars for a million tokens read and written, as "
+            "the service's price list has them for this model (mvspec holds no list: it would "
+            "be out of date)"
+        )
+    if given.batch and given.local:
+        raise InputError("--batch is of the service: leave out --local")
+    if not given.local and not key_of():
+        raise InputError(NO_KEY)
+
+
+async def _run(
+    given: Run,
+    task: Task,
+    rows: Rows,
+    folder: Path,
+    store: Store,
+    gone: int | None,
+    tell: Callable[[str], object],
+) -> int:
+    started = time.time()
+    tally = Tally()
+    if not given.batch and store.batches():
+        raise InputError(f"-o {folder}: batches are on their way: add --batch to take them up")
+    spent, doubtful = store.spent()
+    budget = Budget(given.budget, spent, doubtful)
+    async with provider_of(given, store) as provider:
+        caller = Caller(
+            provider,
+            store,
+            budget=budget,
+            price=given.price or Price(),
+            pace=Pace() if given.batch else Pace(given.requests, given.tokens),
+            concurrency=10**6 if given.batch else given.concurrency,
+            retries=given.retries,
+            once=given.batch,
+        )
+
+        def stop(reason: str) -> None:
+            flying = caller.traffic.in_flight
+            if not given.batch and flying:
+                tell(f"{reason}: waiting for {flying} answers that are paid for")
+            caller.stop(reason, abandoned=reason == ORPHANED)
+
+        records = 1000 if given.batch else WINDOW * given.concurrency
+        with watched(gone, stop, folder):
+            async with progress(tally, caller):
+                await run_task(
+                    rows, given.fields, task, caller, store, tally,
+                    concurrency=records, limit=given.limit,
+                )  # fmt: skip
+    if caller.abandoned:
+        return 1
+    _write(given, folder, store, tally)
+    _log(folder, started, tally, caller, budget)
+    print_table(summary_table(tally, caller, folder))
+    if caller.stopped:
+        tell(f"stopped: {caller.stopped}")
+        tell("the same command goes on from here")
+    if caller.stopped == "interrupted":
+        return 130
+    return 1 if tally.quarantined or tally.unfinished else 0
+
+
+@asynccontextmanager
+async def provider_of(given: Run, store: Store) -> AsyncIterator[Provider]:
+    """Give the provider that a run asks.
+
+    Raises:
+        InputError: what it needs is not installed, or there is no key.
+    """
+    if given.local:
+        try:
+            from mvspec.curation.local import Local
+            from mvspec.runtime.engine import TorchEngine
+        except ImportError as error:
+            raise InputError(f"--local needs: pip install 'mvspec[engine]' ({error})") from None
+        engine = TorchEngine.load(given.curation.model or None, max_requests=given.concurrency)
+        yield Local(engine)
+        return
+    gemini = gemini_of(given)
+    try:
+        if given.batch:
+            from mvspec.curation.batch import Batches
+
+            yield Batches(gemini, store, linger=given.linger, poll=given.poll)
+        else:
+            yield gemini
+    finally:
+        await gemini.aclose()
+
+
+def gemini_of(given: Run) -> Gemini:
+    """Return the connection to the service.
+
+    Raises:
+        InputError: there is no key.
+    """
+    return Gemini(base_url=given.base_url, timeout=given.timeout, connections=given.concurrency + 4)
+
+
+async def dry_run(given: Run) -> Table:
+    """Return what a run would take; the service counts tokens where there is a key.
+
+    Raises:
+        InputError: the input cannot be read.
+    """
+    if given.task != "documents":
+        raise InputError("--dry-run is of the task documents: leave out --task")
+    rows = given.rows()
+    check_rows(rows, given.fields, CurationTask(given.curation))
+    some = islice(rows.read(), given.limit)
+    price = given.price or Price()
+    if given.local or not key_of():
+        found = await estimate(some, given.fields, given.curation, price)
+    else:
+        gemini = gemini_of(given)
+        try:
+            found = await estimate(some, given.fields, given.curation, price, gemini.count)
+        finally:
+            await gemini.aclose()
+    return estimate_table(found, given.price is not None)
+
+
+def _write(given: Run, folder: Path, store: Store, tally: Tally) -> None:
+    if given.task == "documents":
+        write_documents(folder, store)
+        write_report(folder, store, given.sample)
+    elif given.task == "branches":
+        write_branches(folder, store)
+        write_branch_counts(folder, store)
+    else:
+        write_prompting(folder, store)
+        write_prompting_counts(folder, store)
+    write_unfinished(folder, tally.unfinished)
+
+
+def _log(folder: Path, started: float, tally: Tally, caller: Caller, budget: Budget) -> None:
+    """Append what this run did to runs.jsonl: the only file that depends on how it went."""
+    traffic = caller.traffic
+    entry = {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started)),
+        "seconds": round(time.time() - started, 3),
+        "records": tally.records,
+        "decided_before": tally.resumed,
+        "accepted": tally.accepted,
+        "quarantined": dict(tally.quarantined),
+        "unfinished": len(tally.unfinished),
+        "calls": traffic.calls,
+        "answered": traffic.answered,
+        "answers_from_store": traffic.stored,
+        "failures": dict(traffic.failures),
+        "tokens": asdict(traffic.usage),
+        "dollars_all_runs": budget.spent / UNIT,
+        "dollars_in_doubt": budget.doubtful / UNIT,
+        "stopped": caller.stopped,
+    }
+    with (folder / RUNS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(entry) + "\n")

@@ -1,0 +1,53 @@
+"""The same steps on a model of one's own, through an engine of `runtime/`: no key is needed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from mvspec.builder import assistant, document, gen, system, user
+from mvspec.curation.request import Answer, Refused, Request, Usage
+from mvspec.errors import MvspecError
+from mvspec.runtime.engine import TorchEngine
+from mvspec.runtime.options import Options
+from mvspec.runtime.sampling import Sampling
+
+__all__ = ["Local"]
+
+
+class Local:
+    """Asks a model that runs in this process.
+
+    The answer is held to the request's schema while it is written.
+
+    Args:
+        engine: with the model; `TorchEngine.load(...)`.
+
+    >>> hasattr(Local, "ask")
+    True
+    """
+
+    def __init__(self, engine: TorchEngine) -> None:
+        self.engine = engine
+
+    async def ask(self, request: Request) -> Answer:
+        """Return the model's answer.
+
+        Raises:
+            Refused: the engine cannot run the request, as when its prompt is too long.
+        """
+        schema = None if request.schema is None else json.loads(request.schema)
+        hole = gen("answer", request.max_tokens, schema=schema)
+        asked = document(system(request.system), user(request.prompt), assistant(hole))
+        sampling = Sampling(temperature=request.temperature or 0.0, seed=request.attempt)
+        options = replace(Options(), sampling=sampling)
+        try:
+            result = await self.engine.run_async(asked, options, name=request.key)
+        except MvspecError as error:
+            raise Refused(str(error)) from None
+        trace = result.trace
+        written = sum(author == "model" for author in trace.authors)
+        usage = Usage(prompt=len(trace.ids) - written, output=written)
+        cut = any(hole.cut for hole in trace.holes) or "answer" in result.errors
+        text = result.texts.get("answer", "")
+        return Answer(text, "length" if cut else "stop", usage=usage, version=trace.model)

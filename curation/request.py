@@ -1,0 +1,146 @@
+"""What is asked of a model, what it answers, and what can go wrong in between."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+from mvspec.errors import MvspecError
+
+__all__ = ["Answer", "Provider", "Refused", "Request", "Stopped", "Unanswered", "Usage"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One question to a model; equal requests have equal keys, and are paid once.
+
+    Args:
+        step: which step of curation asks, for ledgers and reports.
+        model: as the provider calls it.
+        system: the instructions.
+        prompt: what they are about.
+        schema: the JSON schema of the answer as JSON text; None for free text.
+        max_tokens: the most tokens of the answer, thoughts included.
+        temperature: None for the model's default.
+        thinking: a budget in tokens or a level by name; None for the model's default.
+        attempt: counts equal questions; it is the seed too.
+    """
+
+    step: str
+    model: str
+    system: str
+    prompt: str
+    schema: str | None = None
+    max_tokens: int = 32_768
+    temperature: float | None = None
+    thinking: int | str | None = None
+    attempt: int = 0
+
+    @cached_property
+    def key(self) -> str:
+        """The SHA-256 of everything that decides the answer.
+
+        >>> Request("parse", "m", "s", "p").key == Request("parse", "m", "s", "p").key
+        True
+        """
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def size(self) -> int:
+        """Bytes of the question: no tokenizer makes more tokens of them than there are bytes."""
+        texts = (self.system, self.prompt, self.schema or "")
+        return sum(len(text.encode(errors="replace")) for text in texts)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that the provider counted; thoughts are paid as output."""
+
+    prompt: int = 0
+    output: int = 0
+    thoughts: int = 0
+    cached: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back, and was paid.
+
+    Args:
+        text: the text; "" where there is none.
+        finish: "stop" for a whole answer, "length" for one that ran out of tokens, "blocked"
+            for one that the service withheld, "empty" for none at all.
+        reason: the service's own word for it, such as SAFETY.
+        usage: tokens.
+        version: of the model that answered.
+    """
+
+    text: str
+    finish: str = "stop"
+    reason: str = ""
+    usage: Usage = Usage()
+    version: str = ""
+
+    def to_json(self) -> str:
+        """Return the answer as JSON text; `from_json` reads it back."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Answer:
+        """Read what `to_json` wrote."""
+        fields: dict[str, Any] = json.loads(text)
+        return cls(**fields | {"usage": Usage(**fields["usage"])})
+
+
+class Provider(Protocol):
+    """Whatever answers requests: one method."""
+
+    async def ask(self, request: Request) -> Answer:
+        """Return the model's answer.
+
+        Raises:
+            Unanswered: the service failed; asking again may help.
+            Refused: the service will not take this request, or any.
+        """
+
+
+class Unanswered(MvspecError):
+    """The service gave no answer this time.
+
+    Args:
+        after: seconds that the service asks to wait; None where it does not say.
+        paid: whether the request may be billed although no answer came.
+        crowded: the service has too many requests: all of them should wait.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        after: float | None = None,
+        paid: bool = False,
+        crowded: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.after = after
+        self.paid = paid
+        self.crowded = crowded
+
+
+class Refused(MvspecError):
+    """The service will not take a request.
+
+    Args:
+        all: whether it takes none at all: a wrong key, no such model, the day's quota used up.
+    """
+
+    def __init__(self, message: str, *, all: bool = False) -> None:
+        super().__init__(message)
+        self.all = all
+
+
+class Stopped(MvspecError):
+    """Nothing more is asked in this run: the budget is used up, or somebody stopped it."""

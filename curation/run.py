@@ -1,0 +1,211 @@
+"""A run: rows of the input through a task, resumed where an earlier run was stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+from mvspec.compiler.conversation import BadRecord
+from mvspec.compiler.rows import Row, Rows
+from mvspec.curation.caller import Caller
+from mvspec.curation.chain import Chain, ChainFields, read_chain
+from mvspec.curation.request import Refused, Stopped, Unanswered
+from mvspec.curation.site import Ask
+from mvspec.curation.store import Store
+from mvspec.records import PATIENCE, InputError
+
+__all__ = ["Tally", "Task", "Unfinished", "check_rows", "run_task"]
+
+
+class Task(Protocol):
+    """What is done with every chain.
+
+    Attributes:
+        reasoning: whether it needs a chain, or a question alone.
+        fingerprint: everything but the chain that decides the outcome.
+    """
+
+    @property
+    def reasoning(self) -> bool: ...
+    @property
+    def fingerprint(self) -> dict[str, Any]: ...
+    async def work(self, chain: Chain, ask: Ask) -> dict[str, Any]:
+        """Return the outcome as JSON: `code` ("" for success), `reason`, `history` and more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A record that this run could not decide; the next one tries again."""
+
+    record: str
+    place: str
+    reason: str
+
+
+@dataclass
+class Tally:
+    """What a run has come to so far.
+
+    Args:
+        records: read; `resumed` of them were decided by an earlier run.
+        accepted: with a document.
+        quarantined: by the check that they did not pass.
+        unfinished: not decided.
+        share: of the input's cost that is done.
+    """
+
+    records: int = 0
+    resumed: int = 0
+    accepted: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    unfinished: list[Unfinished] = field(default_factory=list)
+    share: float = 0.0
+
+    @property
+    def decided(self) -> int:
+        """Records with a verdict."""
+        return self.accepted + self.quarantined.total()
+
+    def add(self, outcome: dict[str, Any]) -> None:
+        """Count a verdict."""
+        if outcome["code"]:
+            self.quarantined[outcome["code"]] += 1
+        else:
+            self.accepted += 1
+
+
+def check_rows(rows: Rows, fields: ChainFields, task: Task) -> None:
+    """Refuse an input that has no record, or whose first rows all lack a field.
+
+    Raises:
+        InputError: it has none.
+    """
+    first: BadRecord | None = None
+    rows_read = list(islice(rows.read(), PATIENCE))
+    if not rows_read:
+        raise InputError("the input has no record")
+    for row in rows_read:
+        try:
+            read_chain(row, fields, reasoning=task.reasoning)
+        except BadRecord as error:
+            if error.entry["code"] != "missing-field":
+                return
+            first = first or error
+        else:
+            return
+    if first is not None:
+        raise InputError(
+            f"{first.entry['place']}: {first.entry['reason']}; name the fields with --field, "
+            "--question-field and --answer-field"
+        )
+
+
+async def run_task(
+    rows: Rows,
+    fields: ChainFields,
+    task: Task,
+    caller: Caller,
+    store: Store,
+    tally: Tally,
+    *,
+    concurrency: int,
+    limit: int | None = None,
+) -> None:
+    """Bring every record to a verdict, or as many as can be; all verdicts are in the store.
+
+    Args:
+        rows: the input.
+        fields: where rows keep what.
+        task: what is done.
+        caller: how the model is asked.
+        store: where verdicts go.
+        tally: filled as the run goes on.
+        concurrency: records worked on at once.
+        limit: the first so many records only.
+
+    Raises:
+        InputError: the store cannot be written.
+    """
+    stream = enumerate(islice(rows.read(), limit))
+    size = rows.size
+
+    async def worker(stream: Iterator[tuple[int, Row]]) -> None:
+        for number, row in stream:
+            if caller.abandoned:
+                return
+            tally.records += 1
+            await _one(number, row, fields, task, caller, store, tally)
+            if limit is not None:
+                tally.share += 1 / limit
+            elif size:
+                tally.share += row.cost / size
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(worker(stream))
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    await caller.landed()
+    if not caller.abandoned:
+        await store.forget_from(tally.records)
+
+
+async def _one(
+    number: int,
+    row: Row,
+    fields: ChainFields,
+    task: Task,
+    caller: Caller,
+    store: Store,
+    tally: Tally,
+) -> None:
+    try:
+        chain = read_chain(row, fields, reasoning=task.reasoning)
+    except BadRecord as error:
+        entry = error.entry
+        outcome = {
+            "record": entry["record"],
+            "place": entry["place"],
+            "code": entry["code"],
+            "reason": entry["reason"],
+            "history": [],
+        }
+        tally.add(outcome)
+        await store.finish(number, "", json.dumps(outcome))
+        return
+    key = _key(task, chain)
+    found = store.result(number, key)
+    if found is not None:
+        tally.resumed += 1
+        tally.add(json.loads(found))
+        return
+    try:
+        outcome = await task.work(chain, lambda request: caller.ask(request, number))
+    except (Stopped, Unanswered, Refused) as error:
+        await _undecided(number, chain, str(error), store, tally)
+    except (InputError, OSError):
+        raise
+    except Exception as error:  # one record must not end a night's run
+        reason = f"internal error, please report it: {type(error).__name__}: {error}"
+        await _undecided(number, chain, reason, store, tally)
+    else:
+        outcome = {"record": chain.name, "place": chain.place} | outcome
+        tally.add(outcome)
+        await store.finish(number, key, json.dumps(outcome))
+
+
+async def _undecided(number: int, chain: Chain, reason: str, store: Store, tally: Tally) -> None:
+    tally.unfinished.append(Unfinished(chain.name, chain.place, reason))
+    await store.forget(number)
+
+
+def _key(task: Task, chain: Chain) -> str:
+    made = json.dumps([task.fingerprint, chain.digest], sort_keys=True)
+    return hashlib.sha256(made.encode()).hexdigest()

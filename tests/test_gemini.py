@@ -1,0 +1,488 @@
+"""The real google-genai client against a local server that speaks Gemini's REST protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import logging
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gemini_server import Act, Body, GeminiServer, failure, generated, prompt_of, scripted
+
+from mvspec.curation import (
+    Answer,
+    Budget,
+    Caller,
+    Pace,
+    Price,
+    Provider,
+    Refused,
+    Request,
+    Stopped,
+    Store,
+    Unanswered,
+    Usage,
+)
+from mvspec.curation.answers import Steps, schema_text
+from mvspec.curation.gemini import Gemini
+from mvspec.records import InputError
+
+KEY = "test-key-that-nobody-may-see-4711"
+ASK = Request("parse", "gemini-x", "Say it.", "[1] One.", schema_text(Steps), max_tokens=64)
+
+
+@asynccontextmanager
+async def gemini(server: GeminiServer, timeout: float = 5.0) -> AsyncIterator[Gemini]:
+    made = Gemini(base_url=server.url, key=KEY, timeout=timeout)
+    try:
+        yield made
+    finally:
+        await made.aclose()
+
+
+def asked(script: Callable[[Body, int], Act], timeout: float = 5.0) -> Answer:
+    async def ask() -> Answer:
+        async with gemini(server, timeout) as provider:
+            return await provider.ask(ASK)
+
+    with GeminiServer(script) as server:
+        return asyncio.run(ask())
+
+
+def test_a_request_carries_everything_and_an_answer_comes_back() -> None:
+    async def ask() -> Answer:
+        async with gemini(server) as provider:
+            request = Request(
+                "parse", "gemini-x", "Say it.", "[1] One.", schema_text(Steps),
+                max_tokens=64, temperature=0.5, thinking=128, attempt=3,
+            )  # fmt: skip
+            return await provider.ask(request)
+
+    with GeminiServer() as server:
+        answer = asyncio.run(ask())
+    assert json.loads(answer.text)["steps"][0]["last"] == 1
+    assert answer.finish == "stop"
+    assert answer.version == "scripted-1"
+    assert answer.usage.prompt > 0
+    (body,) = server.bodies
+    assert prompt_of(body) == "[1] One."
+    assert body["systemInstruction"]["parts"] == [{"text": "Say it."}]
+    config = body["generationConfig"]
+    assert config["responseMimeType"] == "application/json"
+    assert config["responseJsonSchema"]["title"] == "Steps"
+    assert config["maxOutputTokens"] == 64
+    assert config["temperature"] == 0.5
+    assert config["seed"] == 3
+    assert config["thinkingConfig"] == {"thinking_budget": 128} or config["thinkingConfig"] == {
+        "thinkingBudget": 128
+    }
+    assert server.keys == {KEY}
+
+
+@pytest.mark.parametrize(
+    ("body", "finish", "reason"),
+    [
+        (generated('{"steps": [', "MAX_TOKENS"), "length", "MAX_TOKENS"),
+        (generated("", "SAFETY"), "blocked", "SAFETY"),
+        (generated("", "RECITATION"), "blocked", "RECITATION"),
+        (generated("x", "SOME_REASON_OF_TOMORROW"), "blocked", "SOME_REASON_OF_TOMORROW"),
+        (generated(""), "empty", "STOP"),
+        ({"promptFeedback": {"blockReason": "OTHER"}}, "blocked", "OTHER"),
+        ({"usageMetadata": {"promptTokenCount": 9}}, "empty", ""),
+        ({"candidates": [{"content": {"parts": [{"text": "x"}]}}]}, "length", ""),
+        (generated("half", "CONTINUATION"), "length", "CONTINUATION"),
+    ],
+)  # fmt: skip
+def test_answers_that_are_none_are_told_apart(body: Body, finish: str, reason: str) -> None:
+    answer = asked(lambda _, times: Act(body=body))
+    assert (answer.finish, answer.reason) == (finish, reason)
+
+
+def test_compressed_answers() -> None:
+    body = gzip.compress(json.dumps(generated("yes")).encode())
+    act = Act(body=body, headers={"Content-Encoding": "gzip"})
+    assert asked(lambda _, times: act).text == "yes"
+
+
+def test_thoughts_are_counted_and_not_part_of_the_text() -> None:
+    body = generated("yes", read=7, written=1, thoughts=30)
+    body["candidates"][0]["content"]["parts"].insert(0, {"text": "hm", "thought": True})
+    answer = asked(lambda _, times: Act(body=body))
+    assert answer.text == "yes"
+    assert answer.usage == Usage(prompt=7, output=1, thoughts=30)
+
+
+RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.3s"}
+
+
+@pytest.mark.parametrize(
+    ("act", "after", "paid", "crowded"),
+    [
+        (Act(429, failure(429, "RESOURCE_EXHAUSTED", "slow", RETRY_INFO)), 0.3, False, True),
+        (Act(429, failure(429, "X"), headers={"Retry-After": "7"}), 7.0, False, True),
+        (Act(429, failure(429, "X"), headers={"Retry-After": "Thu, 1 Jan"}), None, False, True),
+        (Act(503, failure(503, "UNAVAILABLE", "overloaded")), None, False, True),
+        (Act(500, failure(500, "INTERNAL")), None, True, False),
+        (Act(502, b"<html>bad gateway</html>"), None, True, False),
+        (Act(504, failure(504, "DEADLINE_EXCEEDED")), None, True, False),
+        (Act(drop="before"), None, True, False),
+        (Act(body=generated("x" * 5000), drop="half"), None, True, False),
+        (Act(body=b'{"candidates": ['), None, True, False),
+        (Act(body=b"\xff\xfe"), None, True, False),
+        (Act(body=b'{"candidates": 5}'), None, True, False),
+        (Act(seconds=3.0, body=generated("late")), None, True, False),
+    ],
+)
+def test_what_may_help_to_ask_again(
+    act: Act, after: float | None, paid: bool, crowded: bool
+) -> None:
+    with pytest.raises(Unanswered) as caught:
+        asked(lambda _, times: act, timeout=1.0)
+    error = caught.value
+    assert (error.after, error.paid, error.crowded) == (after, paid, crowded)
+
+
+def test_nothing_listens() -> None:
+    async def ask() -> Answer:
+        provider = Gemini(base_url="http://127.0.0.1:9", key=KEY, timeout=5)
+        return await provider.ask(ASK)
+
+    with pytest.raises(Unanswered, match="no connection") as caught:
+        asyncio.run(ask())
+    assert not caught.value.paid
+
+
+DAY = {
+    "@type": "type.googleapis.com/google.rpc.QuotaFailure",
+    "violations": [{"quotaId": "GenerateRequestsPerDayPerProjectPerModel-FreeTier"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("act", "everyone"),
+    [
+        (Act(400, failure(400, "INVALID_ARGUMENT", "too many tokens")), False),
+        (Act(400, failure(400, "X", f"bad key {KEY}", {"reason": "API_KEY_INVALID"})), True),
+        (Act(401, failure(401, "UNAUTHENTICATED")), True),
+        (Act(403, failure(403, "PERMISSION_DENIED")), True),
+        (Act(404, failure(404, "NOT_FOUND", "no such model")), True),
+        (Act(429, failure(429, "RESOURCE_EXHAUSTED", "", DAY)), True),
+    ],
+)
+def test_what_does_not_help_to_ask_again(act: Act, everyone: bool) -> None:
+    with pytest.raises(Refused) as caught:
+        asked(lambda _, times: act)
+    assert caught.value.all is everyone
+    assert KEY not in str(caught.value)
+
+
+def test_the_client_never_asks_again_by_itself() -> None:
+    for act in (Act(500, failure(500, "INTERNAL")), Act(drop="before")):
+        with GeminiServer(lambda _, times, act=act: act) as server:  # type: ignore[misc]
+
+            async def ask() -> None:
+                async with gemini(server) as provider:
+                    with pytest.raises(Unanswered):
+                        await provider.ask(ASK)
+
+            asyncio.run(ask())
+            assert server.seen.total() == 1
+
+
+def test_no_key_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="set GEMINI_API_KEY"):
+        Gemini()
+
+
+def test_the_key_is_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not in errors with all that they hold, not in any logger at any level, not in the store."""
+    caplog.set_level(logging.DEBUG)
+    echo = failure(500, "INTERNAL", f"header was {KEY}")
+
+    def script(body: Body, times: int) -> Act:
+        return Act(500, echo) if times == 0 else Act(body=generated(f"your key is {KEY[:-4]}"))
+
+    async def ask(caller: Caller) -> None:
+        await caller.ask(ASK)
+
+    with GeminiServer(script) as server:
+        run(server, tmp_path, ask)
+        with pytest.raises(Unanswered) as caught:
+            asked(lambda _, times: Act(500, echo))
+        assert KEY not in "".join(traceback.format_exception(caught.value))
+    assert KEY not in caplog.text
+    for file in tmp_path.iterdir():
+        assert KEY.encode() not in file.read_bytes()
+
+
+# Asking through the store, the budget and the pace
+
+
+def run(
+    server: GeminiServer,
+    folder: Path,
+    work: Callable[[Caller], Any],
+    *,
+    limit: float | None = None,
+    price: Price = Price(),  # noqa: B008
+    timeout: float = 5.0,
+    provider: Provider | None = None,
+    **options: Any,
+) -> Caller:
+    async def all() -> Caller:
+        store = Store(folder / "answers.sqlite")
+        async with gemini(server, timeout) as made:
+            caller = Caller(
+                provider or made, store, budget=Budget(limit, *store.spent()), price=price,
+                first_wait=0.01, longest_wait=0.05, **options,
+            )  # fmt: skip
+            await work(caller)
+            await caller.landed()
+        store.close()
+        return caller
+
+    return asyncio.run(all())
+
+
+def numbered(count: int) -> list[Request]:
+    return [Request("p", "m", "s", f"[1] Number {n}.", max_tokens=100) for n in range(count)]
+
+
+def test_troubles_pass_and_are_counted(tmp_path: Path) -> None:
+    troubles = [
+        Act(429, failure(429, "X", "", RETRY_INFO)),
+        Act(500, failure(500, "X")),
+        Act(503, failure(503, "X")),
+        Act(drop="before"),
+        Act(body=generated("yes" * 1000), drop="half"),
+        Act(body=b"{"),
+        Act(body=generated("late"), seconds=2.0),
+    ]
+
+    def script(body: Body, times: int) -> Act:
+        return troubles[times] if times < len(troubles) else Act(body=generated("yes"))
+
+    async def ask(caller: Caller) -> None:
+        assert (await caller.ask(ASK)).text == "yes"
+
+    with GeminiServer(script) as server:
+        start = time.monotonic()
+        caller = run(server, tmp_path, ask, timeout=0.5, retries=8)
+        assert time.monotonic() - start > 0.3  # RetryInfo was heeded
+        assert server.seen.total() == len(troubles) + 1
+    assert caller.traffic.calls == len(troubles) + 1
+    assert caller.traffic.failures.total() == len(troubles)
+    assert caller.traffic.answered == 1
+
+
+def test_one_answer_is_paid_once(tmp_path: Path) -> None:
+    async def ask(caller: Caller) -> None:
+        await asyncio.gather(*(caller.ask(ASK) for _ in range(20)))
+
+    with GeminiServer() as server:
+        run(server, tmp_path, ask)
+        caller = run(server, tmp_path, ask)
+        assert server.seen.total() == 1
+    assert caller.traffic.calls == 0
+    assert caller.traffic.stored == 20
+
+
+def test_retries_are_bounded(tmp_path: Path) -> None:
+    async def ask(caller: Caller) -> None:
+        with pytest.raises(Unanswered, match="HTTP 503"):
+            await caller.ask(ASK)
+
+    with GeminiServer(lambda _, times: Act(503, failure(503, "X"))) as server:
+        run(server, tmp_path, ask, retries=3)
+        assert server.seen.total() == 4
+
+
+def test_a_wrong_key_stops_everything_at_once(tmp_path: Path) -> None:
+    async def ask(caller: Caller) -> None:
+        results = await asyncio.gather(*map(caller.ask, numbered(50)), return_exceptions=True)
+        assert all(isinstance(each, Refused | Stopped) for each in results)
+
+    with GeminiServer(lambda _, times: Act(403, failure(403, "X", "no"))) as server:
+        caller = run(server, tmp_path, ask, concurrency=4)
+        assert server.seen.total() <= 4
+    assert caller.stopped
+
+
+def test_requests_that_are_all_refused_stop_the_run(tmp_path: Path) -> None:
+    async def ask(caller: Caller) -> None:
+        await asyncio.gather(*map(caller.ask, numbered(50)), return_exceptions=True)
+
+    with GeminiServer(lambda _, times: Act(400, failure(400, "X", "schema?"))) as server:
+        caller = run(server, tmp_path, ask, concurrency=1)
+        assert server.seen.total() == 10
+    assert "schema?" in str(caller.stopped)
+
+
+PRICE = Price(read=1.0, written=1000.0)
+"""A request of `numbered` may cost 0.1 dollars and a little; an answer costs a tenth of that."""
+
+
+def test_the_budget_is_a_hard_stop(tmp_path: Path) -> None:
+    """Never do requests that are on their way, with what is spent, pass the limit."""
+    costs: list[float] = []
+
+    def script(body: Body, times: int) -> Act:
+        on_way = server.in_flight + 1
+        spent = sum(server.answered.values()) * 0.0101
+        costs.append(spent + on_way * 0.1)
+        return Act(body=generated("yes", read=100, written=10), seconds=0.01)
+
+    async def ask(caller: Caller) -> None:
+        results = await asyncio.gather(*map(caller.ask, numbered(200)), return_exceptions=True)
+        stops = [each for each in results if isinstance(each, Stopped)]
+        assert 0 < len(stops) < 200
+        assert "the budget of $1.0000 is used up" in str(stops[0])
+
+    with GeminiServer(script) as server:
+        caller = run(server, tmp_path, ask, limit=1.0, price=PRICE, concurrency=64)
+        assert max(costs) <= 1.0 + 0.0101 * 10 + 0.001
+        assert server.most_in_flight <= 9
+        spent = caller.budget.spent / 1e12
+        assert 0.85 < spent <= 1.0
+        answered = server.answered.total()
+        # A new run has the same money, not the same again.
+        caller = run(server, tmp_path, ask_nothing, limit=1.0, price=PRICE)
+        assert caller.budget.spent / 1e12 == spent
+        assert server.answered.total() == answered
+
+
+async def ask_nothing(caller: Caller) -> None:
+    pass
+
+
+def test_what_may_have_been_billed_counts_against_the_budget(tmp_path: Path) -> None:
+    async def ask(caller: Caller) -> None:
+        results = await asyncio.gather(*map(caller.ask, numbered(50)), return_exceptions=True)
+        assert all(isinstance(each, Stopped | Unanswered) for each in results)
+
+    with GeminiServer(lambda _, times: Act(500, failure(500, "X"))) as server:
+        caller = run(server, tmp_path, ask, limit=1.0, price=PRICE, retries=2)
+        assert server.seen.total() == 9
+        assert caller.budget.spent == 0
+        assert 0.9 < caller.budget.doubtful / 1e12 <= 1.0
+        caller = run(server, tmp_path, ask, limit=1.0, price=PRICE)
+        assert server.seen.total() == 9
+    with GeminiServer(lambda _, times: Act(429, failure(429, "X"))) as server:
+        other = tmp_path / "other"
+        other.mkdir()
+        caller = run(server, other, ask, limit=1.0, price=PRICE, retries=1, concurrency=50)
+        assert caller.budget.doubtful == 0  # a 429 is billed by nobody
+        assert server.seen.total() == 100
+
+
+def test_an_answer_without_token_counts_is_as_dear_as_it_can_be(tmp_path: Path) -> None:
+    async def ask(caller: Caller) -> None:
+        await caller.ask(numbered(1)[0])
+
+    body = generated("yes")
+    del body["usageMetadata"]
+    with GeminiServer(lambda _, times: Act(body=body)) as server:
+        caller = run(server, tmp_path, ask, price=PRICE)
+    assert 0.1 < caller.budget.spent / 1e12 < 0.11
+
+
+def test_prices() -> None:
+    assert Price.parse("0.30,2.50").of(Usage(10**6, 10**6, 10**6)) == 53 * 10**11
+    for text in ("1", "1,2,3", "a,b", "-1,2", "nan,1"):
+        with pytest.raises(InputError, match="--price"):
+            Price.parse(text)
+
+
+def test_no_minute_has_more_than_the_limits() -> None:
+    now = 0.0
+    sent: list[tuple[float, int]] = []
+
+    async def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    async def go() -> None:
+        pace = Pace(60, 1000, clock=lambda: now, sleep=sleep)
+        for number in range(500):
+            tokens = 10 + number % 40
+            await pace.wait(tokens)
+            sent.append((now, tokens))
+            if number == 200:
+                pace.pause(30)
+        await pace.wait(5000)  # more than a minute may have: it goes alone
+
+    asyncio.run(go())
+    for index, (start, _) in enumerate(sent):
+        window = [tokens for at, tokens in sent[index:] if at < start + 60]
+        assert len(window) <= 60
+        assert sum(window) <= 1000
+    assert sent[201][0] - sent[200][0] >= 30
+    assert now < 500 * 30 / 1000 * 60 + 200
+
+
+def test_a_429_lets_all_others_wait(tmp_path: Path) -> None:
+    times_seen: list[float] = []
+
+    def script(body: Body, times: int) -> Act:
+        times_seen.append(time.monotonic())
+        if len(times_seen) == 1:
+            return Act(429, failure(429, "X", "", RETRY_INFO | {"retryDelay": "0.5s"}))
+        return scripted(body, times)
+
+    async def ask(caller: Caller) -> None:
+        await asyncio.gather(*map(caller.ask, numbered(5)))
+
+    with GeminiServer(script) as server:
+        run(server, tmp_path, ask, concurrency=1)
+    assert times_seen[1] - times_seen[0] >= 0.5
+
+
+def test_stopping_waits_for_what_is_on_its_way(tmp_path: Path) -> None:
+    async def ask(caller: Caller) -> None:
+        tasks = [asyncio.create_task(caller.ask(each)) for each in numbered(10)]
+        await asyncio.sleep(0.3)
+        caller.stop("enough")
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(each, Answer) for each in results) == 4
+        assert sum(isinstance(each, Stopped) for each in results) == 6
+
+    def slow(body: Body, times: int) -> Act:
+        return Act(body=generated("yes"), seconds=0.8)
+
+    with GeminiServer(slow) as server:
+        caller = run(server, tmp_path, ask, concurrency=4)
+    assert caller.traffic.answered == 4
+
+
+def test_stopping_does_not_wait_for_a_pause(tmp_path: Path) -> None:
+    async def ask(caller: Caller) -> None:
+        task = asyncio.create_task(caller.ask(ASK))
+        await asyncio.sleep(0.3)
+        caller.stop("enough")
+        start = time.monotonic()
+        with pytest.raises(Stopped):
+            await task
+        assert time.monotonic() - start < 1
+
+    hour = RETRY_INFO | {"retryDelay": "3600s"}
+    with GeminiServer(lambda _, times: Act(429, failure(429, "X", "", hour))) as server:
+        run(server, tmp_path, ask)
+
+
+def test_counting_tokens_is_asked_of_the_service() -> None:
+    async def count() -> int:
+        async with gemini(server) as provider:
+            return await provider.count(ASK)
+
+    with GeminiServer() as server:
+        assert asyncio.run(count()) > 5
+        assert server.counted == 1
