@@ -53,6 +53,8 @@ class Families:
         self._moved = time.monotonic()
         self.starving = False
         """Whether strands wait for memory, so that nobody else may take it."""
+        self.holding = False
+        """Whether families wait for memory to come back, likewise."""
 
     def __bool__(self) -> bool:
         return bool(self._families)
@@ -165,17 +167,22 @@ class Families:
             answer.abort(f"a fault of mvspec: {type(error).__name__}: {error}")
 
     def _come_back(self) -> None:
-        """Let a family that was swapped out start again once there is room for all of it."""
-        running = [f for f in self._families.values() if not f.swapped]
-        for family in self._families.values():
-            if not family.swapped:
-                continue
-            needed = sum(1 for _ in family.run.root.tokens())
-            if running and self.adapter.room() < 2 * needed + 64:
-                return
-            self.adapter.queue.append(family.start())
-            self.counters.rebuilt += 1
-            running.append(family)
+        """Let a family that was swapped out start again once there is room for all of it.
+
+        The oldest comes first, ahead of the server's queue; until then nobody new comes in.
+        """
+        swapped = [family for family in self._families.values() if family.swapped]
+        self.holding = bool(swapped)
+        if not swapped:
+            return
+        family = swapped[0]
+        here = any(not f.swapped and not f.waits_for_prefill for f in self._families.values())
+        needed = sum(1 for _ in family.run.root.tokens()) + 64
+        if (here or self.adapter.busy()) and self.adapter.room() < needed:
+            return
+        self.adapter.queue.insert(0, family.start())
+        self.counters.rebuilt += 1
+        self.holding = False
 
     def state(self) -> dict[str, Any]:
         """Return the sums, and what each request waits for."""

@@ -218,7 +218,7 @@ class Plugin:
         families = self.families
         if families:
             batch = families.extend(running_batch)
-            if batch is not None or families.starving:
+            if batch is not None or families.starving or families.holding:
                 return families.adapter.plan(batch, running_batch)
             running_batch.batch_is_full = False  # families give memory back at any time
         return original(scheduler, running_batch)
