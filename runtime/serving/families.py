@@ -320,6 +320,7 @@ class Families:
                     strand.landed()
                 continue
             try:
+                family.take_cached()
                 landed = [(strand, strand.landed()) for strand in each]
                 read = [(s.live, *found) for s, found in landed if found is not None]
                 if read:

@@ -88,6 +88,12 @@ class Family:
         self._seen.update(token.column for token in tokens)
         return len(self._seen) - before
 
+    def take_cached(self) -> None:
+        """Tell the client how much of its prompt was found in the cache."""
+        if self.waits_for_prefill and not self.run.ends:
+            for name in ("cached_tokens", "cached_tokens_device", "cached_tokens_host"):
+                setattr(self.face, name, getattr(self.root.req, name))
+
     @property
     def waits_for_prefill(self) -> bool:
         """Whether the server's own prefill of its root has not ended."""

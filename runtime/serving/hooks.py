@@ -51,6 +51,7 @@ class Hook:
 
 
 HOOKS = {
+    "begin": Hook(f"{_SCHEDULER}.run_event_loop", ()),
     "admit": Hook(f"{_SCHEDULER}.handle_generate_request", ("recv_req",)),
     "schedule": Hook(f"{_SCHEDULER}.get_next_batch_to_run", ("running_batch", "last_batch")),
     "prefill": Hook(f"{_SCHEDULER}.get_new_batch_prefill", ("running_batch",)),

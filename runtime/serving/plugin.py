@@ -50,6 +50,7 @@ def register() -> None:
         hooks.hook("chat", front.chat, "around")
         hooks.hook("prompt", front.prompt, "before")
     for name, kind in (
+        ("begin", "before"),
         ("admit", "around"),
         ("schedule", "before"),
         ("prefill", "around"),
@@ -116,6 +117,10 @@ class Plugin:
     def _grammar(self, strand: Strand) -> Any:
         assert self.families is not None
         return sglang.grammar_of(strand, self.families.given)
+
+    def begin(self, scheduler: Any, *args: Any, **kw: Any) -> None:
+        """Refuse a server that cannot fork before it answers anybody."""
+        self._ready(scheduler)
 
     # Arrival
 
