@@ -186,12 +186,13 @@ async def _run(engine: Any, requests: list[Request], logprob: bool) -> dict[str,
             return await engine.async_generate(
                 input_ids=ids, sampling_params=params, return_logprob=logprob
             )
-        out: Any = None
+        last: Any = None
         async for out in await engine.async_generate(
             input_ids=ids, sampling_params=params, return_logprob=logprob, stream=True
         ):
             times.append(time.perf_counter() - start)
-        return out
+            last = out
+        return last
 
     async def rest() -> Any:
         return await engine.async_generate(
@@ -263,14 +264,10 @@ def speed(served: Served, draws: Draws, report: Report, args: argparse.Namespace
             for degree in args.degrees:
                 before, each, after = shapes[degree]
                 paths = SHAPES[degree]
-                found = served.run(
-                    [draws.blocks(before, paths, each, after) for _ in range(batch)]
-                )
+                found = served.run([draws.blocks(before, paths, each, after) for _ in range(batch)])
                 ours[degree].append(found["seconds"])
                 traces[degree] = trace_of(found["outs"][-1])
-                found = served.run(
-                    [draws.plain(before + each) for _ in range(batch * paths)]
-                )
+                found = served.run([draws.plain(before + each) for _ in range(batch * paths)])
                 wide[degree].append(steps_cost(found["times"], before, each))
         seconds = statistics.median(each["seconds"] for each in plain)
         prefill = statistics.median(each["times"][0] for each in plain)
@@ -293,8 +290,8 @@ def speed(served: Served, draws: Draws, report: Report, args: argparse.Namespace
                 "speed steps", batch=batch, P=round(real, 2), shape=shapes[degree],
                 ours=ours[degree], plain=[each["seconds"] for each in plain],
                 forwards=len(trace["rows"]), trace_s=trace["seconds"], first_s=trace["ends"][0],
-                one_ms=1e3 * float(np.median(ends[5 : max(before - 5, 6)])),
-                many_ms=1e3 * float(np.median(ends[before + 5 : max(before + each - 10, before + 6)])),
+                one_ms=1e3 * float(np.median(ends[2 : max(before - 3, 4)])),
+                many_ms=1e3 * float(np.median(ends[before + 5 : before + each - 10])),
                 plain_one_ms=1e3 * steps_cost(plain[0]["times"], 5, args.tokens),
                 plain_many_ms=1e3 * wide[degree][-1] / each, ends=trace["ends"],
                 rows=trace["rows"],
@@ -324,10 +321,10 @@ def joins(served: Served, draws: Draws, report: Report, args: argparse.Namespace
 def plugin(on: Served, off: Served, draws: Draws, report: Report, args: argparse.Namespace) -> None:
     """Measure plain requests with the plugin and without, in turns."""
     for batch in args.batches:
-        tokens = 512 if batch < 100 else 256
+        tokens = 256
         requests = [draws.plain(tokens) for _ in range(batch)]
         sides: tuple[list[float], list[float]] = ([], [])
-        for _ in range(2 * args.repeats):
+        for _ in range(2 * args.repeats + 2):
             for served, found in zip((on, off), sides, strict=True):
                 found.append(served.run(requests)["seconds"])
         with_, without = (statistics.median(found[1:]) for found in sides)
