@@ -5,6 +5,7 @@ SGLang loads it in every one of its processes (entry-point group `sglang.srt.plu
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -108,6 +109,10 @@ class Plugin:
             self._tags = frozenset(vocabulary.tag_ids.values())
             if labels := adapter.labels:
                 self.exposition = Exposition(self.families.counters, labels)
+            # Threads are made of many small objects, and a full collection that they cause would
+            # walk through all of the server's modules each time: half a second without a step.
+            gc.collect()
+            gc.freeze()
         except MvspecError as error:
             self.reason = str(error)
             _refuse(error)
