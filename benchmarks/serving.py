@@ -292,7 +292,7 @@ def speed(served: Served, draws: Draws, report: Report, args: argparse.Namespace
                 forwards=len(trace["rows"]), trace_s=trace["seconds"], first_s=trace["ends"][0],
                 one_ms=1e3 * float(np.median(ends[2 : max(before - 3, 4)])),
                 many_ms=1e3 * float(np.median(ends[before + 5 : before + each - 10])),
-                plain_one_ms=1e3 * steps_cost(plain[0]["times"], 5, args.tokens),
+                plain_one_ms=1e3 * steps_cost(plain[0]["times"], 0, args.tokens) / args.tokens,
                 plain_many_ms=1e3 * wide[degree][-1] / each, ends=trace["ends"],
                 rows=trace["rows"],
             )  # fmt: skip

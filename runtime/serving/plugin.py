@@ -287,7 +287,7 @@ class Plugin:
         if given:  # what it writes is known: nothing is to be drawn
             at, forced = upload(np.array(given).T, ids.device)
             ids.scatter_(0, at, forced.to(ids.dtype))
-        if raw is not None and forward.return_logprob:
+        if raw is not None and index is not None and forward.return_logprob:
             sglang.put_logprobs(logits, [row for row, _ in drawing], index, raw, ids)
         return ids
 
