@@ -6,7 +6,8 @@ So its state is small and its transitions are a table, shared by reading, genera
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
+from operator import attrgetter
 
 from mvspec.errors import VerifyError
 from mvspec.ir import TAG
@@ -66,7 +67,7 @@ class Thread:
 
     def copy(self) -> Thread:
         """Return a copy whose changes do not show here."""
-        return replace(self)
+        return Thread(*_values(self))
 
     def state(self) -> tuple[object, ...]:
         """What decides how the thread may go on and what closing it costs."""
@@ -237,3 +238,7 @@ class Thread:
             f"thread {self.id}, position {self.position}",
             f"{found} may not come here: expected {expected}",
         )
+
+
+_values = attrgetter(*(field.name for field in fields(Thread)))
+"""All fields of a thread: a copy is made for every token, and `replace` takes ten times as long."""

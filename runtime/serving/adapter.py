@@ -106,17 +106,17 @@ def without_strands(info: Any) -> Iterator[None]:
         info.grammars = before
 
 
-def put_logprobs(logits: Any, rows: Sequence[int], raw: Tensor, ids: Tensor) -> None:
+def put_logprobs(logits: Any, rows: Sequence[int], index: Tensor, raw: Tensor, ids: Tensor) -> None:
     """Replace the logprobs of rows by those under the model itself.
 
     Args:
         logits: what SGLang answers with.
+        index: the same rows, on the device.
         raw: float [rows, vocabulary]: the model's own logits.
         ids: what was sampled for the whole batch.
     """
     if logits.next_token_logprobs is None:
         return
-    index = torch.tensor(rows, device=raw.device)
     logprobs = torch.log_softmax(raw, dim=-1)
     chosen = logprobs.gather(1, ids[index].to(torch.int64)[:, None])[:, 0]
     logits.next_token_logprobs[index] = chosen.to(logits.next_token_logprobs.dtype)

@@ -15,11 +15,17 @@ from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.sampling import draw
 from mvspec.runtime.serving.strand import Strand
 
-__all__ = ["Masks"]
+__all__ = ["Masks", "upload"]
 
 _KEPT = 256
 
 Rows = Sequence[tuple[int, Strand]]
+
+
+def upload(values: Sequence[int] | NDArray[Any], device: torch.device) -> Tensor:
+    """Return numbers as a tensor on a device, without waiting for what the device does."""
+    made = torch.from_numpy(np.asarray(values))
+    return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
 
 
 class Masks:
@@ -33,7 +39,9 @@ class Masks:
     def __init__(self, lexicon: Lexicon, size: int) -> None:
         self.lexicon = lexicon
         self.size = size
-        self._kept: OrderedDict[int, tuple[Any, NDArray[np.int32]]] = OrderedDict()
+        self._kept: OrderedDict[int, tuple[Any, int]] = OrderedDict()
+        self._table: Tensor | None = None
+        """int32 [1 + _KEPT, size / 32], packed, on the server's device; the first allows all."""
 
     def apply(self, scores: Tensor, rows: Rows) -> list[Strand]:
         """Change the logits of strands: penalties for what they see, -inf for what may not come.
@@ -47,22 +55,32 @@ class Masks:
         """
         from xgrammar import apply_token_bitmask_inplace
 
-        words = np.full((len(scores), -(-self.size // 32)), -1, dtype=np.int32)
-        masked, stuck = False, []
+        if self._table is None:
+            shape = 1 + _KEPT, -(-self.size // 32)
+            self._table = torch.full(shape, -1, dtype=torch.int32, device=scores.device)
+        slots = [0] * len(scores)
+        once: list[NDArray[np.int32]] = []
+        stuck: list[Strand] = []
+        used: set[int] = set()
         for row, strand in rows:
-            self._penalise(scores[row], strand)
-            bits = self._bits(strand)
-            if bits is None:
+            self._penalise(scores, row, strand)
+            allowed, again = self._allowed(strand)
+            if allowed is None:
                 continue
-            if not bits.any():
-                stuck.append(strand)
-                continue
-            words[row] = bits
-            masked = True
-        if masked:
-            packed = torch.from_numpy(words)
-            if scores.device.type != "cpu":
-                packed = packed.pin_memory().to(scores.device, non_blocking=True)
+            slot = self._slot(allowed, used) if again else 0
+            if not slot:
+                bits = self._pack(np.asarray(allowed))
+                if not bits.any():
+                    stuck.append(strand)
+                    continue
+                once.append(bits)
+                slot = _KEPT + len(once)
+            slots[row] = slot
+        if any(slots):
+            table = self._table
+            if once:
+                table = torch.cat([table, upload(np.stack(once), scores.device)])
+            packed = table.index_select(0, upload(slots, scores.device))
             apply_token_bitmask_inplace(scores, packed, vocab_size=self.size)
         return stuck
 
@@ -89,41 +107,47 @@ class Masks:
         family = strand.family
         return family.seeded and not family.run.options.sampling.greedy
 
-    def _penalise(self, row: Tensor, strand: Strand) -> None:
+    def _penalise(self, scores: Tensor, at: int, strand: Strand) -> None:
         penalty = strand.family.run.options.sampling.repetition_penalty
         if penalty == 1.0:
             return
-        seen = torch.tensor(sorted(set(strand.tokens)), device=row.device)
+        row = scores[at]
+        seen = upload(sorted(set(strand.tokens)), row.device)
         score = row[seen]
         row[seen] = torch.where(score > 0, score / penalty, score * penalty)
 
-    def _bits(self, strand: Strand) -> NDArray[np.int32] | None:
-        """Return the packed mask of a strand; None where anything may come."""
+    def _allowed(self, strand: Strand) -> tuple[Any, bool]:
+        """Return a strand's mask, None for anything, and whether the same object comes again."""
         run, live = strand.family.run, strand.live
-        if live.given:
-            only = np.zeros(self.size, dtype=np.bool_)
-            only[live.given[0]] = True
-            return self._pack(only)
         if live.adaptive and run.options.structure and not live.banned:
-            return self._remembered(self.lexicon.rules.allowed(live.machine, live.id))
-        allowed = run.allowed(live)
-        if allowed is None:
-            return None
-        if live.hole is not None and live.hole.constraint is None and not live.banned:
-            return self._remembered(allowed)  # one of few
-        return self._pack(allowed.numpy())
+            return self.lexicon.rules.allowed(live.machine, live.id), True
+        free = live.hole is not None and live.hole.constraint is None and not live.banned
+        return run.allowed(live), free
 
-    def _remembered(self, allowed: Any) -> NDArray[np.int32]:
-        """Pack a mask that comes again and again as the same object."""
+    def _slot(self, allowed: Any, used: set[int]) -> int:
+        """Return where the table holds a mask; 0 where it cannot.
+
+        Args:
+            used: what this step needs, which stays.
+        """
+        assert self._table is not None
         held = self._kept.get(id(allowed))
-        if held is None:
-            bits = self._pack(np.asarray(allowed))
-            self._kept[id(allowed)] = allowed, bits
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-            return bits
-        self._kept.move_to_end(id(allowed))
-        return held[1]
+        if held is not None:
+            self._kept.move_to_end(id(allowed))
+            used.add(held[1])
+            return held[1]
+        bits = self._pack(np.asarray(allowed))
+        slot = len(self._kept) + 1
+        if slot > _KEPT:
+            slot = next(iter(self._kept.values()))[1]
+        if slot in used or not bits.any():
+            return 0
+        if len(self._kept) == _KEPT:
+            self._kept.popitem(last=False)
+        self._kept[id(allowed)] = allowed, slot
+        self._table[slot] = upload(bits, self._table.device)
+        used.add(slot)
+        return slot
 
     def _pack(self, allowed: NDArray[np.bool_]) -> NDArray[np.int32]:
         bits = np.zeros(-(-self.size // 32) * 32, dtype=np.bool_)

@@ -5,6 +5,7 @@ SGLang loads it in every one of its processes (entry-point group `sglang.srt.plu
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -24,7 +25,7 @@ from mvspec.runtime.serving import hooks
 from mvspec.runtime.serving.exposition import Exposition
 from mvspec.runtime.serving.families import Families
 from mvspec.runtime.serving.front import Front
-from mvspec.runtime.serving.masks import Masks
+from mvspec.runtime.serving.masks import Masks, upload
 from mvspec.runtime.serving.native import native_limits, native_options, native_order
 from mvspec.runtime.serving.order import KEY, Order
 from mvspec.runtime.serving.strand import Strand
@@ -109,6 +110,10 @@ class Plugin:
             self._tags = frozenset(vocabulary.tag_ids.values())
             if labels := adapter.labels:
                 self.exposition = Exposition(self.families.counters, labels)
+            # Threads are made of many small objects, and a full collection that they cause would
+            # walk through all of the server's modules each time: half a second without a step.
+            gc.collect()
+            gc.freeze()
         except MvspecError as error:
             self.reason = str(error)
             _refuse(error)
@@ -271,20 +276,24 @@ class Plugin:
         rows = [] if not families else sglang.strand_rows(info.grammars)
         if not rows or families is None or self.masks is None:
             return original(runner, logits, forward, *args, **kw)
-        landing = [strand for _, strand in rows if not strand.family.adapter.is_chunk(strand.req)]
-        families.land(landing)
-        drawing = [(row, strand) for row, strand in rows if strand.drawing and strand in landing]
+        landing = [(row, s) for row, s in rows if not s.family.adapter.is_chunk(s.req)]
+        families.land([strand for _, strand in landing])
+        drawing = [(row, strand) for row, strand in landing if strand.drawing]
         scores: Tensor = logits.next_token_logits
-        index = [row for row, _ in drawing]
         measured = forward.return_logprob or any(self.masks.is_seeded(s) for _, s in drawing)
-        raw = scores[index].float() if drawing and measured else None
-        for strand in self.masks.apply(scores, drawing):
+        index = upload([row for row, _ in drawing], scores.device) if drawing else None
+        raw = scores[index].float() if index is not None and measured else None
+        given = [(row, strand.live.given[0]) for row, strand in drawing if strand.live.given]
+        for strand in self.masks.apply(scores, [r for r in drawing if not r[1].live.given]):
             families.stuck(strand)
         with sglang.without_strands(info):
             ids = original(runner, logits, forward, *args, **kw)
         self.masks.draw(raw, drawing, ids)
-        if raw is not None and forward.return_logprob:
-            sglang.put_logprobs(logits, index, raw, ids)
+        if given:  # what it writes is known: nothing is to be drawn
+            at, forced = upload(np.array(given).T, ids.device)
+            ids.scatter_(0, at, forced.to(ids.dtype))
+        if raw is not None and index is not None and forward.return_logprob:
+            sglang.put_logprobs(logits, [row for row, _ in drawing], index, raw, ids)
         return ids
 
     def processed(self, result: Any, scheduler: Any, *args: Any, **kw: Any) -> None:

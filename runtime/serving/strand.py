@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -90,8 +89,10 @@ class Strand:
     def pending(self) -> list[Token]:
         """Return the tokens that come next, up to a block or the end."""
         self._forget()
+        items = self.live.items
         found: list[Token] = []
-        for item in islice(self.live.items, len(self._read), None):
+        for at in range(len(self._read), len(items)):
+            item = items[at]
             if not isinstance(item, Token):
                 break
             found.append(item)
