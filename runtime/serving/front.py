@@ -17,7 +17,7 @@ from mvspec.errors import MvspecError, ParseError
 from mvspec.forms import parse
 from mvspec.ir import TAG, Document, Message
 from mvspec.runtime.options import Options
-from mvspec.runtime.serving.adapter import has_tags
+from mvspec.runtime.serving.marks import has_tags
 from mvspec.runtime.serving.order import KEY, Order
 
 __all__ = ["Front"]

@@ -20,8 +20,8 @@ from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.limits import Limits
 from mvspec.runtime.lexicon import Lexicon
-from mvspec.runtime.serving import adapter as sglang
-from mvspec.runtime.serving import hooks
+from mvspec.runtime.serving import hooks, marks
+from mvspec.runtime.serving.adapter import Adapter
 from mvspec.runtime.serving.exposition import Exposition
 from mvspec.runtime.serving.families import Families
 from mvspec.runtime.serving.front import Front
@@ -100,9 +100,9 @@ class Plugin:
             if missing := hooks.missing_hooks():
                 raise Unsupported(f"SGLang did not apply the hooks of {', '.join(missing)}")
             hooks.check_server(scheduler, native=self._native is not None)
-            adapter = sglang.Adapter(scheduler)
+            adapter = Adapter(scheduler)
             tokenizer = scheduler.tokenizer
-            vocabulary = Vocabulary.of(tokenizer, tagged=sglang.has_tags(tokenizer))
+            vocabulary = Vocabulary.of(tokenizer, tagged=marks.has_tags(tokenizer))
             ends = set(scheduler.model_config.hf_eos_token_id or ()) | {tokenizer.eos_token_id}
             lexicon = Lexicon(vocabulary, scheduler.model_config.vocab_size, ends - {None})
             self.families = Families(adapter, lexicon, self._grammar)
@@ -121,7 +121,7 @@ class Plugin:
 
     def _grammar(self, strand: Strand) -> Any:
         assert self.families is not None
-        return sglang.grammar_of(strand, self.families.given)
+        return marks.grammar_of(strand, self.families.given)
 
     def begin(self, scheduler: Any, *args: Any, **kw: Any) -> None:
         """Refuse a server that cannot fork before it answers anybody."""
@@ -190,7 +190,7 @@ class Plugin:
         if families is not None:
             families.counters.refused += status == 400
             families.counters.faults += status != 400
-        adapter = sglang.Adapter(scheduler) if families is None else families.adapter
+        adapter = Adapter(scheduler) if families is None else families.adapter
         if adapter.is_first:
             told = {"rid": face.rid, "finish": "refused", "reason": message[:200]}
             log.info("mvspec %s", json.dumps(told))
@@ -273,7 +273,7 @@ class Plugin:
     ) -> Any:
         """Hold threads to what may come, and measure what the model itself thinks of it."""
         families, info = self.families, forward.sampling_info
-        rows = [] if not families else sglang.strand_rows(info.grammars)
+        rows = [] if not families else marks.strand_rows(info.grammars)
         if not rows or families is None or self.masks is None:
             return original(runner, logits, forward, *args, **kw)
         landing = [(row, s) for row, s in rows if not s.family.adapter.is_chunk(s.req)]
@@ -286,14 +286,14 @@ class Plugin:
         given = [(row, strand.live.given[0]) for row, strand in drawing if strand.live.given]
         for strand in self.masks.apply(scores, [r for r in drawing if not r[1].live.given]):
             families.stuck(strand)
-        with sglang.without_strands(info):
+        with marks.without_strands(info):
             ids = original(runner, logits, forward, *args, **kw)
         self.masks.draw(raw, drawing, ids)
         if given:  # what it writes is known: nothing is to be drawn
             at, forced = upload(np.array(given).T, ids.device)
             ids.scatter_(0, at, forced.to(ids.dtype))
         if raw is not None and index is not None and forward.return_logprob:
-            sglang.put_logprobs(logits, [row for row, _ in drawing], index, raw, ids)
+            marks.put_logprobs(logits, [row for row, _ in drawing], index, raw, ids)
         return ids
 
     def processed(self, result: Any, scheduler: Any, *args: Any, **kw: Any) -> None:
@@ -307,12 +307,12 @@ class Plugin:
         """Keep threads from the clients: their families answer for them."""
         if not self.families:
             return None
-        shown = [req for req in reqs if not sglang.is_strand(req)]
+        shown = [req for req in reqs if not marks.is_strand(req)]
         return (streamer, shown, *args), kw
 
     def finish(self, original: Callable[..., Any], req: Any, *args: Any, **kw: Any) -> Any:
         """A thread ends when its run says so."""
-        if sglang.is_strand(req):
+        if marks.is_strand(req):
             return None
         return original(req, *args, **kw)
 

@@ -1,0 +1,197 @@
+"""Rows and slots of one scheduler of SGLang: what threads hold, come in by and give back.
+
+What differs between versions is answered once, by looking at what is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Memory"]
+
+
+class Memory:
+    """The rows and slots of one scheduler.
+
+    Args:
+        scheduler: whose hooks call the plugin.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
+
+        self.scheduler = scheduler
+        self.rows_on_kv = "kv_committed_len" in {field.name for field in fields(ReqKvInfo)}
+        """Whether the fields of a row are on `Req.kv` (0.5.20 and later) or on `Req`."""
+        self.ends_alone = hasattr(Req, "refresh_fill_ids")
+        """Whether a prefix is a length and read off the row (0.5.22 and later), or slots."""
+
+    @property
+    def pool(self) -> Any:
+        """The table of rows."""
+        return self.scheduler.req_to_token_pool
+
+    @property
+    def allocator(self) -> Any:
+        """The pool of keys and values."""
+        return self.scheduler.token_to_kv_pool_allocator
+
+    @property
+    def tree(self) -> Any:
+        """The cache of prefixes."""
+        return self.scheduler.tree_cache
+
+    @property
+    def ratio(self) -> float:
+        """SGLang's estimate of how much of their budgets requests use."""
+        found: float = self.scheduler.new_token_ratio_tracker.current
+        return found
+
+    def row(self, req: Any) -> Any:
+        """Return what carries a request's row: req_pool_idx, kv_committed_len and the like."""
+        return req.kv if self.rows_on_kv else req
+
+    # Rows and slots
+
+    def committed(self, req: Any) -> int:
+        """Return how many slots of a request's row are in use."""
+        found: int = self.row(req).kv_committed_len
+        return found
+
+    def leave(self, req: Any, keep: int) -> Tensor:
+        """Give a request's row back and return the slots that it held, int64 [keep].
+
+        What it holds past `keep` is free again.
+        """
+        req.skip_radix_cache_insert = True  # a result of it may still be on its way
+        row = self.row(req)
+        held: Tensor = self.pool.req_to_token[row.req_pool_idx, : self.committed(req)]
+        slots = held.to(torch.int64)
+        if len(slots) > keep:
+            self.allocator.free(slots[keep:])
+        self.pool.free(req)
+        if self.rows_on_kv:
+            req.kv.mark_kv_released()
+        else:
+            req.kv = None
+        return slots[:keep]
+
+    def publish(self, req: Any, length: int) -> int:
+        """Give the first tokens of a request to the prefix cache; return how many it owns now."""
+        if self.ends_alone:
+            from sglang.srt.mem_cache.common import checkpoint_kv_cache
+
+            if not self.tree.supports_prefix_sharing():
+                return 0
+            self._extend_range(req, 0, length)
+            checkpoint_kv_cache(req, self.tree)
+        else:
+            if self.tree.is_chunk_cache() or self.tree.disable:
+                return 0
+            self._extend_range(req, 0, length)
+            self.tree.cache_unfinished_req(req)
+        owned: int = self.row(req).cache_protected_len
+        return owned
+
+    def unlock(self, req: Any) -> None:
+        """Drop the lock that a request holds on its prefix in the cache."""
+        if self.ends_alone:
+            self.tree.unlock(req.lock)
+            req.lock = None
+        elif hasattr(self.tree, "unpin"):
+            self.tree.unpin(req)
+        elif req.last_node is not None:
+            self.tree.dec_lock_ref(req.last_node)
+
+    def release(self, req: Any) -> None:
+        """Give a request's row and slots back; the cache keeps its text for others."""
+        from sglang.srt.mem_cache.common import release_kv_cache
+
+        if self.ends_alone:
+            release_kv_cache(req, self.tree, checkpoint=True)
+        else:
+            release_kv_cache(req, self.tree)
+        req.skip_radix_cache_insert = True  # a result of it may still be on its way
+
+    def free(self, slots: Tensor) -> None:
+        """Give slots back."""
+        if len(slots):
+            self.allocator.free(slots)
+
+    def room(self) -> int:
+        """Return how many slots can be had, what the prefix cache would give up included."""
+        found: int = self.allocator.available_size() + self.tree.evictable_size()
+        return found
+
+    def free_rows(self) -> int:
+        """Return how many rows can be had."""
+        found: int = self.pool.available_size()
+        return found
+
+    def retract(self, batch: Any, index: int, left: int, arguments: Sequence[Any]) -> Any:
+        """Give up the keys and values of a plain request; the server runs it again later."""
+        req = batch.reqs[index]
+        batch.release_req(index, left, *arguments)
+        return req
+
+    # Forwards
+
+    def extend(self, entries: Sequence[tuple[Any, Tensor]]) -> Any:
+        """Return a batch that reads new tokens of threads behind their prefixes.
+
+        Args:
+            entries: a request each, and the slots of its prefix, int64.
+        """
+        from sglang.srt.managers.schedule_batch import ScheduleBatch
+        from sglang.srt.managers.scheduler_components.metrics_reporter import PrefillStats
+        from sglang.srt.observability.metrics_collector import QueueCount
+
+        scheduler = self.scheduler
+        reqs = [req for req, _ in entries]
+        for req, prefix in entries:
+            req.skip_radix_cache_insert = True
+            row = self.row(req)
+            row.kv_committed_len = 0
+            self._extend_range(req, len(prefix), len(req.origin_input_ids))
+            row.cache_protected_len = len(prefix)
+            if not self.ends_alone:
+                req.prefix_indices = prefix
+            elif len(prefix):  # what is before it is read off its row
+                (row.req_pool_idx,) = self.pool.alloc_rows(1)
+                self.pool.write((row.req_pool_idx, slice(0, len(prefix))), prefix.to(torch.int32))
+                row.kv_allocated_len = len(prefix)
+        batch = ScheduleBatch.init_new(
+            reqs,
+            self.pool,
+            self.allocator,
+            self.tree,
+            scheduler.model_config,
+            scheduler.enable_overlap,
+            scheduler.spec_algorithm,
+        )
+        batch.prepare_for_extend()
+        batch.decoding_reqs = None
+        batch.prefill_stats = PrefillStats(
+            log_input_tokens=batch.extend_num_tokens,
+            log_hit_tokens=0,
+            new_token_ratio=self.ratio,
+            num_running_reqs=QueueCount.from_reqs(
+                scheduler.running_batch.reqs, scheduler.enable_priority_scheduling
+            ),
+            num_new_seqs=0,
+        )
+        return batch
+
+    def _extend_range(self, req: Any, start: int, end: int) -> None:
+        """Say which tokens a request's next extend reads."""
+        if self.ends_alone:
+            req.refresh_fill_ids()
+            req.prefix_len, req.extend_end = start, end
+        else:
+            req._refresh_fill_ids()
+            req.set_extend_range(start, end)
