@@ -33,4 +33,5 @@ def test_prompts_are_shared(server: Served, reference: Any) -> None:
         found: int = answer["meta_info"]["cached_tokens"]
         return found
 
-    assert cached() < len(ids) <= cached()
+    # The last token of a prompt is always read.
+    assert cached() < len(ids) - 1 <= cached()
