@@ -65,6 +65,14 @@ class Lexicon:
         """Return how many tokens a text takes."""
         return len(self.encode(text))
 
+    @cached_property
+    def known(self) -> Tensor | None:
+        """Ids that the tokenizer has: bool [size]; None for all, where logits are not padded."""
+        out = torch.zeros(self.size, dtype=torch.bool)
+        table = self.backend.get_vocab(with_added_tokens=True).values()
+        out[[id for id in table if id < self.size]] = True
+        return None if bool(out.all()) else out
+
     def starting(self, lead: str) -> Tensor:
         """Return what may stand in a free hole: bool [size].
 

@@ -120,6 +120,8 @@ class Request(Threads):
     def allowed(self, live: Live) -> Tensor | None:
         """Return what may be drawn for a thread: bool [at most vocabulary]; None for anything."""
         allowed = (self.interpreter if live.adaptive else self.filling).allowed(live)
+        if allowed is None:
+            allowed = self.lexicon.known
         if live.banned and allowed is not None:
             allowed = allowed.clone()
             allowed[live.banned] = False

@@ -122,7 +122,8 @@ class Masks:
         if live.adaptive and run.options.structure and not live.banned:
             return self.lexicon.rules.allowed(live.machine, live.id), True
         free = live.hole is not None and live.hole.constraint is None and not live.banned
-        return run.allowed(live), free
+        allowed = run.allowed(live)
+        return allowed, free or allowed is self.lexicon.known
 
     def _slot(self, allowed: Any, used: set[int]) -> int:
         """Return where the table holds a mask; 0 where it cannot.
