@@ -111,15 +111,21 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
-@pytest.mark.parametrize(("victim", "kills"), [("command", 20), ("everything", 8)])
+NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
+
+
+@pytest.mark.parametrize(
+    ("victim", "kills"), [("command", 20 if NIGHTLY else 4), ("everything", 8 if NIGHTLY else 2)]
+)
 def test_killed_at_random_moments(tmp_path: Path, victim: str, kills: int) -> None:
-    """200 records, many kills: nothing lost or repeated, and no answer is paid twice.
+    """Many records, many kills: nothing lost or repeated, and no answer is paid twice.
 
     A kill of the command leaves its child, which stores the answers that are on their way: the
     server sees no request twice that it has answered. Where the child is killed too, answers that
     had arrived within the last moment are asked for again, and no others.
     """
-    source = write_chains(tmp_path / "chains.jsonl", chains(200, seed=3))
+    records = 200 if NIGHTLY else 60
+    source = write_chains(tmp_path / "chains.jsonl", chains(records, seed=3))
     options = ("--concurrency", "8", "--price", "0.3,2.5")
     with server_process() as whole:
         curate(source, tmp_path / "whole", whole.url, *options)  # type: ignore[attr-defined]
@@ -146,21 +152,21 @@ def test_killed_at_random_moments(tmp_path: Path, victim: str, kills: int) -> No
                     break
                 kill(process)
                 done += 1
-        for _ in range(3):  # and at any other moment, as while files are written
+        for _ in range(3 if NIGHTLY else 1):  # and at any other moment, as while files are written
             with started(source, folder, url, *options) as process:
                 time.sleep(1 + 2 * draw.random())
                 if process.poll() is None:
                     kill(process)
         curate(source, folder, url, *options)
         found = journal(server)
-    assert done >= 0.75 * kills
+    assert done >= 0.5 * kills
     if victim == "command":
         assert found["repeated"] == 0
     else:
         assert found["repeated"] <= (done + 3) * 8
     assert found["distinct"] == once["distinct"]
     assert left(folder) == left(tmp_path / "whole")
-    assert len(lines(folder / "documents.jsonl")) == 200
+    assert len(lines(folder / "documents.jsonl")) == records
 
 
 def started(source: Path, folder: Path, url: str, *options: str) -> subprocess.Popen[bytes]:
