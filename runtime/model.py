@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import os
+import threading
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -19,6 +21,10 @@ from mvspec.runtime.graphs import Graphs
 from mvspec.runtime.store import Store, is_out_of_memory, sent
 
 __all__ = ["Model", "Part", "load"]
+
+
+_LOCKS: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
+"""For each model: several engines may hold it, and its attention is changed while one reads."""
 
 
 class Model:
@@ -46,6 +52,8 @@ class Model:
                 "such as Llama, Qwen2, Qwen3, Mistral or OLMo2"
             )
         self.model = model
+        self._own_attention: str | None = model.config._attn_implementation
+        self._lock = _LOCKS.setdefault(model, threading.Lock())
         self.name = os.path.basename(str(getattr(model.config, "_name_or_path", "") or name))
         text = model.config.get_text_config()
         self.context: int | None = getattr(text, "max_position_embeddings", None)
@@ -126,18 +134,20 @@ class Model:
     def _read(self, ids: Tensor, positions: Tensor, keep: Tensor | int, reader: Reader) -> Tensor:
         """Return logits [kept, vocabulary] of ids and positions [1, new]."""
         config = self.model.config
-        before = config._attn_implementation
-        config._attn_implementation = ATTENTION
-        try:
-            out = self.model(
-                input_ids=ids,
-                position_ids=positions,
-                logits_to_keep=keep,
-                use_cache=False,
-                reader=reader,
-            )
-        finally:
-            config._attn_implementation = before
+        with self._lock:
+            if config._attn_implementation != ATTENTION:  # else an interrupt has left it there
+                self._own_attention = config._attn_implementation
+            try:
+                config._attn_implementation = ATTENTION
+                out = self.model(
+                    input_ids=ids,
+                    position_ids=positions,
+                    logits_to_keep=keep,
+                    use_cache=False,
+                    reader=reader,
+                )
+            finally:
+                config._attn_implementation = self._own_attention
         logits: Tensor = out.logits[0]
         return logits
 
