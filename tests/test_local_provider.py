@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,8 @@ def test_the_steps_run_on_a_model_of_ones_own() -> None:
 def test_the_command_runs_on_a_model_of_ones_own(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer()
     tokenizer.save_pretrained(tmp_path / "MODEL")
-    tiny_model("Llama", len(tokenizer)).float().save_pretrained(tmp_path / "MODEL")
+    model = deepcopy(tiny_model("Llama", len(tokenizer)))  # others share it
+    model.float().save_pretrained(tmp_path / "MODEL")
     source = tmp_path / "chains.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in chains(2)), "utf-8")
     options = Curation(str(tmp_path / "MODEL"), attempts=0, max_tokens=64)

@@ -99,11 +99,10 @@ class Families:
         return req
 
     def abort(self, matches: Callable[[str], bool], message: str) -> None:
-        """End all requests whose name matches; those that SGLang has answered itself just go."""
-        for rid, family in list(self._families.items()):
-            if not matches(rid):
-                continue
-            family.aborted = message
+        """End all requests whose name matches, at their next step."""
+        for rid, family in self._families.items():
+            if matches(rid):
+                family.aborted = message
 
     def forget(self, family: Family) -> None:
         """Drop a request that was answered and that holds nothing."""
@@ -134,9 +133,10 @@ class Families:
 
     def _step(self, family: Family, queue: list[Any]) -> None:
         answer = self._answers[family.face.rid]
+        over = answer.over or bool(family.aborted)
+        if over and family.waits_for_prefill and not self._unqueue(family, queue):
+            return  # in a forward; it can go once that has ended
         if family.aborted and not answer.over:
-            if family.waits_for_prefill and not self._unqueue(family, queue):
-                return  # in a forward; it can go once that has ended
             answer.abort(family.aborted, asked=True)
         if answer.over:
             self._end(family)
