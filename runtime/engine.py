@@ -17,7 +17,7 @@ from mvspec.runtime.events import Event, Finished
 from mvspec.runtime.interrupt import Interrupted
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.model import Model, load
-from mvspec.runtime.options import Options
+from mvspec.runtime.options import Options, options_of_each
 from mvspec.runtime.request import Request
 from mvspec.runtime.result import Result, result_of
 from mvspec.runtime.sampling import is_whole
@@ -225,12 +225,7 @@ class TorchEngine(Scheduler):
             Interrupted: Ctrl-C; `traces` is what each had done so far.
             MvspecError: as `run`; none is run then, or all are dropped.
         """
-        each = [options] * len(documents) if not isinstance(options, Sequence) else options
-        if len(each) != len(documents):
-            raise VerifyError(
-                "options",
-                f"{len(each)} for {len(documents)} documents: give one for all, or one for each",
-            )
+        each = options_of_each(len(documents), options)
         requests: list[Request] = []
         try:
             for index, (document, option) in enumerate(zip(documents, each, strict=True)):

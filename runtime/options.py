@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mvspec.errors import VerifyError
 from mvspec.limits import Limits
 from mvspec.runtime.sampling import Sampling, check_fields, is_whole
 
-__all__ = ["Options"]
+__all__ = ["Options", "options_of_each"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +60,19 @@ class Options:
             *counts,
             *switches,
         )
+
+
+def options_of_each(
+    count: int, options: Options | Sequence[Options] | None
+) -> Sequence[Options | None]:
+    """Return the options of each of `count` documents, given one for all or one for each.
+
+    Raises:
+        VerifyError: there are not as many options as documents.
+    """
+    each = options if isinstance(options, Sequence) else [options] * count
+    if len(each) != count:
+        raise VerifyError(
+            "options", f"{len(each)} for {count} documents: give one for all, or one for each"
+        )
+    return each

@@ -17,7 +17,7 @@ from mvspec.errors import MvspecError, Unsupported, VerifyError
 from mvspec.runtime.engine import Runnable, plan_for
 from mvspec.runtime.events import Event, Finished
 from mvspec.runtime.interrupt import Interrupted
-from mvspec.runtime.options import Options
+from mvspec.runtime.options import Options, options_of_each
 from mvspec.runtime.result import Result
 from mvspec.runtime.serving.endpoint import Endpoint, HttpEndpoint, LocalEndpoint
 from mvspec.runtime.serving.job import Job
@@ -200,12 +200,7 @@ class SGLangEngine:
             Interrupted: Ctrl-C; `traces` is what each had done so far.
             MvspecError: as `run`; all are dropped then.
         """
-        each = [options] * len(documents) if not isinstance(options, Sequence) else options
-        if len(each) != len(documents):
-            raise VerifyError(
-                "options",
-                f"{len(each)} for {len(documents)} documents: give one for all, or one for each",
-            )
+        each = options_of_each(len(documents), options)
         pairs = zip(documents, each, strict=True)
         jobs = [self._job(doc, option, str(index)) for index, (doc, option) in enumerate(pairs)]
         self._send(jobs)

@@ -97,7 +97,7 @@ class Family:
     @property
     def waits_for_prefill(self) -> bool:
         """Whether the server's own prefill of its root has not ended."""
-        return self.anchor is None and self.root.req is not None and self.root._entering
+        return self.anchor is None and self.root.req is not None and self.root.entering
 
     @property
     def uncounted(self) -> int:
@@ -107,7 +107,7 @@ class Family:
     def release(self) -> None:
         """Give back all memory."""
         root = self.root
-        if self.anchor is None and root.req is not None and not root._paths:
+        if self.anchor is None and root.req is not None and not root.paths:
             # It never forked: its whole text is a prefix for others, as any answer is.
             self.gone.add(id(root.req))
             self.adapter.release(root.req)

@@ -91,6 +91,9 @@ def strand_rows(grammars: Any) -> list[tuple[int, Strand]]:
 def without_strands(info: Any) -> Iterator[None]:
     """Let SGLang mask only the requests whose grammar is its own."""
     before = info.grammars
+    if before is None:
+        yield
+        return
     own = [None if hasattr(grammar, "strand") else grammar for grammar in before]
     info.grammars = own if any(grammar is not None for grammar in own) else None
     try:

@@ -275,7 +275,8 @@ class Plugin:
         families, info = self.families, forward.sampling_info
         rows = [] if not families else marks.strand_rows(info.grammars)
         if not rows or families is None or self.masks is None:
-            return original(runner, logits, forward, *args, **kw)
+            with marks.without_strands(info):
+                return original(runner, logits, forward, *args, **kw)
         landing = [(row, s) for row, s in rows if not s.family.adapter.is_chunk(s.req)]
         families.land([strand for _, strand in landing])
         drawing = [(row, strand) for row, strand in landing if strand.drawing]
@@ -305,8 +306,8 @@ class Plugin:
 
     def stream(self, streamer: Any, reqs: Any, *args: Any, **kw: Any) -> Any:
         """Keep threads from the clients: their families answer for them."""
-        if not self.families:
-            return None
+        if self.families is None or not self.families.counters.requests:
+            return None  # results of threads come even after their family has gone
         shown = [req for req in reqs if not marks.is_strand(req)]
         return (streamer, shown, *args), kw
 

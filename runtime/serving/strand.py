@@ -58,8 +58,8 @@ class Strand:
         """What its extend reads."""
         self._read: list[int] = []
         """For each item of `live` that was read: a token's column, or that it is a block."""
-        self._paths: list[Strand] = []
-        self._entering = False
+        self.paths: list[Strand] = []
+        self.entering = False
         """Whether its extend has not been sampled yet."""
         self._given = False
         """Whether it was given a token that its next decode step reads."""
@@ -73,12 +73,12 @@ class Strand:
         flags = [
             name
             for name, there in (
-                ("entering", self._entering), ("drawing", self.drawing), ("given", self._given),
+                ("entering", self.entering), ("drawing", self.drawing), ("given", self._given),
                 ("ended", live.ended), ("wants", self.family.run.wants(live)),
             )
             if there
         ]  # fmt: skip
-        paths = f" [{', '.join(map(str, self._paths))}]" if self._paths else ""
+        paths = f" [{', '.join(map(str, self.paths))}]" if self.paths else ""
         return (
             f"%{live.number} {state}, {len(self._read)} of {len(live.items)} read, "
             f"{len(self.slots)} slots {' '.join(flags)}{paths}"
@@ -130,7 +130,7 @@ class Strand:
             ids, first = [token.id], token.position
         self.shift = len(self.slots) - first
         self.req = self.family.request(self, self.tokens + array("q", ids))
-        self._entering = True
+        self.entering = True
         return self.req, self.slots
 
     def _before(self) -> Token:
@@ -154,12 +154,12 @@ class Strand:
             self.family.anchor = req
             self.start = adapter.publish(req, len(self.tokens))
         self.slots = adapter.leave(req, len(self.tokens))
-        self.drawing = self._entering = self._given = False
+        self.drawing = self.entering = self._given = False
         self.feeding = []
 
     def _stays(self) -> bool:
         """Whether it is in and goes on with its next decode step."""
-        if self._entering or self.drawing:
+        if self.entering or self.drawing:
             return True
         live = self.live
         if not self._given or live.paths or live.ended or live.script:
@@ -180,13 +180,13 @@ class Strand:
                 if self._must_reread():
                     yield self
                 return
-            if not self._paths:
+            if not self.paths:
                 block = self.live.items[len(self._read)]
                 assert isinstance(block, list)
-                self._paths = [Strand(self.family, live, self) for live in block]
-            for path in self._paths:
+                self.paths = [Strand(self.family, live, self) for live in block]
+            for path in self.paths:
                 yield from path.advance()
-            if self.live.paths or not all(path.done for path in self._paths):
+            if self.live.paths or not all(path.done for path in self.paths):
                 return
             self._join()
         self.feeding = self.pending()
@@ -226,7 +226,7 @@ class Strand:
     def _join(self) -> None:
         """Put the paths' slots behind its own."""
         adapter = self.family.adapter
-        paths, self._paths = self._paths, []
+        paths, self.paths = self.paths, []
         parts = [self.slots]
         for path in paths:
             first = path.start
@@ -247,8 +247,8 @@ class Strand:
             How many tokens were read for the first time, and the last; None where it was none.
         """
         given, self._given = self._given, False
-        if self._entering:
-            self._entering = False
+        if self.entering:
+            self.entering = False
             tokens, self.feeding = self.feeding, []
             if not tokens:
                 self.tokens.append(self._before().id)
@@ -277,13 +277,13 @@ class Strand:
         own = len(self.slots) - self.start
         if self.req is not None and self.parent is None and self.family.anchor is None:
             own = 0  # the server's own prefill holds them
-        return own + sum(path.uncounted for path in self._paths)
+        return own + sum(path.uncounted for path in self.paths)
 
     def release(self) -> None:
         """Give back all that it and its paths hold."""
-        for path in self._paths:
+        for path in self.paths:
             path.release()
-        self._paths = []
+        self.paths = []
         if self.req is not None:
             self.family.gone.add(id(self.req))
             self.out()
