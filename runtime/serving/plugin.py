@@ -281,19 +281,22 @@ class Plugin:
         families.land([strand for _, strand in landing])
         drawing = [(row, strand) for row, strand in landing if strand.drawing]
         scores: Tensor = logits.next_token_logits
-        measured = forward.return_logprob or any(self.masks.is_seeded(s) for _, s in drawing)
-        index = upload([row for row, _ in drawing], scores.device) if drawing else None
-        raw = scores[index].float() if index is not None and measured else None
+        raw = index = None
+        if drawing and forward.return_logprob:
+            index = upload([row for row, _ in drawing], scores.device)
+            raw = scores[index].float()
         given = [(row, strand.live.given[0]) for row, strand in drawing if strand.live.given]
         for strand in self.masks.apply(scores, [r for r in drawing if not r[1].live.given]):
             families.stuck(strand)
+        held = self.masks.hold(scores, drawing)
         with marks.without_strands(info):
             ids = original(runner, logits, forward, *args, **kw)
-        self.masks.draw(raw, drawing, ids)
+        if held is not None:
+            self.masks.draw(held, ids)
         if given:  # what it writes is known: nothing is to be drawn
             at, forced = upload(np.array(given).T, ids.device)
             ids.scatter_(0, at, forced.to(ids.dtype))
-        if raw is not None and index is not None and forward.return_logprob:
+        if raw is not None and index is not None:
             marks.put_logprobs(logits, [row for row, _ in drawing], index, raw, ids)
         return ids
 
