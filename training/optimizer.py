@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from mvspec.errors import VerifyError
@@ -49,13 +50,15 @@ class Optimizer:
 
     def build(self, parameters: Iterable[nn.Parameter], *, fused: bool) -> torch.optim.AdamW:
         """Return AdamW over the parameters that are trained."""
-        trained = [each for each in parameters if each.requires_grad]
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        some = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(some, lr=self.lr, betas=self.betas, fused=fused)
+        groups: dict[Any, dict[str, Any]] = {}
+        for each in parameters:
+            if each.requires_grad:
+                # Tensors of different meshes cannot be updated in one call.
+                key = each.ndim > 1, each.device_mesh if isinstance(each, DTensor) else None
+                decay = self.weight_decay if each.ndim > 1 else 0.0
+                group = groups.setdefault(key, {"params": [], "weight_decay": decay})
+                group["params"].append(each)
+        return torch.optim.AdamW(groups.values(), lr=self.lr, betas=self.betas, fused=fused)
 
     def rates(self, optimizer: torch.optim.Optimizer, steps: float) -> LambdaLR:
         """Return the learning rate's schedule over so many steps; without end where it is inf."""
