@@ -1,0 +1,334 @@
+"""A causal language model as a Lightning module. It sees layouts, and knows no block."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from mvspec.compiler.tokenizer import load_tokenizer
+from mvspec.errors import VerifyError
+from mvspec.runtime import TorchEngine
+from mvspec.training.attention import FLEX
+from mvspec.training.batch import Batch
+from mvspec.training.checkpoint import WholeCheckpoints
+from mvspec.training.export import EXPORTED, recipe
+from mvspec.training.faults import NotFinite
+from mvspec.training.gradients import gradient_norm, scale_gradients
+from mvspec.training.network import Network
+from mvspec.training.optimizer import Optimizer
+from mvspec.training.parallel import parallelize
+from mvspec.training.tags import extend_tokenizer
+from mvspec.training.weights import Lora, build_model, save_model, torch_dtype
+
+__all__ = ["ATTENTIONS", "LanguageModel"]
+
+ATTENTIONS = {"flex": FLEX, "sdpa": "sdpa", "eager": "eager"}
+"""How a model may attend, and what transformers calls it."""
+
+
+class LanguageModel(LightningModule):
+    """Trains a transformers causal language model on layouts.
+
+    The loss is the sum over all tokens with loss, of all ranks and all batches of a step, divided
+    by their number: it does not depend on how rows fall on ranks, batches or accumulation.
+
+    Args:
+        model: a folder or hub name; or a config, as {"model_type": "llama", ...}, for weights
+            from scratch; or a transformers model.
+        tokenizer: a folder, file or hub name, or a tokenizer; by default the model's folder.
+        add_tags: extend a tokenizer that lacks tags; their embeddings start as the mean of the
+            words that they name.
+        dtype: of the weights, as "float32".
+        attention: "flex" (a GPU's default), "sdpa" (a CPU's) or "eager".
+        kernel_options: for FlexAttention, such as {"BACKEND": "FLASH"}.
+        loss: "chunked" or "liger".
+        chunk: tokens whose logits exist at once.
+        gradient_checkpointing: compute activations again in the backward pass.
+        compile: compile the decoder's layers.
+        lora: train adapters, and the new tags' embeddings, instead of all weights.
+        optimizer: AdamW's settings and the learning rate's schedule.
+        seed: of fresh weights and of dropout.
+
+    Raises:
+        Unsupported: the model's attention is not the mask's, or the tokenizer lacks tags.
+        VerifyError: the loss or a gradient is not finite; the message names the documents.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        *,
+        add_tags: bool = False,
+        dtype: str = "float32",
+        attention: str | None = None,
+        kernel_options: dict[str, Any] | None = None,
+        loss: str = "chunked",
+        chunk: int | None = None,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        lora: Lora | None = None,
+        optimizer: Optimizer | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.source = model
+        if tokenizer is None and isinstance(model, str | os.PathLike):
+            tokenizer = os.fspath(model)
+        if tokenizer is None:
+            raise VerifyError("tokenizer", "give the one that the data was compiled with")
+        if isinstance(tokenizer, str | os.PathLike):
+            tokenizer = load_tokenizer(os.fspath(tokenizer))
+        self.tokenizer = tokenizer
+        self.new_tags = extend_tokenizer(tokenizer, add=add_tags)
+        self.weights_dtype = dtype
+        if attention is not None and attention not in ATTENTIONS:
+            raise VerifyError("attention", f"{attention!r} is not one of {', '.join(ATTENTIONS)}")
+        self.attention = attention
+        self.kernel_options = kernel_options
+        self.loss, self.chunk = loss, chunk
+        self.gradient_checkpointing = gradient_checkpointing
+        self.compile_layers = compile
+        self.lora = lora
+        self.optimizer = optimizer or Optimizer()
+        self.seed = seed
+        self.network: Network | None = None
+        self._window: list[tuple[Batch, Tensor]] = []
+        self._evaluated: list[tuple[Tensor, int]] = []
+
+    # Building
+
+    def setup(self, stage: str) -> None:
+        """Let checkpoints appear whole or not at all; Lightning calls it."""
+        strategy = self.trainer.strategy
+        if type(strategy.checkpoint_io) is TorchCheckpointIO:
+            strategy.checkpoint_io = WholeCheckpoints()
+
+    def configure_model(self) -> None:
+        """Build the network where it is used; Lightning calls it."""
+        if self.network is not None:
+            return
+        attention = self.attention or ("flex" if self._root_device().type == "cuda" else "sdpa")
+        model = build_model(
+            self.source,
+            self.tokenizer,
+            self.new_tags,
+            dtype=torch_dtype(self.weights_dtype),
+            attention=ATTENTIONS[attention],
+            lora=self.lora,
+            seed=self.seed,
+        )
+        network = Network(
+            model, loss=self.loss, chunk=self.chunk, kernel_options=self.kernel_options
+        )
+        network.train()
+        if self.gradient_checkpointing:
+            network.base.gradient_checkpointing_enable({"use_reentrant": False})
+            if self.lora:
+                network.base.enable_input_require_grads()
+        if self.compile_layers:
+            network.compile_layers()
+        if self._device_mesh is not None:
+            mixed = "mixed" in str(self.trainer.precision)
+            parallelize(network, self._device_mesh, torch.bfloat16 if mixed else None)
+        self.network = network
+
+    def _root_device(self) -> torch.device:
+        attached = self._trainer is not None
+        return self.trainer.strategy.root_device if attached else torch.device("cpu")
+
+    def built(self) -> Network:
+        """Return the network, and build it where there is no trainer to do so."""
+        self.configure_model()
+        assert self.network is not None
+        return self.network
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Return AdamW and its schedule; Lightning calls it."""
+        fused = self._root_device().type == "cuda"
+        optimizer = self.optimizer.build(self.built().parameters(), fused=fused)
+        rates = self.optimizer.rates(optimizer, self.trainer.estimated_stepping_batches)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": rates, "interval": "step"},
+        }
+
+    # Steps
+
+    def losses(self, batch: Batch) -> Tensor:
+        """Return the summed loss of a batch."""
+        network = self.built()
+        device = next(network.parameters()).device
+        kind = device.type
+        dtype = network.base.dtype
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        loss: Tensor = network(batch.inputs(device, flex=network.flex, dtype=dtype))
+        return loss
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Let dropout depend on seed, rank and step alone, so that a resumed run draws the same."""
+        rank, _ = self.data_share()
+        words = [self.seed, rank, self.current_epoch, batch_idx]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the summed loss of a batch; `on_before_optimizer_step` divides."""
+        loss = self.losses(batch)
+        self._window.append((batch, loss.detach()))
+        return loss
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Divide gradients of summed losses by the tokens of all ranks and batches; clip them.
+
+        Raises:
+            NotFinite: the loss or the gradient is not; no weight has changed.
+        """
+        window, self._window = self._window, []
+        _, ranks = self.data_share()
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        # Numbers meet the host once a step, here.
+        loss, count, norm = self.summed(
+            [
+                torch.stack([loss for _, loss in window]).sum(),
+                sum(batch.loss_tokens for batch, _ in window),
+                gradient_norm(gradients) / ranks,
+            ]
+        )
+        loss /= max(count, 1)
+        # The trainer has divided by its batches, and the ranks have taken their mean.
+        factor = ranks * self.trainer.accumulate_grad_batches / max(count, 1)
+        norm *= factor
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._stop(window, "gradient" if math.isfinite(loss) else "loss")
+        clip = self.optimizer.clip
+        if clip is not None and norm > clip:
+            factor *= clip / norm
+        scale_gradients(gradients, factor)
+        found = {
+            "train/loss": loss,
+            "train/gradient_norm": norm,
+            "train/learning_rate": optimizer.param_groups[0]["lr"],
+        }
+        self.log_dict(found, logger=False)
+        self.log("loss", loss, prog_bar=True, logger=False)
+        # Lightning itself would log after the step's checkpoint, and a kill lose the row.
+        step = self.trainer.global_step
+        if (step + 1) % self.trainer.log_every_n_steps == 0:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(found, step=step)
+
+    def _stop(self, window: list[tuple[Batch, Tensor]], what: str) -> None:
+        """Raise `NotFinite` on every rank, with the names that all of them know."""
+        bad = [batch for batch, loss in window if not bool(torch.isfinite(loss))]
+        some = bad if what == "loss" else [batch for batch, _ in window]
+        names = [name for batch in some for row in batch.names for name in row]
+        if self.trainer.world_size > 1:
+            of_all: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(of_all, names)
+            names = [name for each in of_all for name in each]
+        raise NotFinite(self.trainer.global_step, what, names)
+
+    def data_share(self) -> tuple[int, int]:
+        """Return this rank's number in the group that shares the data, and the group's size."""
+        if self._trainer is None or self.trainer.world_size == 1:
+            return 0, 1
+        strategy: Any = self.trainer.strategy
+        kwargs = strategy.distributed_sampler_kwargs
+        return int(kwargs["rank"]), int(kwargs["num_replicas"])
+
+    def summed(self, values: Sequence[float | Tensor]) -> list[float]:
+        """Return numbers summed over the ranks that share the data."""
+        total = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
+        )
+        if self.data_share()[1] > 1:
+            mesh = getattr(self.trainer.strategy, "_device_mesh", None)
+            group = None if mesh is None else mesh["data_parallel"].get_group()
+            torch.distributed.all_reduce(total, group=group)
+        found: list[float] = total.tolist()
+        return found
+
+    # Checkpoints and use
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep with the weights what `export` makes a folder of; Lightning calls it."""
+        network = self.built()
+        checkpoint[EXPORTED] = recipe(
+            network.base,
+            self.tokenizer,
+            source=self.source,
+            lora=self.lora,
+            new_tags=self.new_tags,
+        )
+        if self.lora:
+            trained = {name for name, p in self.named_parameters() if p.requires_grad}
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the weights of adapters alone, where only they are kept; Lightning calls it."""
+        self.strict_loading = not self.lora
+
+    @contextmanager
+    def engine(self, **options: Any) -> Iterator[TorchEngine]:
+        """Give an engine over the weights as they are, in eval mode; they train on afterwards.
+
+        Args:
+            options: of `TorchEngine`.
+        """
+        network = self.built()
+        training = network.training
+        network.eval()
+        try:
+            with network.uncompiled():  # what is compiled is so for training's attention
+                yield TorchEngine(network.base, self.tokenizer, graphs=False, **options)
+        finally:
+            network.train(training)
+
+    def export(self, folder: str | os.PathLike[str]) -> None:
+        """Write the weights as they are as a Hugging Face folder, which both engines serve.
+
+        Args:
+            folder: made where it is not there; adapters are merged into a copy.
+        """
+        with self.built().uncompiled():
+            save_model(deepcopy(self.built().model), self.tokenizer, folder)
+
+    # Evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add up a batch's loss."""
+        self._evaluated.append((self.losses(batch), batch.loss_tokens))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add up a batch's loss."""
+        self.validation_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean loss of a token of validation."""
+        self._log_evaluated("validation")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the mean loss of a token of the test."""
+        self._log_evaluated("test")
+
+    def _log_evaluated(self, split: str) -> None:
+        sums, self._evaluated = self._evaluated, []
+        if sums:
+            losses, counts = zip(*sums, strict=True)
+            loss, count = self.summed([torch.stack(losses).sum(), sum(counts)])
+            mean = loss / max(count, 1)
+            self.log(f"{split}/loss", mean, prog_bar=True)
+            self.log(f"{split}/perplexity", math.exp(min(mean, 700.0)))
