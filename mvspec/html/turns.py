@@ -112,7 +112,7 @@ def lay_words(document: Document, syntax: Syntax = MULTIVERSE) -> Pages:
     >>> block = mvspec.parallel(mvspec.branch("A", "x y"), mvspec.branch("B", "z"))
     >>> pages = lay_words(mvspec.document(mvspec.assistant(block)))
     >>> [thread.label for thread in pages.threads], sum(run.size for run in pages.runs)
-    (['', '1', '2'], 43)
+    (['', '1', '2'], 40)
     """
     laid = _Laid(Pages())
     for message in document.messages:
