@@ -73,7 +73,9 @@ def trace(tokens: int, seed: int) -> Trace:
     starts = [0]
     for width in pages.widths:
         starts.append(starts[-1] + width)
-    owners, authors, positions = [], [], []
+    owners: list[int] = []
+    authors: list[str] = []
+    positions: list[int] = []
     for run in pages.runs:
         owners += [run.thread] * run.size
         authors += [AUTHORS[run.author]] * run.size

@@ -92,9 +92,7 @@ def test_a_page_needs_nothing_and_runs_nothing_else(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.tuples(nasty(), nasty(), nasty()), min_size=1, max_size=3), nasty())
-def test_no_character_of_a_record_is_markup(
-    rows: list[tuple[str, str, str]], title: str
-) -> None:
+def test_no_character_of_a_record_is_markup(rows: list[tuple[str, str, str]], title: str) -> None:
     records = [
         Record(name, name, text, row={"id": name, "output": text, "note": note})
         for name, text, note in rows

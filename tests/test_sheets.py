@@ -36,7 +36,9 @@ VOCABULARY = Vocabulary.of(TOKENIZER)
 
 def expanded(runs: list[Run]) -> tuple[list[int], list[int], list[int]]:
     """Thread, author and position of each token."""
-    threads, authors, positions = [], [], []
+    threads: list[int] = []
+    authors: list[int] = []
+    positions: list[int] = []
     for run in runs:
         threads += [run.thread] * run.size
         authors += [run.author] * run.size
@@ -212,6 +214,10 @@ def row(**more: Any) -> dict[str, Any]:
         ({"threads": [{"id": 0}, {"id": 1, "parent": 1}]}, "threads[1]"),
         ({"threads": [{"id": 0, "label": 3}]}, "threads[0]"),
         ({"ids": [1]}, "ids"),
+        ({"ids": [1, 2**40]}, "ids"),
+        ({"position_ids": [0, -(10**400)]}, "position_ids"),
+        ({"ends": [0.1, float("inf")]}, "ends"),
+        ({"logprobs": {"a": 1, "b": 2}}, "logprobs"),
     ],
 )
 def test_what_is_no_trace_says_where(change: dict[str, Any], where: str) -> None:
@@ -223,6 +229,21 @@ def test_what_is_no_trace_says_where(change: dict[str, Any], where: str) -> None
     assert (sheet.verdict, sheet.diagnostics[0].code) == ("unread", "not-a-trace")
     assert where in sheet.diagnostics[0].message
     assert json.loads(sheet.source or "") == row(**change)
+
+
+def test_a_logprob_that_is_no_number_is_left_out() -> None:
+    sheet = trace_sheet("a", "a:1", row(logprobs=[float("-inf"), float("nan")]))
+    assert list(sheet.logprobs) == [None, None]
+    assert "logprobs" not in json.loads(sheet.lines()[1])
+
+
+def test_a_field_may_be_nested_deep() -> None:
+    deep: Any = 1
+    for _ in range(900):
+        deep = {"a": deep}
+    sheet = sheet_of(Record("a", "a", "", "sample", row={"output": "Hi", "deep": deep}))
+    assert sheet.fields[0][0] == "deep"
+    assert json.loads(sheet.lines()[0])[0] == "Hi"
 
 
 @given(mutated())

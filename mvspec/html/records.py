@@ -147,7 +147,7 @@ def places(text: str, diagnostics: Sequence[Diagnostic]) -> list[int]:
 def _unread(record: Record, found: tuple[Diagnostic, ...]) -> Sheet:
     text = record.text
     if not text and record.row is not None:
-        text = json.dumps(record.row, ensure_ascii=False)
+        text = _json(record.row)
     sheet = Sheet(record.name, record.place, "text", "unread", source=text, diagnostics=found)
     sheet.lead = found[0].message if found else ""
     return sheet
@@ -168,4 +168,7 @@ def _say(sheet: Sheet, row: dict[str, Any], field: str | None, text: str) -> Non
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=1 if isinstance(value, dict) else None)
+    try:
+        return json.dumps(value, ensure_ascii=False)
+    except RecursionError:
+        return "nested too deep to be shown"

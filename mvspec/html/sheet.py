@@ -171,7 +171,7 @@ class Sheet:
             rest["ends"] = [round(end, 6) for end in self.ends]
         if any(value is not None for value in self.logprobs):
             rest["logprobs"] = [v if v is None else round(v, 3) for v in self.logprobs]
-        return json.dumps(searched), json.dumps(rest, separators=(",", ":"))
+        return json.dumps(searched), json.dumps(rest, separators=(",", ":"), allow_nan=False)
 
 
 def _diagnostic(each: Diagnostic) -> dict[str, object]:

@@ -7,16 +7,22 @@ what a sheet relies on; a line that lacks it says what and where.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from math import isfinite
+from operator import itemgetter, sub
 from typing import Any
 
 from mvspec.check import read_document
 from mvspec.errors import Diagnostic, VerifyError
 from mvspec.forms import FORMS
 from mvspec.html.sheet import AUTHORS, Branch, Leaf, Run, Sheet, SheetThread, units
-from mvspec.html.turns import add_run, trees
+from mvspec.html.turns import trees
 from mvspec.records import Record
 
 __all__ = ["is_trace", "trace_sheet"]
+
+_NUMBERS = {float, int}
+_LARGEST = 2**31
 
 _FINISHES = {
     "limit": "closed at a limit",
@@ -50,19 +56,23 @@ def trace_sheet(name: str, place: str, value: dict[str, Any]) -> Sheet:
     threads = _threads(value, owners)
     sheet = Sheet(name, place, "trace", unit="tokens", threads=threads, text="".join(texts))
     sheet.widths = [units(text) for text in texts]
-    for thread, author, position in zip(owners, authors, positions, strict=True):
-        add_run(sheet.runs, Run(thread, author, 1, position))
+    offsets = map(sub, positions, range(len(positions)))
+    places = zip(owners, authors, offsets, range(len(owners)), strict=True)
+    for (thread, author, offset), group in groupby(places, key=itemgetter(0, 1, 2)):
+        places_here = [index for _, _, _, index in group]
+        position = offset + places_here[0]
+        sheet.runs.append(Run(thread, author, len(places_here), position))
     sheet.ids = _column(value, "ids", len(texts)) if value.get("ids") else ()
     sheet.ends = _numbers(value, "ends")
     sheet.steps = _column(value, "steps", len(texts)) if sheet.ends else ()
-    if any(step >= len(sheet.ends) for step in sheet.steps):
+    if sheet.steps and max(sheet.steps) >= len(sheet.ends):
         raise VerifyError("steps", "a token's step is not among the ends")
     logprobs = value.get("logprobs") or ()
     if logprobs and len(logprobs) != len(texts):
         raise VerifyError("logprobs", f"has {len(logprobs)} of {len(texts)} tokens")
-    if any(each is not None and not _number(each) for each in logprobs):
+    if not isinstance(logprobs, list | tuple) or set(map(type, logprobs)) - _NUMBERS - {type(None)}:
         raise VerifyError("logprobs", "holds something that is no number")
-    sheet.logprobs = logprobs
+    sheet.logprobs = [None if each is None or not isfinite(each) else each for each in logprobs]
     sheet.facts = list(_facts(value))
     form = value.get("form", "multiverse")
     _read(sheet, texts, authors, form if isinstance(form, str) else "")
@@ -73,28 +83,28 @@ def trace_sheet(name: str, place: str, value: dict[str, Any]) -> Sheet:
 
 def _texts(value: dict[str, Any]) -> list[str]:
     texts = value.get("texts")
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+    if not isinstance(texts, list) or set(map(type, texts)) - {str}:
         raise VerifyError("texts", "expected a list of the tokens' texts")
     return texts
 
 
 def _column(value: dict[str, Any], name: str, length: int) -> list[int]:
     column = value.get(name)
-    if not isinstance(column, list) or not all(type(item) is int for item in column):
+    if not isinstance(column, list) or set(map(type, column)) - {int}:
         raise VerifyError(name, "expected a list of whole numbers")
     if len(column) != length:
         raise VerifyError(name, f"has {len(column)} of {length} tokens")
+    if column and not -_LARGEST <= min(column) <= max(column) < _LARGEST:
+        raise VerifyError(name, "holds a number that no token has")
     return column
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value
 
 
 def _numbers(value: dict[str, Any], name: str) -> list[float]:
     column = value.get(name) or []
-    if not isinstance(column, list) or not all(map(_number, column)):
+    if not isinstance(column, list) or set(map(type, column)) - _NUMBERS:
         raise VerifyError(name, "expected a list of numbers")
+    if not all(map(isfinite, column)):
+        raise VerifyError(name, "holds a number that is not finite")
     return column
 
 
@@ -102,9 +112,10 @@ def _authors(value: dict[str, Any], length: int) -> list[int]:
     names = value.get("authors")
     if not isinstance(names, list) or len(names) != length:
         raise VerifyError("authors", f"expected one for each of {length} tokens")
-    if any(name not in AUTHORS for name in names):
+    if set(map(type, names)) - {str} or set(names) - set(AUTHORS):
         raise VerifyError("authors", f"expected {', '.join(AUTHORS)}")
-    return [AUTHORS.index(name) for name in names]
+    numbers = {name: number for number, name in enumerate(AUTHORS)}
+    return [numbers[name] for name in names]
 
 
 def _threads(value: dict[str, Any], owners: Sequence[int]) -> list[SheetThread]:
@@ -122,7 +133,7 @@ def _threads(value: dict[str, Any], owners: Sequence[int]) -> list[SheetThread]:
         if not isinstance(label, str) or not isinstance(title, str):
             raise VerifyError(f"threads[{index}]", "expected texts for label and title")
         threads.append(SheetThread(label, title, -1 if parent is None else parent, block))
-    if any(not 0 <= owner < len(threads) for owner in owners):
+    if owners and not 0 <= min(owners) <= max(owners) < len(threads):
         raise VerifyError("owners", "a token's thread is not listed")
     return threads
 
@@ -134,7 +145,7 @@ def _facts(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "seed", str(value["seed"])
     if isinstance(value.get("ends"), list) and value["ends"]:
         yield "forwards", f"{len(value['ends']):,}"
-    if _number(value.get("seconds")) and value["seconds"] > 0:
+    if type(value.get("seconds")) in _NUMBERS and value["seconds"] > 0:
         yield "seconds", f"{value['seconds']:.3g}"
     if value.get("finish") in _FINISHES:
         yield "finish", _FINISHES[value["finish"]]
@@ -147,7 +158,7 @@ def _read(sheet: Sheet, texts: list[str], authors: list[int], form: str) -> None
 
     A turn that is not well-formed, or whose form writes no tags, is shown by its threads.
     """
-    spans = _turns(texts, authors)
+    spans = list(_turns(texts, authors))
     syntax = FORMS.get(form)
     readable = syntax is not None and syntax.tagged and syntax.ordered
     tree: list[Branch | Leaf] = []
@@ -182,16 +193,14 @@ def _read(sheet: Sheet, texts: list[str], authors: list[int], form: str) -> None
         sheet.places = [units(sheet.text)] * len(sheet.diagnostics)
 
 
-def _turns(texts: list[str], authors: list[int]) -> list[tuple[bool, str, int]]:
+def _turns(texts: list[str], authors: list[int]) -> Iterator[tuple[bool, str, int]]:
     """Cut the tokens where prompts and turns meet: (whether it is a turn, its text, its place)."""
-    out: list[tuple[bool, list[str], int]] = []
-    at = 0
-    for text, author in zip(texts, authors, strict=True):
-        if not out or out[-1][0] != bool(author):
-            out.append((bool(author), [], at))
-        out[-1][1].append(text)
-        at += units(text)
-    return [(author, "".join(parts), start) for author, parts, start in out]
+    at = place = 0
+    for author, group in groupby(map(bool, authors)):
+        stop = at + sum(1 for _ in group)
+        text = "".join(texts[at:stop])
+        yield author, text, place
+        at, place = stop, place + units(text)
 
 
 def _clipped(nodes: Sequence[Branch | Leaf], stop: int) -> Iterator[Branch | Leaf]:

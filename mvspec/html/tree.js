@@ -119,8 +119,11 @@ class TreeView {
     const [, , , , , inside] = row;
     const paths = inside.filter((child) => child[0] === "path");
     const rest = inside.filter((child) => child[0] !== "path");
-    const sizes = paths.map((path) => this.size(path[3], path[4]));
-    const longest = Math.max(1, ...sizes);
+    let longest = 1;
+    for (const path of paths) {
+      const [first, last] = this.tokens(path[3], path[4]);
+      longest = Math.max(longest, last - first);
+    }
     const grid = element("div", { class: "g", vars: { "--n": Math.min(paths.length, 6) } });
     this.children(paths, grid, longest);
     const box = element("div", { class: "parallel" },
@@ -144,14 +147,17 @@ class TreeView {
     });
   }
 
-  size(start, stop) {
-    const [first, last] = this.record.touched(start, stop);
-    return last - first;
+  // The tokens of a path: the separator before its tag is its own too.
+  tokens(start, stop) {
+    const { record } = this;
+    let [first, last] = record.touched(start, stop);
+    if (first < last) while (first > 0 && record.owner[first - 1] === record.owner[first]) first--;
+    return [first, last];
   }
 
   // Colour, length against the longest sibling, and positions of a path.
   measure(box, head, start, stop, longest) {
-    const [first, last] = this.record.touched(start, stop);
+    const [first, last] = this.tokens(start, stop);
     if (last <= first) return;
     const { record } = this, thread = record.owner[first];
     let high = record.position[first];
