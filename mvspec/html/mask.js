@@ -55,8 +55,10 @@ class MaskView {
     this.side = side;
     const pen = this.canvas.getContext("2d"), unit = dots / n;
     const box = (colour, k0, k1, q0, q1) => {
+      // Whole pixels, so that no seam shows between boxes of one colour.
+      const [left, top] = [Math.round(k0 * unit), Math.round(q0 * unit)];
       pen.fillStyle = colour;
-      pen.fillRect(k0 * unit, q0 * unit, (k1 - k0) * unit, (q1 - q0) * unit);
+      pen.fillRect(left, top, Math.round(k1 * unit) - left, Math.round(q1 * unit) - top);
     };
     const colours = record.threads.map((_, thread) => this.theme.colour(soft(record.colour(thread))));
     const hide = this.theme.colour("var(--hide)"), page = this.theme.colour("var(--paper)");
@@ -108,7 +110,7 @@ class MaskView {
 
   verdict() {
     const { record, query, key } = this;
-    const name = (i) => `${number(i)} \u201c${visibleLine(record.token(i))}\u201d (position ${number(record.position[i])}, ${record.path(record.owner[i])})`;
+    const name = (i) => `${number(i)} \u201c${visibleLine(record.token(i))}\u201d (position ${number(record.position[i])}, ${record.owner[i] ? "path " : ""}${record.path(record.owner[i])})`;
     const blind = record.blind(query, key);
     return `${name(query)} ${blind ? `does not see ${name(key)}: ${blind}` : `sees ${name(key)}`}`;
   }

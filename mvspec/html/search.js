@@ -94,7 +94,18 @@ class Search extends EventTarget {
   tell(found, searched = null) {
     const n = this.index.length;
     byId("count").textContent = searched !== null ? `${number(found)} so far, in ${number(searched)} of ${number(n)}`
-      : found === n && !this.query ? counted(n, "record") : `${number(found)} of ${counted(n, "record")}`;
+      : (found === n && !this.query ? counted(n, "record") : `${number(found)} of ${counted(n, "record")}`) + this.score();
+  }
+
+  // How many of the judged records that are listed are right.
+  score() {
+    let right = 0, judged = 0;
+    for (let at = 0; at < this.list.length; at++) {
+      const verdict = this.index[this.list.record(at)][3];
+      judged += verdict !== null;
+      right += verdict === true;
+    }
+    return judged ? `; ${((100 * right) / judged).toFixed(1)} % of ${number(judged)} right` : "";
   }
 
   done() {
