@@ -140,7 +140,12 @@ def test_probing_runs_on_problems_and_on_a_corpus(tmp_path: Path) -> None:
     rows.append({"output": "<Parallel>", "question": "malformed"})
     corpus = tmp_path / "corpus.jsonl"
     corpus.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    probing.main(model, documents=30, seeds=1, corpus=corpus, output=tmp_path / "out", page=page)
+    out = tmp_path / "out"
+    with pytest.raises(MvspecError, match="needs --corpus"):
+        probing.main(model, source="corpus")
+    probing.main(
+        model, documents=31, seeds=1, source="corpus", corpus=corpus, output=out, page=page
+    )
     results = json.loads((tmp_path / "out/results.json").read_text("utf-8"))
     assert set(results) == set(probing.SETS)
     blocks = sum(each.stages.count("block") for each in problems(30))
@@ -148,6 +153,33 @@ def test_probing_runs_on_problems_and_on_a_corpus(tmp_path: Path) -> None:
     assert results["matched"]["tokens"] == sum(len(each.stages) for each in problems(30))
     assert page.read_text("utf-8").startswith("A\n<!-- results: probing-corpus -->\n| Set |")
     assert "<svg" in (tmp_path / "out/probing-corpus.svg").read_text("utf-8")
+
+
+def test_under_the_law_the_token_before_a_block_is_the_one_that_chooses_it(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer()
+    for problem in problems(6):
+        marked = probing.marked_document(tokenizer, problem.document)
+        opening = tokenizer.convert_tokens_to_ids("<Parallel>")
+        layout = marked.layout
+        chosen = {
+            token
+            for token in marked.chosen
+            if opening in layout.input_ids[np.flatnonzero(layout.parent == token)]
+        }
+        assert chosen == {token for token, (label, _) in marked.chosen.items() if label}
+        assert len(chosen) == problem.stages.count("block")
+    model = str(saved(tmp_path / "model"))
+    corpus = tmp_path / "documents.jsonl"
+    rows = [json.loads(each.document.to_json()) for each in problems(20)]
+    corpus.write_text("".join(json.dumps({"document": row}) + "\n" for row in rows), "utf-8")
+    probing.main(
+        model, documents=20, seeds=1, stride=2, source="law", corpus=corpus, field="document",
+        output=tmp_path / "out",
+    )  # fmt: skip
+    results = json.loads((tmp_path / "out/results.json").read_text("utf-8"))
+    assert set(results) == {"any token"}  # no turn begins with a block
+    with pytest.raises(MvspecError, match="read more documents"):
+        probing.main(model, documents=2, output=tmp_path / "few")
 
 
 def test_rules_agree_with_labels() -> None:

@@ -11,8 +11,9 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +22,24 @@ from rich.progress import track
 from study import mean_error, publish, sequential_reading, start, table
 
 import mvspec
-from mvspec.compiler import Layout
+from mvspec import Document, Message, MvspecError
+from mvspec.compiler import Layout, Vocabulary
+from mvspec.compiler.stages import compile_stages
 from mvspec.errors import ParseError
 from mvspec.runtime.model import load
 from mvspec.runtime.reading import read_layouts
+from mvspec.syntax import Tag
 
 SETS = {
-    "matched": "the line before a block against the line before a chain, same wording",
+    "matched": "before a block against before a chain, where the words are the same",
     "line ends": "the end of the line before a block against all other line ends",
     "any token": "the last token before a block against all other tokens, as in the paper",
 }
 STRENGTHS = (0.001, 0.01, 0.1)
 """Inverse regularisation, chosen on validation documents."""
+
+LEAST = 12
+"""Tokens of each kind that a set needs."""
 
 SURFACE = 1024
 """Hashed features of the surface baseline."""
@@ -58,6 +65,11 @@ class Examples:
     places: list[int] = field(default_factory=list)
     hidden: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 0, 0), np.float32))
 
+    def probeable(self, name: str) -> bool:
+        """Whether a set has enough tokens of either kind."""
+        found = [label for label, sets in zip(self.labels, self.sets, strict=True) if name in sets]
+        return LEAST <= sum(found) <= len(found) - LEAST
+
     def select(self, name: str, most: int, seed: int = 0) -> NDArray[np.int64]:
         """Return the tokens of a set, at most so many."""
         found = np.array([i for i, sets in enumerate(self.sets) if name in sets], dtype=np.int64)
@@ -66,68 +78,94 @@ class Examples:
         return found
 
 
-def texts(corpus: Path | None, field_name: str, count: int) -> Iterator[tuple[str, int, list[int]]]:
-    """Yield texts, the offset where the solution begins, and those where blocks would begin."""
-    if corpus is None:
-        for problem in problems(count):
-            text, starts = sequential_reading(problem.solution)
-            head = f"Question: {problem.question}\nSolution:\n"
-            yield head + text, len(head), [len(head) + at for at in starts]
-        return
-    with corpus.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            try:
-                turn = mvspec.parse(row[field_name]).messages[-1]
-            except ParseError:
-                continue  # cut or malformed
-            text, starts = sequential_reading(turn)
-            head = f"Question: {row.get('question', '')}\nSolution:\n"
-            yield head + text, len(head), [len(head) + at for at in starts]
-            count -= 1
-            if not count:
-                return
+@dataclass
+class Marked:
+    """A text as a model reads it, with the tokens to tell apart.
+
+    Args:
+        chosen: for each token whether a block begins after it, and the names in `SETS` that it
+            is of.
+    """
+
+    layout: Layout
+    chosen: dict[int, tuple[bool, set[str]]]
 
 
-def collect(
-    model: Any, tokenizer: Any, given: Sequence[tuple[str, int, list[int]]], max_tokens: int
-) -> Examples:
-    """Read the texts and keep what the layers hold at the tokens to tell apart."""
-    draw = random.Random(0)
-    examples = Examples()
-    layouts: list[Layout] = []
-    kept: list[list[int]] = []
-    for document, (text, begin, starts) in enumerate(given):
-        encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
-        ids = encoded["input_ids"][:max_tokens]
-        ends = [end for _, end in encoded["offset_mapping"][:max_tokens]]
-        firsts = {int(np.searchsorted(ends, at)) for at in starts if at <= ends[-1]}
-        breaks = {
-            int(np.searchsorted(ends, at + 1)): text[text.rfind("\n", 0, at) + 1 : at]
-            for at, letter in enumerate(text[: ends[-1]])
-            if letter == "\n" and at >= begin
-        }
-        first = int(np.searchsorted(ends, begin + 1))
-        rest = sorted(set(range(first, len(ids))) - firsts)
-        others = set(draw.sample(rest, min(12, len(rest))))
-        chosen = sorted(token for token in firsts | set(breaks) | others if token < len(ids))
-        for token in chosen:
-            names = {"any token"} if token in firsts or token in others else set()
+def marked_text(tokenizer: Any, head: str, turn: Message, max_tokens: int) -> Marked:
+    """Return the sequential reading of a turn, behind what is read before it."""
+    solution, starts = sequential_reading(turn)
+    text, starts = head + solution, [len(head) + at for at in starts]
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False)
+    ids = encoded["input_ids"][:max_tokens]
+    ends = [end for _, end in encoded["offset_mapping"][:max_tokens]]
+    firsts = {int(np.searchsorted(ends, at)) for at in starts if at <= ends[-1]}
+    breaks = {
+        int(np.searchsorted(ends, at + 1)): text[text.rfind("\n", 0, at) + 1 : at]
+        for at, letter in enumerate(text[: ends[-1]])
+        if letter == "\n" and at >= len(head)
+    }
+    begin = int(np.searchsorted(ends, len(head) + 1))
+    others = sampled(sorted(set(range(begin, len(ids))) - firsts))
+    chosen = {}
+    for token in sorted(firsts | set(breaks) | others):
+        if token < len(ids):
+            names = {"any token"} if token in firsts | others else set()
             if token in breaks or token in firsts:
                 names.add("line ends")
             if breaks.get(token) in CONNECTIVES:
                 names.add("matched")
-            examples.labels.append(token in firsts)
+            chosen[token] = (token in firsts, names)
+    return Marked(plain_layout(ids), chosen)
+
+
+def marked_document(tokenizer: Any, document: Document) -> Marked:
+    """Return a document under the law: what comes after a token is a block where it is the tag."""
+    stages = compile_stages(document, tokenizer)
+    opening = Vocabulary.of(tokenizer).backend.token_to_id(Tag.PARALLEL.value)
+    ids, parents = stages.layout.input_ids, stages.layout.parent
+    free = np.flatnonzero(stages.tokens.free & (parents >= 0))
+    firsts = {int(parents[i]) for i in free if ids[i] == opening}
+    begin = int(parents[free[0]])  # the prompt's last token: the same whatever comes
+    others = sampled(sorted({int(parents[i]) for i in free} - firsts))
+    chosen = {}
+    for token in sorted(firsts | others | {begin}):
+        names = {"any token"} if token in firsts | others else set()
+        chosen[token] = (token in firsts, names | ({"matched"} if token == begin else set()))
+    return Marked(stages.layout, chosen)
+
+
+def sampled(tokens: Sequence[int]) -> set[int]:
+    """Return at most twelve of the tokens, always the same."""
+    return set(random.Random(len(tokens)).sample(tokens, min(12, len(tokens))))
+
+
+def read_corpus(corpus: Path, name: str) -> Iterator[tuple[str, Message]]:
+    """Yield the question and the turn of each well-formed output."""
+    with corpus.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            try:
+                yield row.get("question", ""), mvspec.parse(row[name]).messages[-1]
+            except ParseError:
+                continue  # cut or malformed
+
+
+def collect(model: Any, given: Sequence[Marked]) -> Examples:
+    """Read the texts and keep what the layers hold at the tokens to tell apart."""
+    examples = Examples()
+    for document, marked in enumerate(given):
+        ids = marked.layout.input_ids.tolist()
+        for token, (label, names) in marked.chosen.items():
+            examples.labels.append(label)
             examples.documents.append(document)
             examples.sets.append(names)
             examples.contexts.append(tuple(ids[max(0, token - 7) : token + 1]))
             examples.places.append(token)
-        layouts.append(plain_layout(ids))
-        kept.append(chosen)
-    read = read_layouts(model, layouts, hidden=kept, batch=4)
+    kept = [list(marked.chosen) for marked in given]
+    read = read_layouts(model, [marked.layout for marked in given], hidden=kept, batch=4)
     states = [
         reading.hidden.astype(np.float16)
-        for reading in track(read, "reading", total=len(layouts))
+        for reading in track(read, "reading", total=len(given))
         if reading.hidden is not None
     ]
     examples.hidden = np.concatenate(states, axis=1).astype(np.float32)
@@ -237,10 +275,10 @@ def measure(examples: Examples, name: str, seeds: int, stride: int, most: int) -
 
 def main(
     model: str | None = None,
-    tokenizer: str | None = None,
     device: str = "cpu",
     documents: int = 600,
     max_tokens: int = 2048,
+    source: Literal["problems", "corpus", "law"] = "problems",
     corpus: Path | None = None,
     field: str = "output",
     seeds: int = 5,
@@ -256,23 +294,39 @@ def main(
         device: where it runs.
         documents: how many texts are read.
         max_tokens: of a text; the rest of it is not read.
-        corpus: JSONL of outputs in the form multiverse to read instead of made-up problems; what
-            is malformed is left out.
-        field: of the corpus, that has the text.
+        source: "problems" (made up, read sequentially); "corpus" (outputs in the form multiverse,
+            read sequentially; malformed ones are left out); "law" (a corpus of documents as JSON,
+            read with their blocks under the law, by a model that knows the tags).
+        corpus: JSONL.
+        field: of the corpus, that has the text or the document.
         seeds: splits of the documents.
         stride: every so many layers are probed, and the last.
         most: tokens of a set.
         output: the folder for results.json and the plot.
         page: a Markdown page whose results are renewed.
     """
+    if source != "problems" and corpus is None:
+        raise MvspecError(f"--source {source} needs --corpus FILE.jsonl")
     loaded, words = load(model, device=device)
-    given = list(texts(corpus, field, documents))
-    examples = collect(loaded, words, given, max_tokens)
-    names = [name for name in SETS if any(name in sets for sets in examples.sets)]
+    given: list[Marked]
+    if corpus is None:
+        some = [(each.question, each.solution) for each in problems(documents)]
+        given = [marked_text(words, f"Question: {q}\nSolution:\n", t, max_tokens) for q, t in some]
+    elif source == "law":
+        with corpus.open(encoding="utf-8") as lines:
+            rows = [json.loads(line)[field] for line in islice(lines, documents)]
+        given = [marked_document(words, Document.from_json(json.dumps(row))) for row in rows]
+    else:
+        some = list(islice(read_corpus(corpus, field), documents))
+        given = [marked_text(words, f"Question: {q}\nSolution:\n", t, max_tokens) for q, t in some]
+    examples = collect(loaded, given)
+    names = [name for name in SETS if examples.probeable(name)]
+    if not names:
+        raise MvspecError(f"no set has {LEAST} tokens of each kind: read more documents")
     results = {name: measure(examples, name, seeds, stride, most) for name in names}
     output.mkdir(parents=True, exist_ok=True)
     (output / "results.json").write_text(json.dumps(results, indent=1), "utf-8")
-    name = "probing-corpus" if corpus else "probing"
+    name = "probing" if source == "problems" else f"probing-{source}"
     publish(name, report(results), page, plot(results), output)
 
 

@@ -61,9 +61,9 @@ def is_right(text: str, problem: Problem) -> bool:
 def main(
     model: str | None = None,
     device: str = "cpu",
-    count: int = 24,
+    count: int = 16,
     shots: int = 2,
-    max_tokens: int = 256,
+    max_tokens: int = 192,
     temperature: float = 0.0,
     seed: int = 0,
     batch: int = 8,

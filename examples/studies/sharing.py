@@ -70,7 +70,7 @@ def rounds_order(law: Layout, shared: Layout) -> NDArray[np.int64]:
 def main(
     model: str | None = None,
     device: str = "cpu",
-    documents: int = 60,
+    documents: int = 40,
     batch: int = 4,
     output: Path = Path("build/studies/sharing"),
     page: Path | None = None,
