@@ -224,9 +224,10 @@ class LanguageModel(LightningModule):
         self.log_dict(found, logger=False)
         self.log("loss", loss, prog_bar=True, logger=False)
         # Lightning itself would log after the step's checkpoint, and a kill lose the row.
-        step = self.trainer.global_step
-        if (step + 1) % self.trainer.log_every_n_steps == 0:
-            for logger in self.trainer.loggers:
+        trainer: Any = self.trainer
+        step = trainer.global_step
+        if (step + 1) % trainer.log_every_n_steps == 0:
+            for logger in trainer.loggers:
                 logger.log_metrics(found, step=step)
 
     def _stop(self, window: list[tuple[Batch, Tensor]], what: str) -> None:
