@@ -174,7 +174,7 @@ def test_training_is_inference(kind: str, tmp_path: Path) -> None:
     layout = compile_document(document, TOKENIZER)
     batch = Batch([Row(layout, ("a",))])
     network = module.built()
-    inputs = batch.inputs(torch.device("cpu"), flex=False, dtype=torch.float64)
+    inputs = batch.inputs(torch.device("cpu"), module.mask(batch))
     with torch.inference_mode():
         logits = network.base.get_output_embeddings()(network.hidden(inputs))[0]
     with module.engine(max_rows=7) as engine:
