@@ -71,7 +71,8 @@ def causal(
     key: Tensor,
     value: Tensor,
     mask: Any,
-    scaling: Any = None,
+    *,
+    scaling: float,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Plain causal attention, as a trainer without blocks has it."""
@@ -159,16 +160,15 @@ def steps(name: str, length: int, variant: str, checkpointing: bool, given: Any)
     pairs = length * (length + 1) // 2 if variant == "causal" else batch.pairs
     flops = step_flops(model.built(), batch.tokens, batch.loss_tokens, pairs)
     seconds = statistics.median(clock.seconds)
-    peak = given.peak or (
-        get_available_flops(model.device, torch.bfloat16) if not given.smoke else 0
-    )
+    peak = given.peak
+    if peak is None and not given.smoke:
+        peak = get_available_flops(model.device, torch.bfloat16)
+    memory = 0 if given.smoke else torch.cuda.max_memory_allocated()
     return {
         "ms": round(seconds * 1e3, 2),
         "tokens_per_second": round(length / seconds),
         "mfu": round(flops / seconds / peak, 4) if peak else None,
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2)
-        if not given.smoke
-        else None,
+        "peak_gib": round(memory / 2**30, 2) or None,
         "first_step_s": round(clock.first, 1),
         "loss": round(float(run.callback_metrics["train/loss"]), 4),
     }
