@@ -17,7 +17,8 @@ async function main() {
   const address = () => {
     const [, record, tab] = /^#(\d+)(?:\/(\w+))?$/.exec(location.hash) ?? [];
     if (tab) sheet.tab = tab;
-    return record ? Math.min(Number(record), index.length) - 1 : 0;
+    if (record) return Math.min(Number(record), index.length) - 1;
+    return Math.max(0, index.findIndex(([, kind]) => kind !== "settings"));
   };
   const turns = () => {
     const at = list.place(list.chosen);

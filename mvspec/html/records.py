@@ -69,7 +69,7 @@ def sheet_of(record: Record, form: str = "multiverse", lay: Lay | None = None) -
             sheet = trace_sheet(record.name, record.place, row)
             row = {key: value for key, value in row.items() if key not in FIELDS}
         elif record.form == "settings":
-            sheet = Sheet("settings", record.place, "settings", lead="of the evaluation")
+            sheet = Sheet("settings", record.place, "settings", "", lead="of the evaluation")
         elif record.form == "sample":
             field, sheet = _sample(record, row, form, lay)
         else:
