@@ -17,6 +17,8 @@ from page_code import ROOT, blocks_of, run_page
 from traces import CANONICAL
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import mvspec
+
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")))
 RUNNING = [page for page in PAGES if any(block.runs for block in blocks_of(page))]
 
@@ -43,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny_llama(len(tokenizer), tokenizer.eos_token_id).save_pretrained(tmp_path / "MODEL")
     (tmp_path / "a.txt").write_text(CANONICAL, "utf-8")
     (tmp_path / "b.txt").write_text("Answer: 4", "utf-8")
-    rows = [{"id": str(number), "output": CANONICAL} for number in range(3)]
+    rows = [{"id": str(i), "question": "What?", "output": CANONICAL} for i in range(3)]
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
@@ -108,7 +110,14 @@ def authoring(names: dict[str, Any], printed: str) -> None:
     assert "tag" in printed.splitlines()[-1]
 
 
+def training(names: dict[str, Any], printed: str) -> None:
+    written = names["written"].trace
+    assert written.text == mvspec.render(names["document"].messages[1]) + "<|im_end|>"
+    assert names["again"].trace.ids == written.ids
+    assert written.parallelism > 1
+
+
 CHECKS = {
     "authoring.md": authoring, "compile.md": compiled, "curation.md": curation, "law.md": law,
-    "masks.md": masks, "plans.md": plans, "run.md": run,
+    "masks.md": masks, "plans.md": plans, "run.md": run, "training.md": training,
 }  # fmt: skip

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+import multiprocessing
 import signal
 import socket
-import subprocess
-import sys
 import time
 from copy import deepcopy
 from pathlib import Path
@@ -44,6 +42,11 @@ CONFIG: dict[str, Any] = {
     "head_dim": 8,
     "initializer_range": 0.1,
 }
+
+
+# Processes that are forked from one that has imported it all, and has no thread yet.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["ranks"])
 
 
 def text(number: int) -> str:
@@ -170,15 +173,16 @@ def test_a_killed_run_carries_on_bit_for_bit(compiled: Path, tmp_path: Path) -> 
     torch.set_num_threads(1)
     main(["fit", "--config", str(config(compiled, tmp_path / "whole"))])
     path = config(compiled, tmp_path / "killed")
-    command = [sys.executable, "-m", "mvspec", "train", "fit", "--config", str(path)]
     checkpoints = tmp_path / "killed" / "checkpoints"
-    run = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run = PROCESSES.Process(target=ranks.run, args=(["fit", "--config", str(path)],))
+    run.start()
     # Killed in the middle of an epoch, some steps after a checkpoint.
     while not list(checkpoints.glob("*step=2[05].ckpt")):
-        assert run.poll() is None
+        assert run.is_alive()
         time.sleep(0.005)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
+    run.kill()
+    run.join()
+    assert run.exitcode == -signal.SIGKILL
     before = steps(tmp_path / "killed")
     assert len(before) < 42
     main(["fit", "--config", str(path)])
@@ -197,13 +201,17 @@ def test_ranks_train_as_one(compiled: Path) -> None:
     sockets = [socket.socket() for _ in range(4)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
-    ports = [str(each.getsockname()[1]) for each in sockets]
+    ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()
-    command = [sys.executable, ranks.__file__, str(compiled)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen([*command, str(rank), *ports], env=environment) for rank in range(2)]
-    assert [each.wait(timeout=240) for each in both] == [0, 0]
+    both = [
+        PROCESSES.Process(target=ranks.rank, args=(compiled, number, ports)) for number in range(2)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(240)
+    assert [process.exitcode for process in both] == [0, 0]
     for name, first in (("ddp", 0), ("fsdp", 0), ("resumed", 3), ("tensor", 0)):
         found = [
             torch.tensor(json.loads((compiled / f"{name}-{rank}.json").read_text()))

@@ -69,7 +69,8 @@ class Network(nn.Module):
             for name, buffer in module.named_buffers(recurse=False)
             if buffer.dtype == torch.float32
         ]
-        super()._apply(fn, recurse)
+        convert: Any = super()._apply
+        convert(fn, recurse)
         for module, name, buffer in kept:
             found = getattr(module, name)
             if found.dtype != buffer.dtype and not buffer.is_meta:
