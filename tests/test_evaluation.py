@@ -364,16 +364,15 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # Comparisons
 
 
-def test_compare(data: Path, tmp_path: Path) -> None:
-    rows = [
-        {"id": f"p{n}", "problem": f"{n} + 1?", "answer": str(n + 1), "good": plain(str(n + 1)),
-         "bad": plain("0")}
-        for n in range(12)
-    ]  # fmt: skip
-    several = lines(tmp_path / "several.jsonl", *rows)
-    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
-    for field, path in (("good", good), ("bad", bad)):
-        assert run("math", several, "--field", field, "-o", path).exit_code == 0
+def test_compare(tmp_path: Path) -> None:
+    good, bad, other = (tmp_path / f"{name}.jsonl" for name in ("good", "bad", "other"))
+    for path, task, names, score in (
+        (good, "math", "abcdefghijkl", 1.0), (bad, "math", "abcdefghijklm", 0.0),
+        (other, "math", "xyz", 1.0),
+    ):  # fmt: skip
+        with open_results(path, {"task": task}) as results:
+            for name in names:
+                results.add(Sample(name, score=score, form="ok", tokens=9, critical_path=6))
     worse = run("compare", good, bad, "--json")
     assert worse.exit_code == 1  # B is worse
     (found,) = json.loads(worse.stdout)["comparisons"]
@@ -384,8 +383,6 @@ def test_compare(data: Path, tmp_path: Path) -> None:
     assert better.exit_code == 0
     assert "McNemar" in better.stdout
     assert run("compare", good, good).exit_code == 0
-    other = tmp_path / "other.jsonl"
-    run("math", data, "--field", "output", "-o", other)
     apart = run("compare", good, other)
     assert apart.exit_code == 2
     assert "no graded problem in common" in apart.stderr

@@ -51,8 +51,8 @@ doc_to_target: "{{{{question}}}}"
 metric_list: [{{metric: word_perplexity}}]
 """
 ROWS = (
-    {"question": "So the sum is", "choices": [" 5", " a long word"], "right": 0, "answer": " 5"},
-    {"question": "Both agree:", "choices": [" 6", " it is"], "right": 1, "answer": " 5"},
+    {"question": "So the sum is", "choices": ["5", "a long word"], "right": 0, "answer": " 5"},
+    {"question": "Both agree:", "choices": ["6", "it is"], "right": 1, "answer": " 5"},
 )
 
 
@@ -95,7 +95,7 @@ def test_likelihoods_are_the_models(tasks: Path) -> None:
         scores = []
         context = model.tok_encode(row["question"])
         for choice, (answer,) in zip(row["choices"], sample["resps"], strict=True):
-            whole = model.tok_encode(f"{row['question']}{choice}")
+            whole = model.tok_encode(f"{row['question']} {choice}")
             wanted = reference(engine, context, whole[len(context) :])
             assert float(answer[0]) == pytest.approx(wanted[0], abs=1e-4)
             scores.append(wanted[0])

@@ -80,6 +80,8 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
 
             engine = SGLangEngine(engine)
         self.batch_size = int(batch_size) if str(batch_size).isdecimal() else 8
+        if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+            device = None  # the harness's own default
         self.engine = engine or TorchEngine.load(
             pretrained, device=device, dtype=dtype, max_requests=max(self.batch_size, 1)
         )

@@ -18,7 +18,8 @@ from mvspec.errors import VerifyError
 __all__ = ["HEADER", "Shape", "replay", "shape_of_degree", "token_ids"]
 
 HEADER = 4
-"""Tokens that the plan writes at the start of a path and of a join."""
+"""Tokens that the plan writes at the start of a path, and of a join where no other number is
+given."""
 
 Ids = Callable[[int], tuple[int, ...]]
 
@@ -33,6 +34,7 @@ class Shape:
         each: tokens of a path, its header included.
         after: tokens behind the last block, the join's header included.
         blocks: how many, one after the other.
+        join: tokens that the plan writes behind every block.
     """
 
     before: int
@@ -40,11 +42,12 @@ class Shape:
     each: int
     after: int
     blocks: int = 1
+    join: int = HEADER
 
     @property
     def tokens(self) -> int:
         """All of them, the prompt left out."""
-        between = HEADER * (self.blocks - 1) if self.paths > 1 else 0
+        between = self.join * (self.blocks - 1) if self.paths > 1 else 0
         return self.blocks * (self.before + self.paths * self.each) + self.after + between
 
     @property
@@ -124,7 +127,7 @@ def replay(shape: Shape, prompt: int, ids: Ids) -> ExecutionPlan:
     at, made = 0, 1
 
     def write(thread: int, count: int, header: int = 0) -> None:
-        if header:
+        if header:  # forced, so all of them take one step
             ops.append(Extend(thread=thread, tokens=ids(header)))
         if count > header:
             ops.append(Extend(thread=thread, tokens=ids(count - header), author="model"))
@@ -133,7 +136,8 @@ def replay(shape: Shape, prompt: int, ids: Ids) -> ExecutionPlan:
         if shape.paths == 1:
             write(0, shape.before)
             continue
-        write(at, shape.before + (HEADER if block else 0), HEADER if block else 0)
+        joined = shape.join if block else 0
+        write(at, shape.before + joined, joined)
         each = tuple(range(made, made + shape.paths))
         made += shape.paths
         ops.append(Fork(thread=at, paths=each))
@@ -141,5 +145,5 @@ def replay(shape: Shape, prompt: int, ids: Ids) -> ExecutionPlan:
             write(path, shape.each, HEADER)
         ops.append(Join(paths=each, thread=made))
         at, made = made, made + 1
-    write(at, shape.after, 0 if shape.paths == 1 else HEADER)
+    write(at, shape.after, 0 if shape.paths == 1 else shape.join)
     return ExecutionPlan(ops=tuple(ops), form="untagged").verify()
