@@ -182,7 +182,7 @@ def test_packed_tests_cannot_run_code() -> None:
 # Instructions
 
 
-def test_instructions() -> None:
+def test_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lm_eval")
     payload: dict[str, Any] = {
         "prompt": "Name a fruit.",
@@ -197,3 +197,8 @@ def test_instructions() -> None:
     assert missed.details["followed"] == [False, True]
     with pytest.raises(InputError, match=r"no check for .* made:up"):
         instructions.check_instructions(["made:up"])
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    with pytest.raises(InputError, match=r"number_sentences .* nltk\.downloader punkt_tab"):
+        instructions.check_instructions(["length_constraints:number_sentences"])

@@ -50,7 +50,7 @@ doc_to_text: ""
 doc_to_target: "{{{{question}}}}"
 metric_list: [{{metric: word_perplexity}}]
 """
-ROWS = (
+ROWS: tuple[dict[str, Any], ...] = (
     {"question": "So the sum is", "choices": ["5", "a long word"], "right": 0, "answer": " 5"},
     {"question": "Both agree:", "choices": ["6", "it is"], "right": 1, "answer": " 5"},
 )

@@ -143,10 +143,10 @@ def run(
     with as_given():
         caps = _caps(cap)
         evaluation = source.open(_tell)
-    problem, unit = 0, "tokens"
+    problem = 0
     if recorded:
         counter, unit = counter_of(count)
-        name = unit if count in ("chars", "words") else count
+        name = unit if count in ("chars", "words") else f"{unit} of {Path(count).resolve().name}"
         run, found = command.grade_recorded(
             evaluation, outputs, field or "output", counter, name, output, _tell
         )
@@ -169,7 +169,7 @@ def run(
         generation = Generation(load_engine(model, engine, concurrency), prompt_of(prompt), options)
         asking = command.Asking(samples, caps, concurrency)
         run = command.run_engine(evaluation, generation, asking, output or Path(), _tell)
-    raise typer.Exit(_shown([run], unit, as_json, plot) or int(problem > 0))
+    raise typer.Exit(_shown([run], as_json, plot) or int(problem > 0))
 
 
 @app.command("report")
@@ -181,7 +181,7 @@ def report(runs: Runs, plot: Plot = None, as_json: Json = False) -> None:
     if plot is not None:
         check_plot(plot)
     found = [read_run(path) for path in runs]
-    raise typer.Exit(_shown(found, "tokens", as_json, plot))
+    raise typer.Exit(_shown(found, as_json, plot))
 
 
 @app.command("compare")
@@ -249,12 +249,17 @@ def _caps(given: str | None) -> tuple[int | None, ...]:
     return tuple(found)
 
 
+def _unit(run: Any) -> str:
+    """Return what a run counts: tokens, words or characters."""
+    return str(run.settings.get("count", "tokens")).partition(" of ")[0]
+
+
 def _some(names: list[str], most: int = 5) -> str:
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
 
 
-def _shown(runs: list[Any], unit: str, as_json: bool, plot: Path | None) -> int:
+def _shown(runs: list[Any], as_json: bool, plot: Path | None) -> int:
     """Print and draw runs; return the exit status."""
     from mvspec.runtime.evaluation.curves import plot_caps
     from mvspec.runtime.evaluation.summary import summaries, summary_table, troubles
@@ -271,7 +276,7 @@ def _shown(runs: list[Any], unit: str, as_json: bool, plot: Path | None) -> int:
                 print(visible(str(run.path)))
             for cap in dict.fromkeys(each.cap for each in found):
                 some = [each for each in found if each.cap == cap]
-                print_table(summary_table(some, run.settings.get("count", unit)))
+                print_table(summary_table(some, _unit(run)))
         lines = troubles(run.samples.values())
         for text in lines:
             typer.echo(text, err=True)

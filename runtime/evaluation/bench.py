@@ -137,7 +137,8 @@ def plot(path: Path, found: Sequence[Measured], about: dict[str, Any]) -> None:
         Panel("Speedup by degree of parallelism", "degree of parallelism", y, by_degree),
         Panel("Speedup by batch", "requests at once", y, by_batch, ticks, log=True),
     ]
-    note = ", ".join(str(value) for name, value in about.items() if name not in ("load", "server"))
+    shown = {name: value for name, value in about.items() if name not in ("load", "server")}
+    note = ", ".join(f"{name} {value}" for name, value in shown.items())
     write_plot(path, panels, note)
 
 

@@ -168,11 +168,12 @@ def summary_table(found: Sequence[Summary], unit: str = "tokens") -> Table:
     for name, style in (("ungraded", "red"), ("refused", "red")):
         if any(getattr(each, name) for each in found):
             row(f"  {name}", [f"{getattr(each, name):,}" for each in found], style)
+    corpora = [each.corpus.record() for each in found]
     for form in ("ok", "cut", "malformed"):
         name = "well-formed" if form == "ok" else form
         row(name, [f"{each.forms[form]:,}" for each in found], "" if form == "ok" else "dim")
-    corpora = [each.corpus.record() for each in found]
-    row("  with a block", [f"{each['documents_with_blocks']:,}" for each in corpora], "dim")
+        if form == "ok":
+            row("  with a block", [f"{each['documents_with_blocks']:,}" for each in corpora])
     row("# parallel, well-formed", [_number(each["parallelism"], 3) for each in corpora])
     row("  with a block", [_number(each["parallelism_with_blocks"], 3) for each in corpora])
     row(unit, [_number(each.tokens, 0) for each in found])
