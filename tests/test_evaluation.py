@@ -271,6 +271,7 @@ def test_commands_that_cannot_be_carried_out(data: Path, tmp_path: Path) -> None
         "takes no --checker": ("math", data, "-o", out, "--checker", "a:b"),
         "needed, or --outputs": ("math", data),
         "expected whole numbers from 1 up": ("math", data, "-o", out, "--cap", "12,x"),
+        "all samples would be alike": ("math", data, "-o", out, "--samples", "2"),
         "are graded as they are": ("math", data, "--field", "output", "--cap", "12"),
         "no field 'gone': there is id, source": ("math", data, "--field", "gone"),
         "name a .png or an .svg": ("math", data, "--field", "output", "--plot", "a.pdf"),

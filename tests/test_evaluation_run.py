@@ -113,6 +113,30 @@ def test_what_the_engine_refuses_is_listed_and_asked_again(
     engine.model.context = None
     run = run_engine(given, generation, Asking(), path, print)
     assert [each.score for each in run.samples.values()] == [1.0, 1.0]
+    engine.model.context = 9
+    with pytest.raises(MvspecError, match="all of 8 requests were refused"):
+        run_engine(evaluation(tmp_path, 12), generation, Asking(), tmp_path / "no.jsonl", print)
+
+
+def test_an_answer_that_was_not_graded_is_not_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    checks, data = Path("later_checks.py"), tmp_path / "own.jsonl"
+    checks.write_text("def check(row, text):\n    raise OSError('busy')\n")
+    data.write_text('{"id": "a", "question": "Why?"}\n')
+    given = Source("own", (str(data),), checker="later_checks:check").open(print)
+    engine = scripted_engine({SEQUENTIAL + TURN: "So."})
+    generation = Generation(engine, SEQUENTIAL, Options())
+    path = tmp_path / "run.jsonl"
+    (first,) = run_engine(given, generation, Asking(), path, print).samples.values()
+    assert (first.output, first.score) == ("So.", None)
+    assert "OSError: busy" in first.note
+    checks.write_text("def check(row, text):\n    return text == 'So.'\n")
+    monkeypatch.setattr(engine, "run_async", None)
+    (again,) = run_engine(given, generation, Asking(), path, print).samples.values()
+    assert (again.score, again.seconds) == (1.0, first.seconds)
 
 
 def test_an_engine_that_fails_ends_the_run_and_keeps_what_was_done(
@@ -155,6 +179,9 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     process.wait()
     before = read_run(out)
     assert 3 <= len(before.samples) < 16
+    shown = CliRunner().invoke(app, ["eval", "report", str(out)])
+    assert shown.exit_code == 1
+    assert f"{16 - len(before.samples)} samples are missing" in shown.stderr
     engine = TorchEngine.load(str(tmp_path / "model"))
     options = Options(Sampling(temperature=1.0), Limits())
     generation = Generation(engine, PARALLEL, options)

@@ -130,6 +130,8 @@ def run(
         )
     if engine and model:
         raise typer.BadParameter("the server has its model: give one", param_hint="--engine")
+    if samples > 1 and not temperature:
+        raise typer.BadParameter("all samples would be alike: add --temperature, as 0.6")
     if output is None and not recorded:
         raise typer.BadParameter("needed, or --outputs or --field", param_hint="-o")
     with needs("eval", "eval"):
@@ -280,7 +282,9 @@ def _shown(runs: list[Any], as_json: bool, plot: Path | None) -> int:
         lines = troubles(run.samples.values())
         for text in lines:
             typer.echo(text, err=True)
-        bad = bad or bool(lines)
+        if run.missing:
+            _tell(f"{run.path}: {run.missing:,} samples are missing: the same command goes on")
+        bad = bad or bool(lines or run.missing)
     if plot is not None:
         plot_caps(plot, runs)
     return int(bad)

@@ -149,14 +149,14 @@ def grade_recorded(
     for line in found.left_out:
         tell(f"left out: {line}")
     made = hashlib.sha256(repr(found.outputs).encode(errors="surrogatepass")).hexdigest()[:16]
-    settings = evaluation.settings(outputs=made, field=field, count=unit)
+    total = sum(map(len, found.outputs.values()))
+    settings = evaluation.settings(outputs=made, field=field, count=unit, total=total)
     place = {problem.id: number for number, problem in enumerate(evaluation.problems)}
     with (
         _kept(path, settings) as (run, keep),
         graders(evaluation.source.workers, evaluation.seconds) as pool,
     ):
         done = [key for key, each in run.samples.items() if each.score is not None]
-        total = sum(map(len, found.outputs.values()))
         with progress(total, len(done)) as advance:
             for sample in grade_outputs(
                 evaluation.problems, found.outputs, evaluation.task, pool, count, done,
@@ -207,8 +207,9 @@ def run_engine(
     from mvspec.runtime.evaluation.generation import generate, wanted
 
     source, problems = evaluation.source, evaluation.problems
+    total = len(problems) * asking.samples * len(asking.caps)
     settings = evaluation.settings(
-        **generation.settings(), samples=asking.samples, caps=list(asking.caps)
+        **generation.settings(), samples=asking.samples, caps=list(asking.caps), total=total
     )
     with (
         open_results(path, settings) as results,
@@ -216,7 +217,6 @@ def run_engine(
     ):
         run = results.run
         asked = wanted(problems, asking.samples, asking.caps, run.samples.values())
-        total = len(problems) * asking.samples * len(asking.caps)
         if len(asked) < total:
             tell(f"{total - len(asked):,} of {total:,} samples are there: going on")
         with progress(total, total - len(asked)) as advance:
@@ -227,7 +227,7 @@ def run_engine(
 
             asyncio.run(
                 generate(
-                    asked, generation, evaluation.task, pool, keep,
+                    asked, generation, evaluation.task, pool, keep, dict(run.samples),
                     concurrency=min(asking.concurrency, max(len(asked), 1)), final=source.final,
                 )
             )  # fmt: skip

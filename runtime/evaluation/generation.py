@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import product
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mvspec.builder import document, user
 from mvspec.compiler.plan import Extend
-from mvspec.errors import LimitExceeded, Unsupported, VerifyError
+from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
 from mvspec.ir import Document
 from mvspec.limits import Limits
 from mvspec.runtime.engine import TorchEngine
@@ -19,7 +19,7 @@ from mvspec.runtime.evaluation.engines import model_name
 from mvspec.runtime.evaluation.graded import graded
 from mvspec.runtime.evaluation.grading import Graders
 from mvspec.runtime.evaluation.problem import Problem
-from mvspec.runtime.evaluation.sample import Sample, shape_of
+from mvspec.runtime.evaluation.sample import Key, Sample, shape_of
 from mvspec.runtime.evaluation.tasks import Task
 from mvspec.runtime.options import Options
 from mvspec.runtime.trace import Trace
@@ -43,6 +43,9 @@ PROMPTS = {
     "none": "",
 }
 """What is written behind a question; the first two are the paper's."""
+
+PATIENCE = 8
+"""Requests that may be refused before any was answered."""
 
 _TAGS = frozenset(tag.value for tag in Tag)
 
@@ -170,6 +173,7 @@ async def generate(
     task: Task,
     graders: Graders,
     keep: Callable[[Sample], object],
+    have: Mapping[Key, Sample] | None = None,
     *,
     concurrency: int,
     final: bool = False,
@@ -180,21 +184,32 @@ async def generate(
         asked: problem, number of the sample and cap of each.
         generation: how.
         keep: takes every sample.
+        have: samples with an answer that was not graded: they are graded, and not asked again.
         concurrency: requests on their way at once.
         final: as in `graded`.
 
     Raises:
-        MvspecError: the engine has failed, or a sample could not be kept.
+        MvspecError: the engine has failed or refuses everything, or a sample could not be kept.
     """
+    known = have or {}
+    answered = refused = 0
     stream = iter(asked)
     # Not the event loop's own threads: the engine steps in those, and grading would wait for it.
     pool = ThreadPoolExecutor(concurrency, "grading")
     loop = asyncio.get_running_loop()
 
     async def work() -> None:
+        nonlocal answered, refused
         for problem, number, cap in stream:
-            sample = await generation.answer(problem, number, cap)
-            if not sample.error:
+            sample = known.get((problem.id, number, cap))
+            if sample is None or sample.error:
+                sample = await generation.answer(problem, number, cap)
+            if sample.error:
+                refused += 1
+                if refused >= PATIENCE and not answered:
+                    raise MvspecError(f"all of {refused} requests were refused: {sample.error}")
+            else:
+                answered += 1
                 sample = await loop.run_in_executor(
                     pool, graded, sample, problem, task, graders, final
                 )

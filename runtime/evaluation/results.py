@@ -25,7 +25,7 @@ FORMAT = 1
 
 _BEGINNING = b'{"format": '
 
-GROWING = ("samples", "caps", "limit")
+GROWING = ("samples", "caps", "limit", "total")
 """Settings that a run may be taken up with other values of: they say how much there is to do."""
 
 
@@ -42,6 +42,11 @@ class Run:
     path: Path
     settings: dict[str, Any] = field(default_factory=dict)
     samples: dict[Key, Sample] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> int:
+        """How many samples were asked for and are not there yet."""
+        return max(int(self.settings.get("total", 0)) - len(self.samples), 0)
 
     @property
     def name(self) -> str:

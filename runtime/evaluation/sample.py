@@ -14,7 +14,7 @@ from mvspec.metrics import Counter, Metrics, measure
 from mvspec.records import Record
 from mvspec.syntax import MULTIVERSE
 
-__all__ = ["Sample", "Shape", "final_text", "shape_of"]
+__all__ = ["Key", "Sample", "Shape", "final_text", "shape_of"]
 
 Form = Literal["ok", "cut", "malformed", ""]
 Key = tuple[str, int, int | None]
