@@ -170,6 +170,26 @@ def test_what_cannot_be_graded_is_listed_and_does_not_count(
     assert json.loads(result.stdout)["summaries"][0]["accuracy"]["mean"] == pytest.approx(2 / 3)
 
 
+def test_choices_and_code(tmp_path: Path) -> None:
+    asked = [{"question": f"Q{n}", "choices": ["r", "s"], "answer": "r", "id": n} for n in (1, 2)]
+    letters = [TASKS["gpqa-diamond"].read(Columns(row))[1]["letter"] for row in asked]
+    rows = [{**row, "out": f"<Think>\nAnswer: A\n</Think>\n\nAnswer: {right}"}
+            for row, right in zip(asked, letters, strict=True)]  # fmt: skip
+    data = lines(tmp_path / "choices.jsonl", *rows)
+    result = run("gpqa-diamond", data, "--field", "out", "--json")
+    assert json.loads(result.stdout)["summaries"][0]["accuracy"]["mean"] == 1.0
+    program = "```python\nprint(int(input()) + {})\n```"
+    tests = [{"input": "1", "output": "2"}, {"input": "4", "output": "5\n"}]
+    rows = [{"question_id": f"q{n}", "question_content": "Add one.", "tests": tests,
+             "out": f"<Think>\nNo.\n</Think>\n\n{program.format(n)}"} for n in (1, 2)]  # fmt: skip
+    data, out = lines(tmp_path / "code.jsonl", *rows), tmp_path / "run.jsonl"
+    result = run("livecodebench", data, "--field", "out", "--allow-code", "--json", "-o", out)
+    assert json.loads(result.stdout)["summaries"][0]["accuracy"]["mean"] == 0.5
+    right, wrong = read_run(out).samples.values()
+    assert right.details == {"passed": 2, "tests": 2}
+    assert wrong.note == "test 1 of 2: another result"
+
+
 # Data
 
 

@@ -161,7 +161,8 @@ def open_results(path: Path, settings: Mapping[str, Any]) -> Iterator[Results]:
     try:
         run, whole = _read(path) if path.exists() and path.stat().st_size else (Run(path), 0)
         _compare(run, settings)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        how = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, how, 0o666)
         try:
             os.ftruncate(descriptor, whole)
             results = Results(run, descriptor, whole)
