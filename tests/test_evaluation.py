@@ -173,6 +173,7 @@ def test_what_cannot_be_graded_is_listed_and_does_not_count(
 def test_choices_and_code(tmp_path: Path) -> None:
     asked = [{"question": f"Q{n}", "choices": ["r", "s"], "answer": "r", "id": n} for n in (1, 2)]
     letters = [TASKS["gpqa-diamond"].read(Columns(row))[1]["letter"] for row in asked]
+    rows: list[dict[str, Any]]
     rows = [{**row, "out": f"<Think>\nAnswer: A\n</Think>\n\nAnswer: {right}"}
             for row, right in zip(asked, letters, strict=True)]  # fmt: skip
     data = lines(tmp_path / "choices.jsonl", *rows)
