@@ -22,8 +22,8 @@ from mvspec.runtime import TorchEngine
 from mvspec.training.attention import FLEX
 from mvspec.training.batch import Batch
 from mvspec.training.checkpoint import WholeCheckpoints
-from mvspec.training.folder import EXPORTED, recipe
 from mvspec.training.faults import NotFinite
+from mvspec.training.folder import EXPORTED, recipe
 from mvspec.training.gradients import gradient_norm, scale_gradients
 from mvspec.training.loss import LOSSES
 from mvspec.training.network import Network
