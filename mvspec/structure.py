@@ -167,6 +167,8 @@ class Structure:
             LimitExceeded: what is open could not be closed within the limits any more.
         """
         before = self._thread(thread)
+        if not (self.strict or self._bounded or isinstance(event, Tag)):
+            return self._write(before, event, width)
         after = before.copy()
         self._take(after, event)
         if isinstance(event, Tag):
@@ -190,6 +192,16 @@ class Structure:
         self._reserve += sum(self._total(self.threads[child]) for child in step.forked)
         if after.done and after.parent is not None:
             step = step._replace(joined=self._join(self.threads[after.parent]))
+        return step
+
+    def _write(self, thread: Thread, text: str, width: int) -> Step:
+        """Take text that only a thread that waits can refuse: an engine does it for every token."""
+        step = Step(thread.id, self.count, thread.position, thread.last, thread.chain)
+        thread.text(text)
+        if width:
+            thread.last = self.count + width - 1
+        thread.position += width
+        self.count += width
         return step
 
     def _thread(self, thread: int) -> Thread:

@@ -10,6 +10,7 @@ Exit status: 0 all is well, 1 some record is not, 2 the command cannot be carrie
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -25,6 +26,7 @@ from mvspec.cli import (
     serve,
     show,
     stats,
+    train,
 )
 from mvspec.console import Commands
 
@@ -48,10 +50,16 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "plan": plan.plan,
     "serve": serve.serve,
     "curate": curate.curate,
+    "train": train.train,
     "demo": demo.demo,
     "schema": schema.schema,
 }
 """Every command, in the order of `mvspec --help`."""
 
+PASSED_ON: dict[str, Any] = {
+    "train": {"ignore_unknown_options": True, "help_option_names": []},
+}
+"""Settings of commands that hand their options, `--help` too, to another command line."""
+
 for name, command in COMMANDS.items():
-    app.command(name)(command)
+    app.command(name, context_settings=PASSED_ON.get(name))(command)

@@ -81,6 +81,7 @@ class Families:
         most = adapter.longest(face)
         options = order.options_within(most)
         run = Run(order.name, plan, options, self.lexicon, Columns(), context=adapter.context)
+        run.quiet = not order.live
         face.sampling_params.max_new_tokens = min(most, order.bound(plan, options))
         family = Family(adapter, face, run, self._made, self._grammar)
         family.seeded = seeded

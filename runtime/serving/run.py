@@ -47,10 +47,17 @@ class Columns(Store):
 class Run(Request):
     """A `Request` whose threads are read one by one, as a server has room for them."""
 
+    quiet = False
+    """Whether nobody is told of single tokens: events of them are then not made."""
+
     _unread = 0
 
     def _enqueue(self, live: Live, token: Token) -> None:
         self._unread += 1
+
+    def _tell(self, live: Live, token: Token) -> None:
+        if not self.quiet:
+            super()._tell(live, token)
 
     @property
     def waiting(self) -> int:

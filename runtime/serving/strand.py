@@ -88,10 +88,13 @@ class Strand:
 
     def pending(self) -> list[Token]:
         """Return the tokens that come next, up to a block or the end."""
-        self._forget()
         items = self.live.items
+        self._forget()
+        at = len(self._read)
+        if at == len(items):
+            return []
         found: list[Token] = []
-        for at in range(len(self._read), len(items)):
+        for at in range(at, len(items)):
             item = items[at]
             if not isinstance(item, Token):
                 break
@@ -100,15 +103,14 @@ class Strand:
 
     def _forget(self) -> None:
         """Drop what was read and then taken back."""
-        items = self.live.items
-        while self._read:
-            at = len(self._read) - 1
-            item = items[at] if at < len(items) else None
-            if isinstance(item, Token) and item.column != self._read[-1]:
-                item = None
-            if item is not None:
-                return
-            self._read.pop()
+        items, read = self.live.items, self._read
+        while read:
+            at = len(read) - 1
+            if at < len(items):
+                item = items[at]
+                if not isinstance(item, Token) or item.column == read[at]:
+                    return
+            read.pop()
             self._cut()
 
     def _cut(self) -> None:

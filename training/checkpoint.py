@@ -1,0 +1,67 @@
+"""Checkpoints that appear whole or not at all, and the newest of them."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+
+from mvspec.training.faults import CheckpointError
+
+__all__ = ["WholeCheckpoints", "newest_checkpoint"]
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes a checkpoint beside its place and renames it there.
+
+    Killed half-way, or with a full disk, what stood there before still stands there.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """Write a checkpoint.
+
+        Raises:
+            CheckpointError: it cannot be written; the disk is as it was before.
+        """
+        target = Path(path)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            for left in target.parent.glob(f".{target.name}.*.tmp"):
+                left.unlink()  # of a run that was killed while it wrote
+            with temporary.open("wb") as stream:
+                torch.save(checkpoint, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(target)
+        except (OSError, RuntimeError) as error:
+            # torch's zip writer turns a full disk into a RuntimeError of its own.
+            temporary.unlink(missing_ok=True)
+            good = newest_checkpoint(target.parent)
+            cause = error if isinstance(error, OSError) else error.__context__ or error
+            reason = getattr(cause, "strerror", None) or str(cause).strip().partition("\n")[0]
+            raise CheckpointError(
+                f"checkpoint {target} was not written ({reason}); "
+                + (f"the last good one is {good}" if good else "there is no earlier one")
+                + ": free space there, and run the same command again"
+            ) from None
+
+
+def newest_checkpoint(folder: str | os.PathLike[str] | None) -> Path | None:
+    """Return the newest whole checkpoint of a folder, or None."""
+    if folder is None or not Path(folder).is_dir():
+        return None
+    found = [path for path in Path(folder).glob("*.ckpt") if _is_whole(path)]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def _is_whole(path: Path) -> bool:
+    # A sharded checkpoint is a folder, whose last file is this one.
+    file = path / "meta.pt" if path.is_dir() else path
+    return file.is_file() and zipfile.is_zipfile(file)

@@ -1,0 +1,34 @@
+"""What ends a training run before its time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mvspec.errors import MvspecError
+
+__all__ = ["CheckpointError", "NotFinite"]
+
+_SHOWN = 8
+
+
+class NotFinite(MvspecError):
+    """A step whose loss or gradient is no number; the weights are those before it.
+
+    Args:
+        step: number of the optimizer's step that was not taken.
+        what: "loss" or "gradient".
+        names: of the documents that the step read.
+    """
+
+    def __init__(self, step: int, what: str, names: Sequence[str]) -> None:
+        shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        super().__init__(
+            f"step {step}: the {what} is not finite, the step was not taken; it read {len(names)} "
+            f"documents: {shown}. Look at them, lower the learning rate, or train in float32"
+        )
+        self.step = step
+        self.names = tuple(names)
+
+
+class CheckpointError(MvspecError):
+    """A checkpoint could not be written or read; those before it are untouched."""

@@ -1,0 +1,95 @@
+"""A transformers model and its loss as one module: inputs to a sum over tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from mvspec.compiler.models import check_model
+from mvspec.errors import Unsupported
+from mvspec.training.batch import Inputs
+from mvspec.training.loss import head_loss
+
+__all__ = ["Network"]
+
+# Fields of a config that change logits after the head.
+_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
+
+
+class Network(nn.Module):
+    """What is sharded and compiled: it sees ids, positions, a mask, parents and targets.
+
+    Args:
+        model: a causal language model of transformers, or peft's around one.
+        loss: as `head_loss` takes it.
+        chunk: tokens whose logits exist at once.
+        kernel_options: for FlexAttention, such as {"BACKEND": "FLASH"}.
+
+    Raises:
+        Unsupported: the layout's mask or the loss would not be the model's.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        loss: str = "chunked",
+        chunk: int | None = None,
+        kernel_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_model(model)
+        config = model.config.get_text_config()
+        for field in _AFTER_HEAD:
+            if getattr(config, field, None) not in (None, 1, 1.0):
+                raise Unsupported(
+                    f"model type {config.model_type!r}: its logits are changed after the head "
+                    f"({field}), so the loss would silently not be the model's"
+                )
+        self.model = model
+        self.loss = loss
+        self.chunk = chunk
+        self.kernel_options = dict(kernel_options or {})
+
+    @property
+    def base(self) -> Any:
+        """The transformers model, without peft's shell."""
+        found = self.model
+        return found.get_base_model() if hasattr(found, "get_base_model") else found
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder's layers."""
+        layers: nn.ModuleList = self.base.get_decoder().layers
+        return layers
+
+    @property
+    def flex(self) -> bool:
+        """Whether the model attends through FlexAttention."""
+        return bool(self.base.config._attn_implementation == "flex_attention")
+
+    def hidden(self, inputs: Inputs) -> Tensor:
+        """Return the last hidden states: [batch, n, width]."""
+        options = {"kernel_options": self.kernel_options} if self.kernel_options else {}
+        out = self.base.get_decoder()(
+            input_ids=inputs.ids,
+            position_ids=inputs.positions,
+            attention_mask=inputs.mask,
+            use_cache=False,
+            **options,
+        )
+        found: Tensor = out.last_hidden_state
+        return found
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Return the summed loss of the tokens with loss, from the logits at their parents."""
+        hidden = self.hidden(inputs).flatten(0, 1).index_select(0, inputs.parents)
+        head = self.base.get_output_embeddings()
+        return head_loss(head, hidden, inputs.targets, chunk=self.chunk, how=self.loss)
+
+    def compile_layers(self) -> None:
+        """Compile the decoder's layers: all share one graph, and it is made quickly."""
+        for layer in self.layers:
+            layer.compile(dynamic=True)
