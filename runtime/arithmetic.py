@@ -12,25 +12,29 @@ import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from mvspec.builder import assistant, branch, document, parallel, user
 from mvspec.errors import VerifyError
-from mvspec.ir import Document, Message
+from mvspec.ir import Document
 from mvspec.node import Node
 
 __all__ = [
     "PARALLEL",
     "SPLITS",
     "STEPWISE",
+    "TINY",
     "Difficulty",
     "Problem",
     "Split",
     "answer_of",
+    "arithmetic_model",
     "ask",
     "draw",
     "is_right",
     "problems",
+    "question_of",
     "solve",
     "split_of",
 ]
@@ -127,6 +131,19 @@ class Difficulty:
             raise VerifyError("depth", f"{self.depth} levels: blocks have at least one")
 
 
+TINY = Difficulty(digits=(1, 2), operands=(2, 2), parts=(2, 3))
+"""What the small model that comes with the package was trained on."""
+
+
+def arithmetic_model() -> Path:
+    """Return the folder of the small model that answers `TINY` problems; it is in the package.
+
+    A model of under a million weights, bfloat16, which decides by itself when to fork;
+    examples/arithmetic/ has what it is made with.
+    """
+    return Path(__file__).with_name("arithmetic_model")
+
+
 def draw(stream: random.Random, difficulty: Difficulty) -> Problem:
     """Return a random problem."""
     if stream.random() < difficulty.plain:
@@ -171,16 +188,21 @@ def problems(
 ) -> Iterator[Problem]:
     """Yield problems of a split without end; a seed yields the same ones always."""
     stream = random.Random(f"{split} {seed}")
-    difficulty = difficulty or Difficulty()
+    difficulty = difficulty or TINY
     while True:
         problem = draw(stream, difficulty)
         if split_of(problem) == split:
             yield problem
 
 
-def ask(problem: Problem, prompt: str = PARALLEL) -> Message:
-    """Return the user's turn."""
-    return user(f"What is {problem}? {prompt}")
+def question_of(problem: Problem, prompt: str = PARALLEL) -> str:
+    """Return what the user asks."""
+    return f"What is {problem}? {prompt}"
+
+
+def ask(problem: Problem, prompt: str = PARALLEL) -> Document:
+    """Return the question, which a model is to answer."""
+    return document(user(question_of(problem, prompt)))
 
 
 def solve(problem: Problem, prompt: str = PARALLEL) -> Document:
@@ -192,7 +214,7 @@ def solve(problem: Problem, prompt: str = PARALLEL) -> Document:
     Answer: 132
     """
     body = _worked(problem, problem.parts != ())
-    return document(ask(problem, prompt), assistant(*body, f"\nAnswer: {problem.value}"))
+    return document(*ask(problem, prompt).messages, assistant(*body, f"\nAnswer: {problem.value}"))
 
 
 def _worked(problem: Problem, root: bool = False) -> tuple[str | Node, ...]:
@@ -255,6 +277,11 @@ def answer_of(text: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def is_right(text: str, problem: Problem) -> bool:
-    """Return whether a turn's text ends with the problem's value."""
-    return answer_of(text) == problem.value
+def is_right(text: str, answer: int | str) -> bool:
+    """Return whether a turn's text ends with this answer: exact match.
+
+    >>> is_right("Answer: 132", 132), is_right("The answer is 132", "132")
+    (True, False)
+    """
+    found = answer_of(text)
+    return found is not None and found == int(answer)

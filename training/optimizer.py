@@ -1,4 +1,4 @@
-"""AdamW and its learning rate, as data."""
+"""The optimizer and its learning rate, as data."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from mvspec.errors import VerifyError
+from mvspec.errors import Unsupported, VerifyError
+from mvspec.training.muon import MuonAdamW
 
 __all__ = ["SCHEDULES", "Optimizer"]
 
@@ -24,6 +26,7 @@ class Optimizer:
 
     Args:
         lr: the highest learning rate.
+        muon: that of the decoder's matrices, which Muon changes then; None leaves all to AdamW.
         weight_decay, betas: AdamW's.
         schedule: "cosine", "linear" or "constant", after the warm-up.
         warmup: steps over which the rate rises; a share of all steps where it is below 1.
@@ -32,6 +35,7 @@ class Optimizer:
     """
 
     lr: float = 3e-4
+    muon: float | None = None
     weight_decay: float = 0.01
     betas: tuple[float, float] = (0.9, 0.95)
     schedule: str = "cosine"
@@ -44,18 +48,44 @@ class Optimizer:
             raise VerifyError(
                 "optimizer.schedule", f"{self.schedule!r} is not one of {', '.join(SCHEDULES)}"
             )
+        if self.muon is not None and not self.muon > 0:
+            raise VerifyError("optimizer.muon", f"{self.muon} is no learning rate above 0")
         if not (self.lr > 0 and self.warmup >= 0 and (self.clip is None or self.clip > 0)):
             raise VerifyError("optimizer", "lr and clip are above 0, warmup from 0 up")
 
-    def build(self, parameters: Iterable[nn.Parameter], *, fused: bool) -> torch.optim.AdamW:
-        """Return AdamW over the parameters that are trained."""
+    def build(
+        self,
+        parameters: Iterable[nn.Parameter],
+        *,
+        fused: bool,
+        inner: Iterable[nn.Parameter] = (),
+    ) -> torch.optim.Optimizer:
+        """Return the optimizer over the parameters that are trained.
+
+        Args:
+            fused: whether AdamW is one kernel.
+            inner: those of the decoder's layers, whose matrices are Muon's.
+
+        Raises:
+            Unsupported: Muon needs whole matrices, and these are sharded.
+        """
         trained = [each for each in parameters if each.requires_grad]
+        matrices = [p for p in inner if p.requires_grad and p.ndim == 2] if self.muon else []
+        if any(isinstance(each, DTensor) for each in matrices):
+            raise Unsupported("optimizer.muon: the matrices are sharded; leave it out, or use ddp")
+        taken = set(map(id, matrices))
+        rest = [each for each in trained if id(each) not in taken]
         groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
         ]
         some = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(some, lr=self.lr, betas=self.betas, fused=fused)
+        if self.muon is None or not matrices:
+            return torch.optim.AdamW(some, lr=self.lr, betas=self.betas, fused=fused)
+        return MuonAdamW(
+            matrices, some, rate=self.muon, weight_decay=self.weight_decay,
+            lr=self.lr, betas=self.betas, fused=fused,
+        )  # fmt: skip
 
     def rates(self, optimizer: torch.optim.Optimizer, steps: float) -> LambdaLR:
         """Return the learning rate's schedule over so many steps; without end where it is inf."""
