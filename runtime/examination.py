@@ -14,7 +14,7 @@ from mvspec.runtime.arithmetic import PARALLEL, Problem, ask, is_right
 from mvspec.runtime.options import Options
 from mvspec.runtime.result import Result
 
-__all__ = ["UNHELD", "Mark", "examine", "mark", "means"]
+__all__ = ["UNHELD", "Mark", "examine", "is_canonical", "mark", "means"]
 
 UNHELD = Options(structure=False, limits=Limits(max_tokens=4096))
 """Nothing holds the model to the grammar: what is well-formed is its own doing."""
@@ -75,8 +75,8 @@ def examine(
     options: Options = UNHELD,
     *,
     batch: int = 64,
-) -> Iterator[Mark]:
-    """Ask an engine problems, several at once, and yield how each went.
+) -> Iterator[tuple[Mark, str]]:
+    """Ask an engine problems, several at once, and yield how each went, and the turn's text.
 
     Args:
         engine: a `TorchEngine` or an `SGLangEngine`.
@@ -88,7 +88,8 @@ def examine(
     rest = iter(problems)
     while some := list(islice(rest, batch)):
         results = engine.run_many([ask(problem, prompt) for problem in some], options)
-        yield from (mark(*pair) for pair in zip(results, some, strict=True))
+        for result, problem in zip(results, some, strict=True):
+            yield mark(result, problem), result.text
 
 
 def means(marks: Iterable[Mark]) -> dict[str, float]:

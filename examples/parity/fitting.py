@@ -1,0 +1,107 @@
+"""One training run: from weights to weights, carried on where it was stopped."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
+
+from transformers.utils.logging import disable_progress_bar
+
+from mvspec.compiler import Layout
+from mvspec.compiler.tokenizer import load_tokenizer
+from mvspec.training import LanguageModel, LayoutData, Optimizer, save_model
+from mvspec.training.checkpoint import newest_checkpoint
+
+from settings import Fit, Settings  # isort: skip
+
+__all__ = ["OutOfTime", "fit"]
+
+
+class OutOfTime(Exception):
+    """The time of this call is over; what was done is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a run did.
+
+    Args:
+        steps: of the optimizer.
+        loss: the last step's, of a token.
+    """
+
+    steps: int
+    loss: float
+
+
+def fit(
+    source: Any,
+    rows: Sequence[Layout],
+    folder: Path,
+    settings: Settings,
+    how: Fit,
+    *,
+    tokenizer: str,
+    seconds: float | None = None,
+) -> Fitted:
+    """Train on rows in their order, and write a Hugging Face folder.
+
+    Args:
+        source: a folder of weights, or a config for fresh ones.
+        rows: packed, in order.
+        folder: where the weights go; it appears whole or not at all.
+        settings, how: of the comparison, and of this run.
+        tokenizer: a folder.
+        seconds: what is left of the call's time; without end where it is None.
+
+    Raises:
+        OutOfTime: it is over; a later call goes on from the checkpoint.
+    """
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    disable_progress_bar()
+    loaded = load_tokenizer(tokenizer)
+    module = LanguageModel(
+        source,
+        loaded,
+        compile=settings.compile,
+        optimizer=Optimizer(
+            lr=how.lr, muon=how.muon, weight_decay=how.weight_decay, warmup=how.warmup
+        ),
+    )
+    state = folder.with_suffix(".state")
+    saver = ModelCheckpoint(
+        dirpath=state, filename="last", enable_version_counter=False,
+        train_time_interval=timedelta(minutes=1), save_on_train_epoch_end=False,
+    )  # fmt: skip
+    timer = [] if seconds is None else [Timer(timedelta(seconds=max(seconds, 1.0)))]
+    trainer = Trainer(
+        max_epochs=1, precision=settings.precision, logger=False,  # type: ignore[arg-type]
+        callbacks=[saver, *timer], enable_progress_bar=False, enable_model_summary=False,
+        use_distributed_sampler=False, default_root_dir=state,
+    )  # fmt: skip
+    data = LayoutData(list(rows), batch_size=how.rows, length=how.length, shuffle=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice
+        trainer.fit(module, data, ckpt_path=newest_checkpoint(state))
+    steps = -(-len(rows) // how.rows)
+    if trainer.global_step < steps:
+        trainer.save_checkpoint(state / "last.ckpt")
+        raise OutOfTime
+    part = folder.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    model: Any = module.built().model
+    save_model(model, loaded, part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+    shutil.rmtree(state, ignore_errors=True)
+    return Fitted(trainer.global_step, float(trainer.callback_metrics["train/loss"]))
