@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from bpe import chat_tokenizer
 from lightning.pytorch import Trainer
 from tiny import tiny_model
 from torch import Tensor
 from traces import CANONICAL
+from typer.testing import CliRunner
 
 import mvspec
+from mvspec.cli import app
 from mvspec.compiler import Layout, compile_document
 from mvspec.training import LanguageModel, LayoutData, Optimizer
+from mvspec.training.checkpoint import newest_checkpoint
+from mvspec.training.command import main
 
 TOKENIZER = chat_tokenizer()
 CONFIG: dict[str, Any] = {
@@ -31,12 +43,13 @@ CONFIG: dict[str, Any] = {
 }
 
 
+def text(number: int) -> str:
+    """A trace of one of many lengths."""
+    return CANONICAL.replace("Let me see.", "Let me see. " + "So " * (number * 7 % 31))
+
+
 def documents(count: int = 12) -> list[Layout]:
-    texts = (
-        CANONICAL.replace("Let me see.", "Let me see. " + "So " * (i * 7 % 31))
-        for i in range(count)
-    )
-    return [compile_document(mvspec.parse(text), TOKENIZER) for text in texts]
+    return [compile_document(mvspec.parse(text(i)), TOKENIZER) for i in range(count)]
 
 
 def trainer(root: Path, **more: Any) -> Trainer:
@@ -84,3 +97,91 @@ def test_loss_and_gradients_do_not_depend_on_how_rows_fall(
     assert len(found) == len(wanted) > 0
     for mine, theirs in zip(found, wanted, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
+
+
+def steps(folder: Path) -> list[tuple[str, ...]]:
+    """Step, loss, norm and rate of every row of a run's metrics."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        names = ("step", "train/loss", "train/gradient_norm", "train/learning_rate")
+        return [tuple(row[name] for name in names) for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tokenizer, and a set that was compiled with it."""
+    folder = tmp_path_factory.mktemp("compiled")
+    chat_tokenizer().save_pretrained(folder / "tokenizer")
+    rows = [{"id": f"r{i}", "question": f"What is {i}?", "output": text(i)} for i in range(40)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = CliRunner().invoke(
+        app,
+        ["compile", str(folder / "rows.jsonl"), "--tokenizer", str(folder / "tokenizer"),
+         "--prompt-field", "question", "--field", "output", "-o", str(folder / "set"),
+         "--shard", "16"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def config(compiled: Path, root: Path, **more: Any) -> Path:
+    """A configuration of a small run, as a file."""
+    settings: dict[str, Any] = {
+        "ckpt_path": "last",
+        "trainer": {
+            "accelerator": "cpu", "max_epochs": 3, "log_every_n_steps": 1,
+            "num_sanity_val_steps": 0, "enable_progress_bar": False,
+            "enable_model_summary": False, "default_root_dir": str(root),
+            "logger": {
+                "class_path": "mvspec.training.MetricsLogger", "init_args": {"save_dir": str(root)}
+            },
+            "callbacks": [
+                {"class_path": "ModelCheckpoint",
+                 "init_args": {"dirpath": str(root / "checkpoints"), "every_n_train_steps": 5}}
+            ],
+        },
+        # Dropout, since what is drawn has to be drawn again.
+        "model": {
+            "model": CONFIG | {"attention_dropout": 0.1},
+            "tokenizer": str(compiled / "tokenizer"),
+            "optimizer": {"lr": 0.01},
+        },
+        "data": {"train": str(compiled / "set"), "batch_size": 3},
+    }  # fmt: skip
+    for key, value in more.items():
+        name, _, field = key.partition("__")
+        settings[name][field] = value
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "run.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def final_weights(root: Path) -> dict[str, Tensor]:
+    newest = newest_checkpoint(root / "checkpoints")
+    assert newest is not None
+    found: dict[str, Tensor] = torch.load(newest, weights_only=True)["state_dict"]
+    return found
+
+
+def test_a_killed_run_carries_on_bit_for_bit(compiled: Path, tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    main(["fit", "--config", str(config(compiled, tmp_path / "whole"))])
+    path = config(compiled, tmp_path / "killed")
+    command = [sys.executable, "-m", "mvspec", "train", "fit", "--config", str(path)]
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    run = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    # Killed in the middle of an epoch, some steps after a checkpoint.
+    while not list(checkpoints.glob("*step=2[05].ckpt")):
+        assert run.poll() is None
+        time.sleep(0.005)
+    run.send_signal(signal.SIGKILL)
+    assert run.wait() == -signal.SIGKILL
+    before = steps(tmp_path / "killed")
+    assert len(before) < 42
+    main(["fit", "--config", str(path)])
+    whole = steps(tmp_path / "whole")
+    assert len(whole) == 42
+    assert steps(tmp_path / "killed") == whole
+    assert before[:20] == whole[:20]
+    for name, tensor in final_weights(tmp_path / "whole").items():
+        assert torch.equal(tensor, final_weights(tmp_path / "killed")[name]), name

@@ -139,12 +139,19 @@ def _visible_pairs(layout: Layout) -> int:
 
 
 def _degrees(layout: Layout) -> list[float]:
+    n = len(layout)
+    starts = np.flatnonzero(np.diff(layout.document_ids, prepend=-2))
+    ends = np.append(starts[1:], n)
     at = np.flatnonzero(layout.loss_mask)
-    found: list[float] = []
-    for document in np.unique(layout.document_ids[at]):
-        own = np.flatnonzero(layout.document_ids == document)
-        first = at[layout.document_ids[at] == document][0]
-        own = own[own >= first]
-        positions = layout.position_ids[own]
-        found.append(len(own) / float(positions.max() - positions.min() + 1))
-    return found
+    place = np.searchsorted(at, starts)
+    some = place < np.searchsorted(at, ends)  # documents with loss
+    if not some.any():
+        return []
+    first, end = at[place[some]], ends[some]
+    # Every second range of reduceat is a document's, from its first token with loss to its end.
+    bounds = np.stack([first, np.minimum(end, n - 1)], 1).reshape(-1)
+    positions = layout.position_ids
+    highest = np.maximum(np.maximum.reduceat(positions, bounds)[::2], positions[end - 1])
+    lowest = np.minimum(np.minimum.reduceat(positions, bounds)[::2], positions[end - 1])
+    degrees: list[float] = ((end - first) / (highest - lowest + 1)).tolist()
+    return degrees

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +11,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from mvspec.training.checkpoint import newest_checkpoint
 from mvspec.training.data import LayoutData
+from mvspec.training.export import export
 from mvspec.training.module import LanguageModel
 
 __all__ = ["TrainingCLI", "main"]
@@ -31,6 +34,12 @@ class TrainingCLI(LightningCLI):
 
 def main(arguments: Sequence[str]) -> None:
     """Run `mvspec train` with these arguments."""
+    # What Lightning says of data and of itself that is not for its user's user.
+    warnings.filterwarnings("ignore", message=r".*(Total length of `list`|LightningCLI's args).*")
+    warnings.filterwarnings("ignore", message=r".*treespec.*", module="lightning")
+    if arguments and arguments[0] == "export":
+        _export(arguments[1:])
+        return
     TrainingCLI(
         LanguageModel,
         LayoutData,
@@ -40,3 +49,16 @@ def main(arguments: Sequence[str]) -> None:
         auto_configure_optimizers=False,
         parser_kwargs={"prog": "mvspec train"},
     )
+
+
+def _export(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        "mvspec train export", description="Write a checkpoint as a Hugging Face folder."
+    )
+    parser.add_argument("checkpoint", help="a checkpoint, or a folder: its newest whole one")
+    parser.add_argument("-o", "--output", required=True, metavar="FOLDER")
+    parser.add_argument("--dtype", help="of the weights, such as bfloat16")
+    given = parser.parse_args(list(arguments))
+    checkpoint = newest_checkpoint(given.checkpoint) or given.checkpoint
+    export(checkpoint, given.output, given.dtype)
+    print(f"{checkpoint} -> {given.output}")

@@ -72,6 +72,8 @@ class LayoutData(LightningDataModule):
         self.shuffle = shuffle
         self.workers = workers
         self._sources: dict[str, list[Source]] = {}
+        self._loader: Loader | None = None
+        self._resumed: dict[str, Any] | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -107,6 +109,8 @@ class LayoutData(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Open the sets that a stage reads, so that a fault shows before the model is loaded."""
+        if stage == "fit":
+            self._loader = self._resumed = None
         for split in {"fit": ("train", "validation"), "validate": ("validation",)}.get(
             stage, ("test",)
         ):
@@ -126,7 +130,20 @@ class LayoutData(LightningDataModule):
         if len(sizes) < len(sources):
             raise VerifyError("train", "two sets have the same name")
         schedule = Schedule(sizes, stages, seed=self.seed, shuffle=self.shuffle)
-        return self._loader(sources, schedule, self.length if self.pack else None)
+        self._loader = self._loader_of(sources, schedule, self.length if self.pack else None)
+        if self._resumed is not None:
+            self._loader.load_state_dict(self._resumed)
+        return self._loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where training stands, for the checkpoint."""
+        return {"train": self._loader.state_dict()} if self._loader else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there; Lightning forgets loaders that it had before the checkpoint."""
+        self._resumed = state_dict.get("train")
+        if self._loader is not None and self._resumed is not None:
+            self._loader.load_state_dict(self._resumed)
 
     def val_dataloader(self) -> Loader | list[Any]:
         """Return the batches of validation."""
@@ -141,9 +158,9 @@ class LayoutData(LightningDataModule):
         if not sources:
             return []
         schedule = Schedule({each.name: len(each) for each in sources}, shuffle=False)
-        return self._loader(sources, schedule, None)
+        return self._loader_of(sources, schedule, None)
 
-    def _loader(self, sources: list[Source], schedule: Schedule, length: int | None) -> Loader:
+    def _loader_of(self, sources: list[Source], schedule: Schedule, length: int | None) -> Loader:
         rank, ranks = 0, 1
         if self.trainer is not None and self.trainer.world_size > 1:
             # A mesh has more ranks than shares of data where tensors are split too.

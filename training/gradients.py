@@ -29,11 +29,8 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
     return torch.stack([norm.float() for norm in norms]).norm() if norms else torch.zeros(())
 
 
-def scale_gradients(gradients: Sequence[Tensor], factor: Tensor) -> None:
+def scale_gradients(gradients: Sequence[Tensor], factor: float) -> None:
     """Multiply gradients by a number, in place."""
     parts = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
-    by_dtype: dict[torch.dtype, list[Tensor]] = {}
-    for part in parts:
-        by_dtype.setdefault(part.dtype, []).append(part)
-    for dtype, some in by_dtype.items():
-        torch._foreach_mul_(some, factor.to(dtype))
+    if parts:
+        torch._foreach_mul_(parts, factor)

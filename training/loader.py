@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mvspec.compiler.layout import Layout
 from mvspec.training.batch import Batch, Row
+from mvspec.training.faults import CheckpointError
 from mvspec.training.schedule import Schedule
 from mvspec.training.source import Source
 
@@ -62,22 +63,38 @@ class Loader:
         return -(-len(self.schedule) // (self.batch_size * self.ranks))
 
     @property
-    def batch_sampler(self) -> Loader:
-        """What Lightning tells of the epoch."""
+    def sampler(self) -> Loader:
+        """Whom Lightning tells of the epoch."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
         """Take the number of the epoch whose batches come next."""
         self.epoch = epoch
 
-    def state_dict(self) -> dict[str, int]:
-        """Return where the loader stands."""
-        return {"epoch": self.epoch, "handed": self.handed}
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loader stands, and in what order of which data."""
+        return {"epoch": self.epoch, "handed": self.handed, "order": self._order}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from where a loader of the same data stood."""
-        self.epoch = state["epoch"]
-        self._resumed = state["epoch"], state["handed"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where a loader stood.
+
+        Raises:
+            CheckpointError: it stood in the middle of another order: other data, stages, seed,
+                or rows of a step.
+        """
+        self.epoch, handed = state["epoch"], state["handed"]
+        if state["order"] != self._order and 0 < handed < len(self):
+            raise CheckpointError(
+                "the checkpoint stands in the middle of an epoch over other data, stages, seed or "
+                f"rows of a step ({state['order']}, now {self._order}): use the same, or start "
+                "from an exported model"
+            )
+        self._resumed = self.epoch, handed
+
+    @property
+    def _order(self) -> str:
+        rows = self.batch_size * self.ranks
+        return f"{self.schedule.key()}, {rows} rows a step"
 
     def __iter__(self) -> Iterator[Batch]:
         return _Epochs(self)

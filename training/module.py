@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -16,16 +18,23 @@ from torch import Tensor
 
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import VerifyError
+from mvspec.runtime import TorchEngine
+from mvspec.training.attention import FLEX
 from mvspec.training.batch import Batch
 from mvspec.training.checkpoint import WholeCheckpoints
+from mvspec.training.export import EXPORTED, recipe
 from mvspec.training.faults import NotFinite
 from mvspec.training.gradients import gradient_norm, scale_gradients
 from mvspec.training.network import Network
 from mvspec.training.optimizer import Optimizer
+from mvspec.training.parallel import parallelize
 from mvspec.training.tags import extend_tokenizer
-from mvspec.training.weights import Lora, build_model, torch_dtype
+from mvspec.training.weights import Lora, build_model, save_model, torch_dtype
 
-__all__ = ["LanguageModel"]
+__all__ = ["ATTENTIONS", "LanguageModel"]
+
+ATTENTIONS = {"flex": FLEX, "sdpa": "sdpa", "eager": "eager"}
+"""How a model may attend, and what transformers calls it."""
 
 
 class LanguageModel(LightningModule):
@@ -41,7 +50,7 @@ class LanguageModel(LightningModule):
         add_tags: extend a tokenizer that lacks tags; their embeddings start as the mean of the
             words that they name.
         dtype: of the weights, as "float32".
-        attention: "flex_attention" (a GPU's default), "sdpa" (a CPU's) or "eager".
+        attention: "flex" (a GPU's default), "sdpa" (a CPU's) or "eager".
         kernel_options: for FlexAttention, such as {"BACKEND": "FLASH"}.
         loss: "chunked" or "liger".
         chunk: tokens whose logits exist at once.
@@ -75,7 +84,6 @@ class LanguageModel(LightningModule):
     ) -> None:
         super().__init__()
         self.source = model
-        self._given_tokenizer = tokenizer
         if tokenizer is None and isinstance(model, str | os.PathLike):
             tokenizer = os.fspath(model)
         if tokenizer is None:
@@ -85,6 +93,8 @@ class LanguageModel(LightningModule):
         self.tokenizer = tokenizer
         self.new_tags = extend_tokenizer(tokenizer, add=add_tags)
         self.weights_dtype = dtype
+        if attention is not None and attention not in ATTENTIONS:
+            raise VerifyError("attention", f"{attention!r} is not one of {', '.join(ATTENTIONS)}")
         self.attention = attention
         self.kernel_options = kernel_options
         self.loss, self.chunk = loss, chunk
@@ -96,9 +106,6 @@ class LanguageModel(LightningModule):
         self.network: Network | None = None
         self._window: list[tuple[Batch, Tensor]] = []
         self._evaluated: list[tuple[Tensor, int]] = []
-        fields = (str, os.PathLike, Mapping)
-        if isinstance(model, fields) and isinstance(self._given_tokenizer, (*fields, type(None))):
-            self.save_hyperparameters()
 
     # Building
 
@@ -112,15 +119,13 @@ class LanguageModel(LightningModule):
         """Build the network where it is used; Lightning calls it."""
         if self.network is not None:
             return
-        attention = self.attention or (
-            "flex_attention" if self._root_device().type == "cuda" else "sdpa"
-        )
+        attention = self.attention or ("flex" if self._root_device().type == "cuda" else "sdpa")
         model = build_model(
             self.source,
             self.tokenizer,
             self.new_tags,
             dtype=torch_dtype(self.weights_dtype),
-            attention=attention,
+            attention=ATTENTIONS[attention],
             lora=self.lora,
             seed=self.seed,
         )
@@ -134,6 +139,9 @@ class LanguageModel(LightningModule):
                 network.base.enable_input_require_grads()
         if self.compile_layers:
             network.compile_layers()
+        if self._device_mesh is not None:
+            mixed = "mixed" in str(self.trainer.precision)
+            parallelize(network, self._device_mesh, torch.bfloat16 if mixed else None)
         self.network = network
 
     def _root_device(self) -> torch.device:
@@ -191,26 +199,38 @@ class LanguageModel(LightningModule):
             NotFinite: the loss or the gradient is not; no weight has changed.
         """
         window, self._window = self._window, []
-        losses = [loss for _, loss in window]
-        count = sum(batch.loss_tokens for batch, _ in window)
-        total = self._added_up(torch.stack(losses).sum(), count)
         _, ranks = self.data_share()
-        # The trainer has divided by its batches, and the ranks have taken their mean.
-        factor = ranks * self.trainer.accumulate_grad_batches / total[1].clamp(min=1)
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        norm = gradient_norm(gradients).double() * factor
-        loss = total[0] / total[1].clamp(min=1)
-        values = torch.stack([loss, norm, total[1]]).tolist()
-        if not all(map(math.isfinite, values)):
-            self._stop(window, "loss" if not math.isfinite(values[0]) else "gradient")
-        clip = self.optimizer.clip
-        if clip is not None and values[1] > clip:
-            factor = factor * (clip / values[1])
-        scale_gradients(gradients, factor)
-        self.log_dict(
-            {"train/loss": values[0], "train/gradient_norm": values[1]}, rank_zero_only=True
+        # Numbers meet the host once a step, here.
+        loss, count, norm = self.summed(
+            [
+                torch.stack([loss for _, loss in window]).sum(),
+                sum(batch.loss_tokens for batch, _ in window),
+                gradient_norm(gradients) / ranks,
+            ]
         )
-        self.log("loss", values[0], prog_bar=True, logger=False, rank_zero_only=True)
+        loss /= max(count, 1)
+        # The trainer has divided by its batches, and the ranks have taken their mean.
+        factor = ranks * self.trainer.accumulate_grad_batches / max(count, 1)
+        norm *= factor
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._stop(window, "gradient" if math.isfinite(loss) else "loss")
+        clip = self.optimizer.clip
+        if clip is not None and norm > clip:
+            factor *= clip / norm
+        scale_gradients(gradients, factor)
+        found = {
+            "train/loss": loss,
+            "train/gradient_norm": norm,
+            "train/learning_rate": optimizer.param_groups[0]["lr"],
+        }
+        self.log_dict(found, logger=False)
+        self.log("loss", loss, prog_bar=True, logger=False)
+        # Lightning itself would log after the step's checkpoint, and a kill lose the row.
+        step = self.trainer.global_step
+        if (step + 1) % self.trainer.log_every_n_steps == 0:
+            for logger in self.trainer.loggers:
+                logger.log_metrics(found, step=step)
 
     def _stop(self, window: list[tuple[Batch, Tensor]], what: str) -> None:
         """Raise `NotFinite` on every rank, with the names that all of them know."""
@@ -231,14 +251,63 @@ class LanguageModel(LightningModule):
         kwargs = strategy.distributed_sampler_kwargs
         return int(kwargs["rank"]), int(kwargs["num_replicas"])
 
-    def _added_up(self, loss: Tensor, count: int) -> Tensor:
-        """Return loss and count summed over the ranks that share the data: float64 [2]."""
-        total = torch.stack([loss.double(), loss.new_tensor(count, dtype=torch.float64)])
+    def summed(self, values: Sequence[float | Tensor]) -> list[float]:
+        """Return numbers summed over the ranks that share the data."""
+        total = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
+        )
         if self.data_share()[1] > 1:
             mesh = getattr(self.trainer.strategy, "_device_mesh", None)
             group = None if mesh is None else mesh["data_parallel"].get_group()
             torch.distributed.all_reduce(total, group=group)
-        return total
+        found: list[float] = total.tolist()
+        return found
+
+    # Checkpoints and use
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep with the weights what `export` makes a folder of; Lightning calls it."""
+        network = self.built()
+        checkpoint[EXPORTED] = recipe(
+            network.base,
+            self.tokenizer,
+            source=self.source,
+            lora=self.lora,
+            new_tags=self.new_tags,
+        )
+        if self.lora:
+            trained = {name for name, p in self.named_parameters() if p.requires_grad}
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the weights of adapters alone, where only they are kept; Lightning calls it."""
+        self.strict_loading = not self.lora
+
+    @contextmanager
+    def engine(self, **options: Any) -> Iterator[TorchEngine]:
+        """Give an engine over the weights as they are, in eval mode; they train on afterwards.
+
+        Args:
+            options: of `TorchEngine`.
+        """
+        network = self.built()
+        training = network.training
+        network.eval()
+        try:
+            with network.uncompiled():  # what is compiled is so for training's attention
+                yield TorchEngine(network.base, self.tokenizer, graphs=False, **options)
+        finally:
+            network.train(training)
+
+    def export(self, folder: str | os.PathLike[str]) -> None:
+        """Write the weights as they are as a Hugging Face folder, which both engines serve.
+
+        Args:
+            folder: made where it is not there; adapters are merged into a copy.
+        """
+        with self.built().uncompiled():
+            save_model(deepcopy(self.built().model), self.tokenizer, folder)
 
     # Evaluation
 
@@ -261,8 +330,8 @@ class LanguageModel(LightningModule):
     def _log_evaluated(self, split: str) -> None:
         sums, self._evaluated = self._evaluated, []
         if sums:
-            loss, count = torch.stack([sum_ for sum_, _ in sums]).sum(), sum(n for _, n in sums)
-            total = self._added_up(loss, count)
-            mean = float(total[0] / total[1].clamp(min=1))
-            self.log(f"{split}/loss", mean, prog_bar=True, rank_zero_only=True)
-            self.log(f"{split}/perplexity", math.exp(min(mean, 700.0)), rank_zero_only=True)
+            losses, counts = zip(*sums, strict=True)
+            loss, count = self.summed([torch.stack(losses).sum(), sum(counts)])
+            mean = loss / max(count, 1)
+            self.log(f"{split}/loss", mean, prog_bar=True)
+            self.log(f"{split}/perplexity", math.exp(min(mean, 700.0)))

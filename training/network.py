@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mvspec.compiler.models import check_model
 from mvspec.errors import Unsupported
+from mvspec.training.attention import FLEX
 from mvspec.training.batch import Inputs
 from mvspec.training.loss import head_loss
 
@@ -68,7 +71,7 @@ class Network(nn.Module):
     @property
     def flex(self) -> bool:
         """Whether the model attends through FlexAttention."""
-        return bool(self.base.config._attn_implementation == "flex_attention")
+        return bool(self.base.config._attn_implementation == FLEX)
 
     def hidden(self, inputs: Inputs) -> Tensor:
         """Return the last hidden states: [batch, n, width]."""
@@ -90,6 +93,20 @@ class Network(nn.Module):
         return head_loss(head, hidden, inputs.targets, chunk=self.chunk, how=self.loss)
 
     def compile_layers(self) -> None:
-        """Compile the decoder's layers: all share one graph, and it is made quickly."""
+        """Compile the decoder's layers: all share one graph, which is made quickly.
+
+        Their `forward`s, so that what gathers sharded weights stays outside.
+        """
         for layer in self.layers:
-            layer.compile(dynamic=True)
+            layer.forward = torch.compile(layer.forward)
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Give the layers back the `forward` of their classes for a while."""
+        kept = [vars(layer).pop("forward", None) for layer in self.layers]
+        try:
+            yield
+        finally:
+            for layer, forward in zip(self.layers, kept, strict=True):
+                if forward is not None:
+                    layer.forward = forward

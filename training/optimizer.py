@@ -69,22 +69,24 @@ class Optimizer:
         Raises:
             Unsupported: Muon needs whole matrices, and these are sharded.
         """
-        trained = [each for each in parameters if each.requires_grad]
         matrices = [p for p in inner if p.requires_grad and p.ndim == 2] if self.muon else []
         if any(isinstance(each, DTensor) for each in matrices):
             raise Unsupported("optimizer.muon: the matrices are sharded; leave it out, or use ddp")
         taken = set(map(id, matrices))
-        rest = [each for each in trained if id(each) not in taken]
-        groups = [
-            {"params": [p for p in rest if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        some = [group for group in groups if group["params"]]
-        if self.muon is None or not matrices:
-            return torch.optim.AdamW(some, lr=self.lr, betas=self.betas, fused=fused)
+        groups: dict[Any, dict[str, Any]] = {}
+        for each in parameters:
+            if each.requires_grad and id(each) not in taken:
+                # Tensors of different meshes cannot be updated in one call.
+                key = each.ndim > 1, each.device_mesh if isinstance(each, DTensor) else None
+                decay = self.weight_decay if each.ndim > 1 else 0.0
+                group = groups.setdefault(key, {"params": [], "weight_decay": decay})
+                group["params"].append(each)
+        settings: dict[str, Any] = {"lr": self.lr, "betas": self.betas, "fused": fused}
+        if not matrices or self.muon is None:
+            return torch.optim.AdamW(groups.values(), **settings)
         return MuonAdamW(
-            matrices, some, rate=self.muon, weight_decay=self.weight_decay,
-            lr=self.lr, betas=self.betas, fused=fused,
+            matrices, list(groups.values()), rate=self.muon, weight_decay=self.weight_decay,
+            **settings,
         )  # fmt: skip
 
     def rates(self, optimizer: torch.optim.Optimizer, steps: float) -> LambdaLR:

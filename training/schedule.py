@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,6 +76,13 @@ class Schedule:
 
     def __len__(self) -> int:
         return int(self._per_epoch.sum())
+
+    def key(self) -> str:
+        """Return a text that is the same for the same order."""
+        each = [self.sizes, self.seed, self.shuffle, [counts.tolist() for counts, _ in self.stages]]
+        order = np.concatenate([which for _, which in self.stages]).tobytes()
+        digest = hashlib.sha256(json.dumps(each).encode() + order).hexdigest()
+        return f"order {digest[:12]} of {len(self):,} rows"
 
     def order(self, epoch: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return the set and the row of everything in an epoch, in order: both [rows]."""
