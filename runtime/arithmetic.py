@@ -46,7 +46,8 @@ PARALLEL = "Think step by step and in parallel before answering."
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
-_ANSWER = re.compile(r"Answer: ([0-9]+)\s*\Z")
+# The text of a turn may end with the control token that ended it.
+_ANSWER = re.compile(r"Answer: ([0-9]+)\s*(?:<\|\w+\|>)?\s*\Z")
 
 
 @dataclass(frozen=True, slots=True)

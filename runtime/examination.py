@@ -45,18 +45,13 @@ def mark(result: Result, problem: Problem) -> Mark:
     """Return how an engine's answer to a problem went."""
     trace = result.trace
     return Mark(
-        right=is_right(_ending(result.text), problem.value),
+        right=is_right(result.text, problem.value),
         well_formed=trace.finish == "end" and not result.diagnostics,
         forked=len(trace.threads) > 1,
         tokens=trace.answer,
         critical_path=trace.critical_path,
         forwards=len(trace.ends),
     )
-
-
-def _ending(text: str) -> str:
-    """Return a turn's text without the control token that ended it."""
-    return text.removesuffix("<|im_end|>")
 
 
 def is_canonical(text: str) -> bool:

@@ -124,7 +124,8 @@ def _word(tag: str) -> str:
 
 
 def tagged(text: str) -> str:
-    """Return a text that a worded tokenizer decoded with the tags' own names."""
+    """Return a turn's text that a worded tokenizer decoded, with the tags' own names."""
+    text = re.sub(r"<\|\w+\|>\s*\Z", "", text)  # what ended the turn
     for tag in Tag:
         text = text.replace(_word(tag), tag)
     return text
