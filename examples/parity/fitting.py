@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
@@ -69,6 +70,7 @@ def fit(
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     disable_progress_bar()
+    torch.compiler.reset()  # graphs of the model before this one
     loaded = load_tokenizer(tokenizer)
     module = LanguageModel(
         source,
@@ -85,7 +87,7 @@ def fit(
     )  # fmt: skip
     timer = [] if seconds is None else [Timer(timedelta(seconds=max(seconds, 1.0)))]
     trainer = Trainer(
-        max_epochs=1, precision=settings.precision, logger=False,  # type: ignore[arg-type]
+        max_epochs=1, devices=1, precision=settings.precision, logger=False,  # type: ignore[arg-type]
         callbacks=[saver, *timer], enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, default_root_dir=state,
     )  # fmt: skip

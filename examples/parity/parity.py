@@ -14,7 +14,9 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,10 @@ class Comparison:
     ) -> None:
         self.settings = settings
         self.folder = folder
-        self.workers = workers
+        # One pool for all runs: a worker takes seconds to import what it needs.
+        self.pool = (
+            ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
+        )
         self.end = None if seconds is None else time.monotonic() + seconds
         self.records = Records(folder / "results.jsonl")
         self.tokenizer = folder / "tokenizer"
@@ -103,9 +108,10 @@ class Comparison:
                 model = self.model(arm, seed)
                 if not model.is_dir():
                     self.train(arm.name, arm, str(base), seed, model)
-                for prompt in (arm.prompt, STEPWISE) if arm.structured else (arm.prompt,):
-                    self.examine(arm, seed, prompt)
-        self.time_alone(arms)
+                self.examine(arm, seed, arm.prompt)
+                if arm.structured and self.settings.evaluation.asks_zero(arm.name):
+                    self.examine(arm, seed, STEPWISE)
+        self.time_alone([arm for arm in arms if self.settings.evaluation.times(arm.name)])
 
     def model(self, arm: Arm, seed: int) -> Path:
         """Return the folder of an arm's weights."""
@@ -119,7 +125,7 @@ class Comparison:
         started = time.perf_counter()
         cpu = time.process_time()
         items = mixture(how, arm.lowering, seed, self.settings.difficulty)
-        rows = packed(items, how, str(self.tokenizer), self.workers)
+        rows = packed(items, how, str(self.tokenizer), self.pool)
         compiled = time.perf_counter() - started
         tell(f"{name}, seed {seed}: {len(items)} problems in {len(rows)} rows of {how.length}")
         folder.parent.mkdir(exist_ok=True)
@@ -270,6 +276,8 @@ def main() -> None:
         except OutOfTime:
             tell("out of time: run the same command again to go on")
         comparison.report()
+        if comparison.pool:
+            comparison.pool.shutdown(cancel_futures=True)
     except MvspecError as error:
         sys.exit(f"parity: {error}")
     print((given.out / "results.md").read_text(encoding="utf-8"))

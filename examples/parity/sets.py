@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import islice
 
-from mvspec.compiler import Layout, compile_document, pack
+from mvspec.compiler import Layout, compile_document, concatenate, pack
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.runtime.arithmetic import PARALLEL, STEPWISE, Difficulty, Problem, problems, solve
-from mvspec.workers import ordered_map
 
 from settings import Fit  # isort: skip
 
@@ -60,13 +60,19 @@ def mixture(fit: Fit, lowering: str, seed: int, difficulty: Difficulty) -> list[
     return items
 
 
-def packed(items: Sequence[Item], fit: Fit, tokenizer: str, workers: int) -> list[Layout]:
-    """Return rows of `fit.length` tokens, in the order of the problems."""
+def packed(
+    items: Sequence[Item], fit: Fit, tokenizer: str, pool: Executor | None = None
+) -> list[Layout]:
+    """Return rows of `fit.length` tokens, in the order of the problems.
+
+    Rows without a token fill the last step up, so that every step has the same shape.
+    """
     compiler = Compiler(tokenizer, fit.length)
-    layouts = list(ordered_map(compiler, items, workers, batch=64))
+    layouts = list(pool.map(compiler, items, chunksize=64) if pool else map(compiler, items))
     rows: list[Layout] = []
     for start in range(0, len(layouts), WINDOW):
         found = pack(layouts[start : start + WINDOW], fit.length)
         random.Random(start).shuffle(found)  # best fit puts the longest first
         rows += found
-    return rows
+    blank = concatenate([]).padded(fit.length)
+    return rows + [blank] * (-len(rows) % fit.rows)

@@ -46,12 +46,24 @@ class Evaluation(_Part):
         batch: of them that run at once.
         latency: problems that are asked one at a time, all arms in turns, for the wall clock.
         max_tokens: of an answer.
+        alone: arms that are asked one at a time; by default all.
+        zero: structured arms that are asked without "in parallel" too; by default all.
     """
 
     problems: int = Field(200, ge=1)
     batch: int = Field(64, ge=1)
     latency: int = Field(4, ge=1)
     max_tokens: int = Field(2048, ge=1)
+    alone: tuple[str, ...] | None = None
+    zero: tuple[str, ...] | None = None
+
+    def times(self, arm: str) -> bool:
+        """Return whether an arm is asked one problem at a time."""
+        return self.alone is None or arm in self.alone
+
+    def asks_zero(self, arm: str) -> bool:
+        """Return whether an arm is asked without "in parallel" too."""
+        return self.zero is None or arm in self.zero
 
 
 class Settings(_Part):
@@ -93,7 +105,9 @@ class Settings(_Part):
                 "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
                 "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
             }  # fmt: skip
-        tiny = Evaluation(problems=2, batch=2, latency=1, max_tokens=24)
+        tiny = self.evaluation.model_copy(
+            update={"problems": 2, "batch": 2, "latency": 1, "max_tokens": 24}
+        )
         return self.model_copy(
             update={
                 "model": model,
