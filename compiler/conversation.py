@@ -10,7 +10,7 @@ from mvspec.builder import message
 from mvspec.check import read_document
 from mvspec.compiler.rows import Row
 from mvspec.errors import Diagnostic, MvspecError, Source, VerifyError
-from mvspec.ir import Document, Message
+from mvspec.ir import Document, Message, Text
 from mvspec.records import Record
 from mvspec.syntax import MULTIVERSE
 
@@ -26,11 +26,14 @@ class Fields:
         field: the text, the document or the chat, as `output` or `result.text`; by default the
             row itself.
         prompt_field: the question that the text answers.
+        instruction: what the last question ends with, such as "Think step by step before
+            answering."; one space stands before it.
     """
 
     form: str = MULTIVERSE.name
     field: str | None = None
     prompt_field: str | None = None
+    instruction: str | None = None
 
 
 class BadRecord(MvspecError):
@@ -67,13 +70,29 @@ def read_row(row: Row, fields: Fields) -> tuple[str, Document]:
     name = row_name(value, row.place)
     found = step_into(value, fields.field, name, row.place)
     document = _document(found, name, row.place, fields.form)
-    if fields.prompt_field is None:
+    if fields.prompt_field is not None:
+        prompt = step_into(value, fields.prompt_field, name, row.place)
+        if not isinstance(prompt, str):
+            reason = f"field {fields.prompt_field!r} is not a string"
+            raise BadRecord(name, row.place, "not-a-string", reason)
+        document = Document(messages=(message("user", prompt), *document.messages))
+    if fields.instruction is None:
         return name, document
-    prompt = step_into(value, fields.prompt_field, name, row.place)
-    if not isinstance(prompt, str):
-        reason = f"field {fields.prompt_field!r} is not a string"
-        raise BadRecord(name, row.place, "not-a-string", reason)
-    return name, Document(messages=(message("user", prompt), *document.messages))
+    instructed = _instructed(document, fields.instruction)
+    if instructed is None:
+        reason = "no user's message that the instruction could end"
+        raise BadRecord(name, row.place, "no-question", reason)
+    return name, instructed
+
+
+def _instructed(document: Document, instruction: str) -> Document | None:
+    messages = list(document.messages)
+    last = max((i for i, each in enumerate(messages) if each.role == "user"), default=None)
+    if last is None:
+        return None
+    asked = "".join(text.text for text in messages[last].walk(Text))
+    messages[last] = message("user", f"{asked} {instruction}")
+    return Document(messages=tuple(messages))
 
 
 def row_name(value: Any, place: str) -> str:

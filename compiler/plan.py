@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mvspec.errors import VerifyError
+from mvspec.errors import MvspecError, VerifyError
 from mvspec.forms import FORMS
 from mvspec.ir import Document, Gen
 from mvspec.limits import Limits
@@ -143,6 +143,17 @@ class ExecutionPlan(BaseModel):
 
     def __str__(self) -> str:
         return "\n".join(["%0 = start", *map(str, self.ops)])
+
+    def _repr_html_(self) -> str:
+        from mvspec.compiler.cost import plan_cost
+        from mvspec.html.notebook import panel_html, text_html
+
+        try:
+            cost = str(plan_cost(self)).removeprefix("cost: ").split(", ")
+            facts = [("cost", ", ".join(cost))]
+        except MvspecError as error:  # the model decides what an adaptive plan becomes
+            facts = [("cost", str(error))]
+        return panel_html("plan", facts, [text_html(str(self))])
 
     @property
     def holes(self) -> tuple[Gen, ...]:

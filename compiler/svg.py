@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mvspec.compiler.drawing import Picture
 from mvspec.compiler.layout import Layout
 
-__all__ = ["hexadecimal", "layout_svg", "side_of"]
+__all__ = ["hexadecimal", "layout_svg", "png_uri", "side_of"]
 
 WIDTH = 560
 """Pixels of the mask's side, about."""
@@ -46,13 +46,14 @@ def layout_svg(layout: Layout, picture: Picture) -> str:
     strip = np.rint(255 - share[:, None] * np.array([225.0, 225.0, 225.0])).astype(np.uint8)[None]
     n = len(layout)
     images = (
-        f'<image x="{x0}" y="{top}" width="{side}" height="{track}" href="{_png(columns)}" '
+        f'<image x="{x0}" y="{top}" width="{side}" height="{track}" href="{png_uri(columns)}" '
         f"{pixels}/>"
-        f'<image x="{left}" y="{y0}" width="{track}" height="{side}" href="{_png(rows)}" {pixels}/>'
-        f'<image x="{x0}" y="{y0}" width="{side}" height="{side}" href="{_png(picture.pixels)}" '
+        f'<image x="{left}" y="{y0}" width="{track}" height="{side}" href="{png_uri(rows)}" '
+        f"{pixels}/>"
+        f'<image x="{x0}" y="{y0}" width="{side}" height="{side}" href="{png_uri(picture.pixels)}" '
         f"{pixels}/>"
         f'<image x="{x0}" y="{curve + CURVE + 6}" width="{side}" height="{track}" '
-        f'href="{_png(strip)}" {pixels}/>'
+        f'href="{png_uri(strip)}" {pixels}/>'
     )
     frame = 'fill="none" stroke="#bbb"'
     last = int(layout.position_ids.max())
@@ -119,7 +120,7 @@ def hexadecimal(colour: Sequence[float]) -> str:
     return "#" + "".join(f"{round(part * 255):02x}" for part in colour)
 
 
-def _png(pixels: NDArray[np.uint8]) -> str:
+def png_uri(pixels: NDArray[np.uint8]) -> str:
     """Return an image [rows, columns, 3] as a data URI."""
     rows, columns = pixels.shape[:2]
 

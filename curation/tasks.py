@@ -20,7 +20,7 @@ from mvspec.forms import parse
 from mvspec.metrics import count_words, measure
 from mvspec.records import Record
 
-__all__ = ["BranchTask", "CurationTask", "PromptingTask"]
+__all__ = ["BranchTask", "CurationTask", "PromptingTask", "prompting_verdict"]
 
 PROMPT_FORM = "multiverse-prompt"
 
@@ -128,20 +128,32 @@ class PromptingTask:
         }
         if outcome["code"]:
             return outcome
-        verdict = check_record(Record(chain.name, chain.place, answer.text), PROMPT_FORM)
-        document, _ = parse(answer.text, PROMPT_FORM, recover=True)
-        metrics = measure(document, count_words)
-        outcome["verdict"] = {
-            "ok": verdict.ok,
-            "cut": verdict.cut or answer.finish == "length",
-            "violation": "" if verdict.ok else verdict.diagnostics[0].code,
-            "numbering": bool(verdict.ok and verdict.diagnostics),
-            "blocks": metrics.blocks,
-            "paths": metrics.paths,
-            "depth": metrics.depth,
-            "parallelism": round(metrics.parallelism, 6),
-        }
+        outcome["verdict"] = prompting_verdict(answer.text, cut=answer.finish == "length")
         return outcome
+
+
+def prompting_verdict(text: str, *, cut: bool = False) -> dict[str, Any]:
+    """Return how well-formed a text of the prompting test is, and how parallel.
+
+    Args:
+        cut: whether a limit ended it.
+
+    >>> prompting_verdict("No block.")["ok"], prompting_verdict("<Parallel>")["violation"]
+    (True, 'cut')
+    """
+    verdict = check_record(Record("text", "text", text), PROMPT_FORM)
+    document, _ = parse(text, PROMPT_FORM, recover=True)
+    metrics = measure(document, count_words)
+    return {
+        "ok": verdict.ok,
+        "cut": verdict.cut or cut,
+        "violation": "" if verdict.ok else verdict.diagnostics[0].code,
+        "numbering": bool(verdict.ok and verdict.diagnostics),
+        "blocks": metrics.blocks,
+        "paths": metrics.paths,
+        "depth": metrics.depth,
+        "parallelism": round(metrics.parallelism, 6),
+    }
 
 
 def prompts_digest(steps: Sequence[str]) -> str:

@@ -172,7 +172,7 @@ class Node(BaseModel):
         return tree_rich(self)
 
     def _repr_html_(self) -> str:
-        from mvspec.views import tree_html
+        from mvspec.html.notebook import tree_html
 
         return tree_html(self)
 

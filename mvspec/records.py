@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from mvspec.errors import Diagnostic, MvspecError, Source
 
@@ -43,6 +43,13 @@ _MARK = b"\xef\xbb\xbf"
 Progress = Callable[[int], object]
 
 
+class Wanted(NamedTuple):
+    """What is looked for in a row: a field, and objects of other kinds than texts."""
+
+    field: str | None = None
+    objects: Callable[[dict[str, Any]], str | None] = lambda row: None
+
+
 class InputError(MvspecError):
     """What was asked for cannot be read at all: no such file, no such field."""
 
@@ -69,7 +76,10 @@ class Record:
 
 
 def read_records(
-    inputs: Iterable[str], field: str | None = None, progress: Progress | None = None
+    inputs: Iterable[str],
+    field: str | None = None,
+    progress: Progress | None = None,
+    objects: Callable[[dict[str, Any]], str | None] | None = None,
 ) -> Iterator[Record]:
     """Yield the records of files and folders in order.
 
@@ -82,25 +92,28 @@ def read_records(
         field: where a row keeps its text, as `output` or `result.text`; "." is the row itself.
             Without it a row is a string or a document.
         progress: called with the bytes read since the last call.
+        objects: says of a row that is an object, without `field`, what else it is than a text
+            or a document: a record of that form, with the row and without a text.
 
     Raises:
         InputError: a path cannot be opened, a folder holds nothing to read, or none of the
             first rows of a file has the field.
     """
     advance = progress or (lambda count: None)
+    wanted = Wanted(field, objects) if objects else Wanted(field)
     for name in inputs:
         if name == "-":
             if sys.stdin is None:
                 raise InputError("-: standard input is closed")
-            yield from _stream(sys.stdin.buffer, "<stdin>", _layout("", field), field, advance)
+            yield from _stream(sys.stdin.buffer, "<stdin>", _layout("", field), wanted, advance)
         elif os.path.isdir(name):
             files = _found(name)
             if not files:
                 raise InputError(f"{name}: no .txt, .md, .json, .jsonl or .ndjson file in it")
             for file in files:
-                yield from _file(file, field, advance, named=False)
+                yield from _file(file, wanted, advance, named=False)
         else:
-            yield from _file(name, field, advance, named=True)
+            yield from _file(name, wanted, advance, named=True)
 
 
 def is_one_text(inputs: Sequence[str], field: str | None) -> bool:
@@ -145,9 +158,9 @@ def _layout(name: str, field: str | None) -> str:
     return "rows" if suffix in ROWS or field is not None else "text"
 
 
-def _file(name: str, field: str | None, advance: Progress, *, named: bool) -> Iterator[Record]:
+def _file(name: str, wanted: Wanted, advance: Progress, *, named: bool) -> Iterator[Record]:
     # A field says that a file named one by one holds rows; in a folder the suffix says it.
-    layout = _layout(name, field if named else None)
+    layout = _layout(name, wanted.field if named else None)
     try:
         stream = open(name, "rb")  # noqa: SIM115
     except OSError as error:
@@ -157,20 +170,20 @@ def _file(name: str, field: str | None, advance: Progress, *, named: bool) -> It
         yield _unreadable(name, name, "", 0, "unreadable", reason)
         return
     with stream:
-        yield from _stream(stream, name, layout, field, advance)
+        yield from _stream(stream, name, layout, wanted, advance)
 
 
 def _stream(
-    stream: IO[bytes], name: str, layout: str, field: str | None, advance: Progress
+    stream: IO[bytes], name: str, layout: str, wanted: Wanted, advance: Progress
 ) -> Iterator[Record]:
     if layout == "rows":
-        yield from _with_field(_rows(stream, name, field, advance), name, field)
+        yield from _with_field(_rows(stream, name, wanted, advance), name, wanted.field)
         return
     data = stream.read()
     advance(len(data))
     record = _decoded(data.removeprefix(_MARK), name)
     if layout == "value" and not record.error:
-        yield from _with_field(_values(record, field), name, field)
+        yield from _with_field(_values(record, wanted), name, wanted.field)
     else:
         yield record
 
@@ -185,27 +198,36 @@ def _decoded(data: bytes, place: str) -> Record:
         return _unreadable(place, place, text, before, "invalid-utf-8", what)
 
 
-def _unreadable(name: str, place: str, text: str, offset: int, code: str, message: str) -> Record:
+def _unreadable(
+    name: str,
+    place: str,
+    text: str,
+    offset: int,
+    code: str,
+    message: str,
+    row: dict[str, Any] | None = None,
+) -> Record:
     line, column = Source(text).position(offset)
-    return Record(name, place, text, error=Diagnostic(offset, offset, line, column, code, message))
+    error = Diagnostic(offset, offset, line, column, code, message)
+    return Record(name, place, text, error=error, row=row)
 
 
-def _rows(stream: IO[bytes], name: str, field: str | None, advance: Progress) -> Iterator[Record]:
+def _rows(stream: IO[bytes], name: str, wanted: Wanted, advance: Progress) -> Iterator[Record]:
     for number, line in enumerate(stream, 1):
         advance(len(line))
         if number == 1:
             line = line.removeprefix(_MARK)
         if line.strip():
             record = _decoded(line.rstrip(b"\r\n"), f"{name}:{number}")
-            yield record if record.error else _value(record, field)
+            yield record if record.error else _value(record, wanted)
 
 
-def _value(record: Record, field: str | None) -> Record:
+def _value(record: Record, wanted: Wanted) -> Record:
     try:
         value = json.loads(record.text)
     except (ValueError, RecursionError) as error:
         return _bad_json(record, error)
-    return _row(value, record.place, field)
+    return _row(value, record.place, wanted)
 
 
 def _bad_json(record: Record, error: ValueError | RecursionError) -> Record:
@@ -219,7 +241,7 @@ def _bad_json(record: Record, error: ValueError | RecursionError) -> Record:
     )
 
 
-def _values(record: Record, field: str | None) -> Iterator[Record]:
+def _values(record: Record, wanted: Wanted) -> Iterator[Record]:
     """Yield the record of a JSON file, or one for each item of a list."""
     try:
         value = json.loads(record.text)
@@ -228,36 +250,41 @@ def _values(record: Record, field: str | None) -> Iterator[Record]:
         return
     if isinstance(value, list):
         for index, item in enumerate(value):
-            yield _row(item, f"{record.place}[{index}]", field)
+            yield _row(item, f"{record.place}[{index}]", wanted)
     else:
-        yield _row(value, record.place, field)
+        yield _row(value, record.place, wanted)
 
 
-def _row(row: Any, place: str, field: str | None) -> Record:
+def _row(row: Any, place: str, wanted: Wanted) -> Record:
+    field = wanted.field
     name = row.get("id", place) if isinstance(row, dict) else place
     usable = isinstance(name, str | int) and not isinstance(name, bool) and name != ""
     name = str(name) if usable else place
+    whole = row if isinstance(row, dict) else None
     value = row
     for step in field.split(".") if field and field != "." else ():
         if not isinstance(value, dict) or step not in value:
             has = f": there is {_keys(value)}" if isinstance(value, dict) else ""
-            return _unreadable(name, place, "", 0, "missing-field", f"no field {field!r}{has}")
+            return _unreadable(
+                name, place, "", 0, "missing-field", f"no field {field!r}{has}", whole
+            )
         value = value[step]
-    whole = row if isinstance(row, dict) else None
     if isinstance(value, str):
         return Record(name, place, value, row=whole)
     for key, form in _OBJECTS.items():
         if isinstance(value, dict) and isinstance(value.get(key), list):
             return Record(name, place, json.dumps(value), form, row=whole)
     if field is None and isinstance(value, dict):
+        if kind := wanted.objects(value):
+            return Record(name, place, "", kind, row=whole)
         message = f"the row is an object: name the text's field with --field: {_keys(value)}"
-        return _unreadable(name, place, "", 0, "missing-field", message)
-    kind = {dict: "an object", list: "a list", bool: "a boolean", type(None): "null"}.get(
+        return _unreadable(name, place, "", 0, "missing-field", message, whole)
+    other = {dict: "an object", list: "a list", bool: "a boolean", type(None): "null"}.get(
         type(value), "a number"
     )
     where = f"field {field!r} is" if field else "the row is"
-    message = f"{where} {kind}, neither a text nor a document"
-    return _unreadable(name, place, "", 0, "not-a-string", message)
+    message = f"{where} {other}, neither a text nor a document"
+    return _unreadable(name, place, "", 0, "not-a-string", message, whole)
 
 
 def _keys(value: dict[str, Any]) -> str:

@@ -1,13 +1,13 @@
-"""A document for the eye: a plain tree, a rich tree with paths side by side, HTML.
+"""A document for the eye: a plain tree, a rich tree with paths side by side.
 
-All three print the same outline of a node. Text is data in each of them: markup is never
-interpreted, and characters that cannot be seen or would move the cursor are made visible.
+Both print the same outline of a node, as mvspec/html/notebook.py does. Text is data in each of
+them: markup is never interpreted, and characters that cannot be seen or would move the cursor are
+made visible.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from html import escape
 from typing import NamedTuple
 
 from rich.box import ROUNDED
@@ -20,11 +20,12 @@ from mvspec.ir import Conclusion, Document, Gen, Goal, Message, Outline, Paralle
 from mvspec.node import Node
 
 __all__ = [
-    "HTML_LIMIT",
     "MIN_COLUMN",
     "TEXT_LIMIT",
+    "Entry",
+    "entry",
+    "excerpt",
     "least_width",
-    "tree_html",
     "tree_rich",
     "tree_text",
     "visible",
@@ -32,9 +33,6 @@ __all__ = [
 
 TEXT_LIMIT = 400
 """Characters of one text that a terminal view shows before it says how many more there are."""
-
-HTML_LIMIT = 20_000
-"""The same for HTML, where a long text scrolls."""
 
 MIN_COLUMN = 32
 """Columns of a terminal that a path needs to stand beside its siblings."""
@@ -259,54 +257,3 @@ class _Block:
         table.add_row(*bodies)
         yield table
         yield _branch(conclusion, self.limit)
-
-
-# Colours come from the page (currentColor, inherit), so the view is right on light and on dark;
-# the four accents have enough contrast on both.
-_CSS = """
-.mvspec{font:13px/1.5 system-ui,sans-serif;color:inherit}
-.mvspec *{box-sizing:border-box}
-.mvspec .t{white-space:pre-wrap;overflow-wrap:anywhere;max-height:24em;overflow:auto;margin:.25em 0}
-.mvspec .h{margin-top:.4em;overflow-wrap:anywhere}
-.mvspec .b{border-left:3px solid rgba(128,128,128,.35);padding-left:.75em;margin:.25em 0}
-.mvspec .g{display:grid;grid-auto-flow:column;grid-auto-columns:minmax(15em,1fr);gap:.6em;
-overflow-x:auto;margin:.4em 0}
-.mvspec .g .g{grid-auto-flow:row;grid-template-columns:repeat(auto-fit,minmax(min(12em,100%),1fr))}
-.mvspec .path{border:1px solid rgba(128,128,128,.35);border-top:3px solid #27894e;
-border-radius:4px;padding:0 .75em .4em}
-.mvspec .conclusion{border-top:3px solid #b0720f;padding:0 .75em .25em;margin-bottom:.6em}
-.mvspec .message>.h b,.mvspec .think>.h b{color:#3b82c9}
-.mvspec .parallel>.h b{color:#a855c0}.mvspec .path>.h b{color:#27894e}
-.mvspec .conclusion>.h b{color:#b0720f}.mvspec .gen>.h b{color:#cc5449}
-.mvspec .gen{display:inline-block;border:1px dashed #cc5449;border-radius:4px;padding:0 .5em;
-margin:.25em 0}
-.mvspec .gen>.h{margin:0}
-"""
-
-
-def tree_html(node: Node, limit: int | None = HTML_LIMIT) -> str:
-    """Return a node as one self-contained HTML element, for notebooks and pages.
-
-    Args:
-        limit: characters shown of each text; None shows all.
-
-    >>> import mvspec
-    >>> "&lt;b&gt;" in tree_html(mvspec.user("<b>"))
-    True
-    """
-    return f'<div class="mvspec"><style>{_CSS}</style>{_html(entry(node), limit)}</div>'
-
-
-def _html(item: Entry, limit: int | None) -> str:
-    shown = escape(excerpt(item.text, limit))
-    if not item.title:
-        return f'<div class="t">{shown}</div>'
-    head = f"<b>{escape(visible(item.title))}</b>" + (f": {shown}" if shown else "")
-    below = [(child.kind, _html(child, limit)) for child in item.children]
-    inside = "".join(html for kind, html in below if kind != "path")
-    paths = "".join(html for kind, html in below if kind == "path")
-    if paths:
-        inside = f'<div class="g">{paths}</div>{inside}'
-    if inside and item.kind in ("message", "think"):
-        inside = f'<div class="b">{inside}</div>'
-    return f'<div class="{item.kind}"><div class="h">{head}</div>{inside}</div>'

@@ -128,3 +128,4 @@ class Finished:
 
 
 Event = Written | TakenBack | Forked | PathEnded | Joined | HoleFilled | Finished
+"""What a stream yields."""

@@ -131,15 +131,19 @@ class Request(Threads):
         """Return the draw that a thread waits for."""
         logits = live.predicting
         assert logits is not None
-        sampling = self.options.sampling
-        want = Wanted(logits, sampling, f"{self.name}/{live.stream}", live.count)
+        want = self.drawing(live, logits)
         if live.given:
             want.given = live.given[0]
             return want
         want.allowed = self.allowed(live)
-        if sampling.repetition_penalty != 1.0:
+        if self.options.sampling.repetition_penalty != 1.0:
             want.seen = list(live.seen())
         return want
+
+    def drawing(self, live: Live, logits: Tensor) -> Wanted:
+        """Return a draw from logits that hold already what may come and what is penalised."""
+        stream = f"{self.name}/{live.stream}"
+        return Wanted(logits, self.options.sampling, stream, live.count)
 
     def choose(self, live: Live, draw: Draw) -> bool:
         """Take a drawn token; False where it may not stand, and another has to be drawn."""

@@ -13,6 +13,7 @@ from mvspec.builder import message
 from mvspec.compiler.plan import Adaptive
 from mvspec.errors import Diagnostic, LimitExceeded, VerifyError
 from mvspec.forms import parse
+from mvspec.html.notebook import panel_html, text_html
 from mvspec.ir import Document
 from mvspec.runtime.thread import Token
 from mvspec.runtime.trace import FilledHole, Trace, TracedThread
@@ -58,6 +59,11 @@ class Result:
             known = ", ".join(self.values) or "none"
             raise VerifyError(f"hole {hole!r}", f"the document has no such hole: it has {known}")
         return self.values[hole]
+
+    def _repr_html_(self) -> str:
+        filled = [text_html(text, name) for name, text in self.texts.items()]
+        failed = [text_html(why, f"{name}: no value") for name, why in self.errors.items()]
+        return panel_html("result", [], [*filled, *failed, self.trace._repr_html_()])
 
     @property
     def text(self) -> str:

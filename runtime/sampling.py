@@ -14,7 +14,7 @@ from torch import Tensor
 from mvspec.errors import VerifyError
 from mvspec.runtime.store import sent
 
-__all__ = ["Draw", "Sampling", "Wanted", "draw"]
+__all__ = ["Draw", "Sampling", "Wanted", "choose", "draw"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ def draw(wanted: Sequence[Wanted]) -> list[Draw]:
     logits = torch.stack([want.logits for want in wanted])
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    ids = _choose(logits, wanted)
+    ids = choose(logits, wanted)
     total = torch.logsumexp(logits, dim=-1, keepdim=True)
     logprobs = logits.gather(1, ids[:, None]) - total
     # Ids and logprobs in one answer: each that is asked of a GPU is waited for.
@@ -163,8 +163,13 @@ def draw(wanted: Sequence[Wanted]) -> list[Draw]:
     return [Draw(int(id), *rest) for id, *rest in zip(*found, tops, strict=True)]
 
 
-def _choose(logits: Tensor, wanted: Sequence[Wanted]) -> Tensor:
-    """Return the ids [wanted] that are drawn, or given."""
+def choose(logits: Tensor, wanted: Sequence[Wanted]) -> Tensor:
+    """Return the ids [wanted] that are drawn, or given, on the device of the logits.
+
+    Args:
+        logits: [wanted, vocabulary], float32 or float64.
+        wanted: how each row is drawn from; its own logits are not read.
+    """
     given = [want.given for want in wanted]
     if None not in given:
         return sent(torch.tensor(given), logits.device)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.plan import ExecutionPlan, Extend, Fork, Join, Op
 from mvspec.compiler.planning import plan_layout
+from mvspec.html.notebook import panel_html, text_html, tree_html
 from mvspec.ir import Document
 from mvspec.node import verify_error
 from mvspec.structure import Chain
@@ -160,6 +161,18 @@ class Trace(_Record):
             links.append((at.block, at.id))
             at = self.threads[at.parent]
         return tuple(reversed(links))
+
+    def _repr_html_(self) -> str:
+        from mvspec.runtime.drawing import timeline_svg
+
+        bodies = [f'<div style="overflow-x:auto">{timeline_svg(self)}</div>']
+        bodies += [tree_html(self.document)] if self.document else [text_html(self.text)]
+        return panel_html("trace", self._facts(), bodies)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        facts = [("model", self.model)] if self.model else []
+        facts += [("tokens", f"{self.answer:,}"), ("critical path", f"{self.critical_path:,}")]
+        return [*facts, ("parallelism", f"{self.parallelism:.2f}"), ("finish", self.finish)]
 
     # As plans and layouts
 

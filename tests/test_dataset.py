@@ -432,3 +432,22 @@ def test_mistakes_in_the_command(rows: Path, tokenizer: Path, tmp_path: Path) ->
         result = run(*wrong, "-o", out)
         assert result.exit_code == 2, (wrong, result.output)
         assert not out.exists()
+
+
+def test_an_instruction_ends_the_last_question(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    chat = [{"role": role, "content": text} for role, text in
+            (("user", "One?"), ("assistant", "1."), ("user", "Two?"), ("assistant", "2."))]  # fmt: skip
+    path = write_rows(tmp_path / "rows.jsonl", [{"m": chat}, {"m": "Four."}])
+    result = run(path, "--field", "m", "--tokenizer", tmp_path / "tokenizer", "-o", tmp_path / "o",
+                 "--instruction", "Think <Path> first.")  # fmt: skip
+    assert result.exit_code == 1
+    data = CompiledDataset(tmp_path / "o", tokenizer)
+    assert len(data) == 1
+    text = tokenizer.decode(data[0].input_ids)
+    assert "One?<|im_end|>" in text
+    assert "Two? Think <Path> first.<|im_end|>" in text
+    assert tokenizer.convert_tokens_to_ids("<Path>") not in data[0].input_ids
+    line = json.loads((tmp_path / "o" / "quarantine.jsonl").read_text())
+    assert (line["code"], line["record"]) == ("no-question", "rows.jsonl:2")

@@ -1,9 +1,11 @@
-"""The code of the pages in docs/ runs, with a tiny model in a real one's place."""
+"""The code of README and of the pages in docs/ runs, with a tiny model in a real one's place."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +13,62 @@ import pytest
 import torch
 from bpe import chat_tokenizer
 from curator_model import Scripted
+from page_code import ROOT, blocks_of, run_page
 from traces import CANONICAL
 from transformers import LlamaConfig, LlamaForCausalLM
 
-DOCS = Path(__file__).parents[1] / "docs"
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")))
+RUNNING = [page for page in PAGES if any(block.runs for block in blocks_of(page))]
 
 
-def run(page: str) -> dict[str, object]:
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text("utf-8"), re.DOTALL)
-    code = "\n".join(blocks)
-    names: dict[str, object] = {}
-    exec(compile(code, f"docs/{page}", "exec"), names)
-    return names
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
-def test_plans_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    chat_tokenizer().save_pretrained(tmp_path / "MODEL")
+@cache
+def tiny_llama(vocabulary: int, end: int) -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
+        num_attention_heads=2, initializer_range=0.02, bos_token_id=None, eos_token_id=end,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with what the pages' code reads."""
+    tokenizer = chat_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "MODEL")
+    tiny_llama(len(tokenizer), tokenizer.eos_token_id).save_pretrained(tmp_path / "MODEL")
+    (tmp_path / "a.txt").write_text(CANONICAL, "utf-8")
+    (tmp_path / "b.txt").write_text("Answer: 4", "utf-8")
+    rows = [{"id": str(number), "output": CANONICAL} for number in range(3)]
+    (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    names = run("plans.md")
-    printed = capsys.readouterr().out
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", RUNNING, ids=name_of)
+def test_code_runs(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_page(page, folder)
+    check = CHECKS.get(page.name)
+    if check is not None:
+        check(names, capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_no_code_escapes(page: Path) -> None:
+    """Code stands in fences with a language that is known: what is python or sh runs."""
+    for block in blocks_of(page):
+        kind = block.language.split(" ")[0]
+        assert kind in {"python", "sh", "text", "json", "yaml"}, f"{page}:{block.line}: {kind}"
+    text = re.sub(r"^(```|~~~~).*?^\1$", "", page.read_text("utf-8"), flags=re.M | re.S)
+    assert not re.search(r"(\A|\n\n)(    |\t)(?![-*+ ]|\d+\.)", text), f"{page}: indented code"
+
+
+def plans(names: dict[str, Any], printed: str) -> None:
     assert "%1, %2 = fork %0" in printed
     assert "generate %2 $speed max 60" in printed
     assert "%3 = join %1, %2" in printed
@@ -39,46 +76,39 @@ def test_plans_page(
     assert names["same"] == names["plan"]
 
 
-def test_masks_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer = chat_tokenizer()
-    tokenizer.save_pretrained(tmp_path / "MODEL")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=2,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "MODEL")  # type: ignore[no-untyped-call]
-    (tmp_path / "a.txt").write_text(CANONICAL, "utf-8")
-    (tmp_path / "b.txt").write_text("Answer: 4", "utf-8")
-    monkeypatch.chdir(tmp_path)
-    loss = run("masks.md")["loss"]
-    assert isinstance(loss, torch.Tensor)
+def masks(names: dict[str, Any], printed: str) -> None:
     # A fresh model knows nothing: the loss is that of a guess among all tokens.
-    assert abs(float(loss.detach()) - float(torch.log(torch.tensor(len(tokenizer))))) < 0.3
+    guess = torch.log(torch.tensor(len(names["tokenizer"])))
+    assert abs(float(names["loss"].detach()) - float(guess)) < 0.3
 
 
-def test_run_page(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tokenizer = chat_tokenizer()
-    tokenizer.save_pretrained(tmp_path / "MODEL")
-    config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=2, initializer_range=0.4, bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(tmp_path / "MODEL")  # type: ignore[no-untyped-call]
-    monkeypatch.chdir(tmp_path)
-    names: Any = run("run.md")
-    printed = capsys.readouterr().out
+def run(names: dict[str, Any], printed: str) -> None:
     assert "spain" in printed
     assert set(names["result"].texts) == {"france", "spain", "larger"}
     assert names["replay"].trace.ids == names["written"].trace.ids
     assert names["written"].document is not None
 
 
-def test_curation_page() -> None:
-    names: Any = run("curation.md")
+def curation(names: dict[str, Any], printed: str) -> None:
     outcome = asyncio.run(names["curate"](Scripted().ask))
     assert outcome.code == "sequential"
+
+
+def compiled(names: dict[str, Any], printed: str) -> None:
+    assert len(names["data"]) == 3
+    assert names["data"].records(0) == ["0"]
+
+
+def law(names: dict[str, Any], printed: str) -> None:
+    assert (names["layout"].hide_hi > names["layout"].hide_lo).any()
+
+
+def authoring(names: dict[str, Any], printed: str) -> None:
+    assert "2: Review 2" in printed
+    assert "tag" in printed.splitlines()[-1]
+
+
+CHECKS = {
+    "authoring.md": authoring, "compile.md": compiled, "curation.md": curation, "law.md": law,
+    "masks.md": masks, "plans.md": plans, "run.md": run,
+}  # fmt: skip

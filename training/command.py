@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.cli import LightningCLI
@@ -14,7 +15,10 @@ from mvspec.training.data import LayoutData
 from mvspec.training.export import export
 from mvspec.training.module import LanguageModel
 
-__all__ = ["TrainingCLI", "main"]
+__all__ = ["CONFIGS", "TrainingCLI", "main"]
+
+CONFIGS = Path(__file__).parent / "configs"
+"""Configurations that come with the package."""
 
 
 class TrainingCLI(LightningCLI):
@@ -43,12 +47,22 @@ def main(arguments: Sequence[str]) -> None:
     TrainingCLI(
         LanguageModel,
         LayoutData,
-        args=list(arguments),
+        args=_with_configs(arguments),
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         auto_configure_optimizers=False,
         parser_kwargs={"prog": "mvspec train"},
     )
+
+
+def _with_configs(arguments: Sequence[str]) -> list[str]:
+    """Let `--config tiny` be the configuration of that name that comes with the package."""
+    found = list(arguments)
+    for at, argument in enumerate(found[1:], 1):
+        packaged = CONFIGS / f"{argument}.yaml"
+        if found[at - 1] in ("--config", "-c") and not Path(argument).exists():
+            found[at] = str(packaged) if packaged.is_file() else argument
+    return found
 
 
 def _export(arguments: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from mvspec.cli import (
     show,
     stats,
     train,
+    view,
 )
 from mvspec.console import Commands
 
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "convert": convert.convert,
     "show": show.show,
     "stats": stats.stats,
+    "view": view.view,
     "compile": compile.compile_records,
     "run": run.run,
     "plan": plan.plan,

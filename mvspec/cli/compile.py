@@ -37,6 +37,10 @@ def compile_records(
     prompt_field: Annotated[
         str | None, typer.Option(help="Where a row keeps the question that its text answers.")
     ] = None,
+    instruction: Annotated[
+        str | None,
+        typer.Option(help='What the last question ends with: "Think step by step ...".'),
+    ] = None,
     form: Form = MULTIVERSE.name,
     split: Annotated[str | None, typer.Option(help="Split of a data set; else train.")] = None,
     max_length: Annotated[int | None, typer.Option(min=1, help="Tokens of a row.")] = None,
@@ -78,7 +82,7 @@ def compile_records(
         raise typer.BadParameter(
             f"{stage!r} is not one of {', '.join(STAGES)}", param_hint="--emit"
         )
-    fields = Fields(form, field, prompt_field)
+    fields = Fields(form, field, prompt_field, instruction)
     rows = open_rows(inputs, rows=bool(field or prompt_field), split=split)
     if output is None:
         loaded = load_vocabulary(tokenizer, tags=add_tags)

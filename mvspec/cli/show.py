@@ -14,10 +14,11 @@ from rich.text import Text
 from mvspec.check import read_document, report
 from mvspec.cli.options import Field, Form, Inputs, Lowering, apart, needs
 from mvspec.errors import Source
+from mvspec.html.notebook import HTML_LIMIT, tree_html
 from mvspec.ir import Document
 from mvspec.records import InputError, Record, read_records
 from mvspec.syntax import MULTIVERSE
-from mvspec.views import HTML_LIMIT, TEXT_LIMIT, least_width, tree_html, tree_rich, visible
+from mvspec.views import TEXT_LIMIT, least_width, tree_rich, visible
 
 __all__ = ["show"]
 

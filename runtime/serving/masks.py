@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvspec.runtime.lexicon import Lexicon
-from mvspec.runtime.sampling import draw
+from mvspec.runtime.sampling import choose
 from mvspec.runtime.serving.strand import Strand
 
 __all__ = ["Masks", "upload"]
@@ -84,22 +84,37 @@ class Masks:
             apply_token_bitmask_inplace(scores, packed, vocab_size=self.size)
         return stuck
 
-    def draw(self, raw: Tensor | None, rows: Rows, ids: Tensor) -> None:
-        """Draw again, from their own random streams, for the strands whose client gave a seed.
+    def hold(self, scores: Tensor, rows: Rows) -> tuple[Tensor, Rows] | None:
+        """Keep what the strands whose client gave a seed draw from: the server overwrites it.
 
         Args:
-            raw: [rows, size]: the model's own logits.
+            scores: [batch, size], as `apply` has left them.
+            rows: of the batch, and the strands that draw there.
+        """
+        seeded = [
+            (row, strand)
+            for row, strand in rows
+            if strand.drawing and not strand.live.given and self.is_seeded(strand)
+        ]
+        if not seeded:
+            return None
+        index = upload([row for row, _ in seeded], scores.device)
+        return scores[index].float(), seeded
+
+    def draw(self, held: tuple[Tensor, Rows], ids: Tensor) -> None:
+        """Draw for them, each from its own random stream, all at once.
+
+        Args:
+            held: what `hold` has kept.
             ids: [batch], changed in place.
         """
-        if raw is None:
-            return
-        for logits, (row, strand) in zip(raw, rows, strict=True):
-            run = strand.family.run
-            if not self.is_seeded(strand) or strand.live.given or not strand.drawing:
-                continue
-            want = run.want(strand.live)
-            want.logits = logits
-            ids[row] = draw([want])[0].id
+        scores, rows = held
+        wanted = [
+            strand.family.run.drawing(strand.live, logits)
+            for (_, strand), logits in zip(rows, scores, strict=True)
+        ]
+        index = upload([row for row, _ in rows], ids.device)
+        ids[index] = choose(scores, wanted).to(ids.dtype)
 
     @staticmethod
     def is_seeded(strand: Strand) -> bool:

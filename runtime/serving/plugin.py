@@ -12,10 +12,6 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.limits import Limits
@@ -24,8 +20,9 @@ from mvspec.runtime.serving import hooks, marks
 from mvspec.runtime.serving.adapter import Adapter
 from mvspec.runtime.serving.exposition import Exposition
 from mvspec.runtime.serving.families import Families
+from mvspec.runtime.serving.forwards import Forwards
 from mvspec.runtime.serving.front import Front
-from mvspec.runtime.serving.masks import Masks, upload
+from mvspec.runtime.serving.masks import Masks
 from mvspec.runtime.serving.native import native_limits, native_options, native_order
 from mvspec.runtime.serving.order import KEY, Order
 from mvspec.runtime.serving.strand import Strand
@@ -78,12 +75,11 @@ def _refuse(error: MvspecError) -> None:
     log.warning("mvspec: plans are refused on this server: %s", error)
 
 
-class Plugin:
+class Plugin(Forwards):
     """What the hooks do, in one process of SGLang."""
 
     def __init__(self) -> None:
-        self.families: Families | None = None
-        self.masks: Masks | None = None
+        super().__init__()
         self.exposition: Exposition | None = None
         self.reason = ""
         """Why this server refuses plans."""
@@ -247,55 +243,6 @@ class Plugin:
         """Note which requests read their last chunk."""
         if self.families:
             self.families.adapter.note_chunks(batch)
-
-    def place(self, forward: Any, cls: Any, batch: Any, *args: Any, **kw: Any) -> None:
-        """Give tokens the positions of the law."""
-        families = self.families
-        if not families or forward.positions is None:
-            return
-        shifts = [s.shift if (s := families.strand(req)) else 0 for req in batch.reqs]
-        if not any(shifts):
-            return
-        moved = np.array(shifts, dtype=np.int64)
-        if not forward.forward_mode.is_decode():
-            moved = np.repeat(moved, batch.extend_lens)
-        shift = torch.from_numpy(moved).to(forward.positions.device, non_blocking=True)
-        forward.positions = forward.positions - shift.to(forward.positions.dtype)
-
-    def sample(
-        self,
-        original: Callable[..., Any],
-        runner: Any,
-        logits: Any,
-        forward: Any,
-        *args: Any,
-        **kw: Any,
-    ) -> Any:
-        """Hold threads to what may come, and measure what the model itself thinks of it."""
-        families, info = self.families, forward.sampling_info
-        rows = [] if not families else marks.strand_rows(info.grammars)
-        if not rows or families is None or self.masks is None:
-            with marks.without_strands(info):
-                return original(runner, logits, forward, *args, **kw)
-        landing = [(row, s) for row, s in rows if not s.family.adapter.is_chunk(s.req)]
-        families.land([strand for _, strand in landing])
-        drawing = [(row, strand) for row, strand in landing if strand.drawing]
-        scores: Tensor = logits.next_token_logits
-        measured = forward.return_logprob or any(self.masks.is_seeded(s) for _, s in drawing)
-        index = upload([row for row, _ in drawing], scores.device) if drawing else None
-        raw = scores[index].float() if index is not None and measured else None
-        given = [(row, strand.live.given[0]) for row, strand in drawing if strand.live.given]
-        for strand in self.masks.apply(scores, [r for r in drawing if not r[1].live.given]):
-            families.stuck(strand)
-        with marks.without_strands(info):
-            ids = original(runner, logits, forward, *args, **kw)
-        self.masks.draw(raw, drawing, ids)
-        if given:  # what it writes is known: nothing is to be drawn
-            at, forced = upload(np.array(given).T, ids.device)
-            ids.scatter_(0, at, forced.to(ids.dtype))
-        if raw is not None and index is not None and forward.return_logprob:
-            marks.put_logprobs(logits, [row for row, _ in drawing], index, raw, ids)
-        return ids
 
     def processed(self, result: Any, scheduler: Any, *args: Any, **kw: Any) -> None:
         """Tell the clients what is new."""

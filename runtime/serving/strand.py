@@ -94,8 +94,7 @@ class Strand:
         if at == len(items):
             return []
         found: list[Token] = []
-        for at in range(at, len(items)):
-            item = items[at]
+        for item in items[at:]:
             if not isinstance(item, Token):
                 break
             found.append(item)

@@ -1,0 +1,84 @@
+"""A document laid out in a tokenizer's tokens, as `mvspec view --tokenizer` shows it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+from tokenizers.decoders import DecodeStream
+
+from mvspec.compiler.layout import structural_runs
+from mvspec.compiler.stages import compile_stages
+from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.errors import Unsupported
+from mvspec.html.sheet import AUTHORS, Branch, Leaf, Run, SheetThread, units
+from mvspec.html.turns import Pages, add_run, trees
+from mvspec.ir import Document, Parallel, Path, Text
+from mvspec.syntax import MULTIVERSE
+
+__all__ = ["lay_tokens"]
+
+
+def lay_tokens(document: Document, vocabulary: Vocabulary) -> Pages:
+    """Lay a document out in tokens, in the form `multiverse`.
+
+    Args:
+        document: without holes.
+        vocabulary: of the tokenizer.
+
+    Raises:
+        Unsupported: the tokenizer, its template or a hole stands in the way.
+    """
+    stages = compile_stages(document, vocabulary)
+    tokens, positions = stages.tokens, stages.layout.position_ids
+    pages = Pages(text="".join(part.text for part in stages.segments))
+    stream = DecodeStream(skip_special_tokens=False)
+    texts = [stream.step(vocabulary.backend, id) or "" for id in tokens.ids.tolist()]
+    if "".join(texts) != pages.text:
+        raise Unsupported("the tokenizer's tokens do not add up to the text")
+    pages.ids = tokens.ids.tolist()
+    pages.widths = [units(text) for text in texts]
+    pages.tree = tuple(_messages(document, pages.text))
+    structure = structural_runs(tokens.tags, tokens.ends)
+    titles = {
+        id(path): outline.text
+        for block in document.walk(Parallel)
+        for outline, path in zip(block.goal.outlines, block.paths, strict=True)
+    }
+    for span, path in zip(structure.spans, document.walk(Path), strict=True):
+        thread = SheetThread(path.label, titles[id(path)], span.outer + 1, span.block)
+        pages.threads.append(thread)
+    authors = np.where(tokens.free, AUTHORS.index("model"), 0)
+    authors[tokens.forced] = AUTHORS.index("engine")
+    cuts = {*structure.starts, len(tokens.ids), *(np.flatnonzero(np.diff(authors)) + 1).tolist()}
+    starts = sorted(cuts)
+    run = 0
+    for start, stop in pairwise(starts):
+        while run + 1 < len(structure.starts) and structure.starts[run + 1] <= start:
+            run += 1
+        place = structure.paths[run] + 1, int(authors[start])
+        add_run(pages.runs, Run(*place, stop - start, int(positions[start])))
+    return pages
+
+
+def _messages(document: Document, text: str) -> list[Branch | Leaf]:
+    """Return the tree, each message where the text has it, and what a template wrote between."""
+    out: list[Branch | Leaf] = []
+    at = place = 0
+    for message in document.messages:
+        if message.role == "assistant":
+            body = "".join(piece.text for piece in MULTIVERSE.pieces(message))
+        else:
+            body = "".join(part.text for part in message.body if isinstance(part, Text))
+        found = text.find(body, at)
+        if found < 0:
+            raise Unsupported(f"the text has no {message.role} message")
+        place += units(text[at:found])
+        at = found + len(body)
+        stop = place + units(body)
+        inside: tuple[Branch | Leaf, ...] = (Leaf(place, stop),) if body else ()
+        if message.role == "assistant":
+            inside = trees(message, MULTIVERSE, place)
+        out.append(Branch("message", message.role, "", place, stop, inside))
+        place = stop
+    return out

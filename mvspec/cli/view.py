@@ -1,0 +1,98 @@
+"""`mvspec view`: documents, traces, corpora and evaluations as one page for a browser."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mvspec.cli.options import Field, Form, Inputs, Workers, apart, as_given, needs
+from mvspec.cli.show import selected
+from mvspec.console import progress
+from mvspec.html.page import Page, own_output
+from mvspec.html.records import Lay, holds, sheet_of
+from mvspec.records import Record, read_records
+from mvspec.syntax import MULTIVERSE
+from mvspec.workers import ordered_map
+
+__all__ = ["view"]
+
+Made = tuple[str, str, list[Any]]
+
+
+def view(
+    inputs: Inputs,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="The page; else NAME.html in this folder."),
+    ] = None,
+    field: Field = None,
+    form: Form = MULTIVERSE.name,
+    record: Annotated[
+        list[str] | None,
+        typer.Option(help="Show only the record of this id or place (runs.jsonl:3); repeatable."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Count texts in its tokens, not in words; as for compile."),
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="What the page is called.")] = None,
+    workers: Workers = 1,
+    open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    force: Annotated[bool, typer.Option(help="Overwrite a file that is no page.")] = False,
+) -> None:
+    """Write documents, traces or samples as one page: tree, timeline, mask, tokens, search."""
+    name = "stdin" if inputs[0] == "-" else Path(inputs[0]).resolve().stem
+    path = own_output(output or Path(f"{name}.html"), force)
+    apart(path, inputs, "-o")
+    lay = _tokens(tokenizer) if tokenizer else None
+    verdicts: Counter[str] = Counter()
+    with progress(inputs) as advance, Page(path, title or name) as page:
+        found = read_records(inputs, field, advance, holds)
+        make = partial(made, form=form, lay=lay)
+        # A tokenizer works in threads of its own.
+        for searched, rest, index in ordered_map(
+            make, selected(found, record), 1 if lay else workers, size=_size
+        ):
+            page.add(searched, rest, index)
+            verdicts[index[2]] += 1
+    typer.echo(f"{path}: {_told(verdicts)}, {_bytes(path.stat().st_size)}")
+    if unread := verdicts["unread"]:
+        typer.echo(f"{unread:,} of them could not be read: see their diagnostics", err=True)
+    if open_page:
+        webbrowser.open(path.resolve().as_uri())
+    raise typer.Exit(1 if unread else 0)
+
+
+def made(record: Record, form: str, lay: Lay | None) -> Made:
+    """Return a record as the page holds it."""
+    sheet = sheet_of(record, form, lay)
+    return *sheet.lines(), sheet.index()
+
+
+def _size(record: Record) -> int:
+    return len(record.text) or 20_000
+
+
+def _tokens(tokenizer: str) -> Lay:
+    with needs("engine", "view --tokenizer"):
+        from mvspec.compiler.pages import lay_tokens
+        from mvspec.compiler.tokenizer import load_vocabulary
+    with as_given():
+        vocabulary = load_vocabulary(tokenizer)
+    return partial(lay_tokens, vocabulary=vocabulary)
+
+
+def _told(verdicts: Counter[str]) -> str:
+    number = verdicts.total()
+    parts = [f"{number:,} record{'s' * (number != 1)}"]
+    parts += [f"{verdicts[each]:,} {each}" for each in ("cut", "malformed") if verdicts[each]]
+    return ", ".join(parts)
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.0f} kB"

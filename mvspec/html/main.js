@@ -1,0 +1,55 @@
+// From the parts to the page. What is open stands in the address: #12/mask.
+async function main() {
+  const root = document.documentElement;
+  if (!globalThis.DecompressionStream) {
+    byId("count").textContent = "This browser cannot decompress: use one of 2023 or later.";
+    return;
+  }
+  const archive = new Archive(document);
+  const index = await archive.index();
+  const theme = new Theme();
+  const list = new RecordList(index);
+  const sheet = new Sheet(archive, index, theme);
+  const search = new Search(archive, index, list);
+  new Keyboard(list, sheet, search, theme);
+  root.classList.toggle("single", index.length === 1);
+
+  const address = () => {
+    const [, record, tab] = /^#(\d+)(?:\/(\w+))?$/.exec(location.hash) ?? [];
+    if (tab) sheet.tab = tab;
+    return record ? Math.min(Number(record), index.length) - 1 : 0;
+  };
+  list.addEventListener("choose", () => {
+    root.classList.remove("drawn");
+    byId("drawer").setAttribute("aria-expanded", "false");
+    sheet.open(list.chosen);
+  });
+  sheet.addEventListener("open", () => {
+    if (!performance.getEntriesByName("mvspec-shown").length) performance.mark("mvspec-shown");
+    const at = list.place(list.chosen);
+    byId("previous").disabled = at === 0;
+    byId("next").disabled = at === list.length - 1;
+    history.replaceState(null, "", `#${list.chosen + 1}/${sheet.shown ?? ""}`);
+  });
+  search.addEventListener("done", () => {
+    if (search.query && list.length && list.place(list.chosen) < 0) list.choose(list.record(0));
+    else list.choose(list.chosen, true);
+    sheet.find(search.query);
+  });
+  byId("previous").addEventListener("click", () => list.move(-1));
+  byId("next").addEventListener("click", () => list.move(1));
+  byId("drawer").addEventListener("click", (event) => {
+    const open = root.classList.toggle("drawn");
+    event.currentTarget.setAttribute("aria-expanded", String(open));
+    list.rows.later();
+  });
+  addEventListener("hashchange", () => list.choose(address()));
+
+  list.show(null);
+  search.tell(index.length);
+  if (index.length) list.choose(address());
+  else byId("panel").append(element("p", { class: "note" }, "There are no records."));
+  root.classList.add("ready");
+}
+
+main();

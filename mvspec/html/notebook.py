@@ -1,0 +1,81 @@
+"""Documents, and whatever else has a `_repr_html_`, as HTML without scripts.
+
+An element stands for itself: its style is inside and reaches nothing else, so any number of them
+are on one page, and colours come from the page (currentColor), so it may be light or dark. Tree
+and style are those of the page of `mvspec view`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+from html import escape
+from importlib.resources import files
+
+from mvspec.node import Node
+from mvspec.views import Entry, entry, excerpt, visible
+
+__all__ = ["HTML_LIMIT", "panel_html", "text_html", "tree_html"]
+
+HTML_LIMIT = 20_000
+"""Characters of one text that are shown; a long text scrolls."""
+
+
+def tree_html(node: Node, limit: int | None = HTML_LIMIT) -> str:
+    """Return a node as one self-contained HTML element, for notebooks and pages.
+
+    Args:
+        limit: characters shown of each text; None shows all.
+
+    >>> import mvspec
+    >>> "&lt;b&gt;" in tree_html(mvspec.user("<b>"))
+    True
+    """
+    return _framed(_html(entry(node), limit))
+
+
+def panel_html(title: str, facts: Iterable[tuple[str, str]], bodies: Iterable[str] = ()) -> str:
+    """Return a heading, a line of names with values, and elements below them, as one element.
+
+    Args:
+        bodies: HTML, such as `tree_html` and `text_html` return.
+
+    >>> "<b>&lt;script&gt;</b>" in panel_html("<script>", [("model", "m")])
+    True
+    """
+    line = " &nbsp; ".join(
+        f'<span style="opacity:.75">{escape(visible(name))}</span> {escape(visible(value))}'
+        for name, value in facts
+    )
+    head = f'<div class="h"><b>{escape(visible(title))}</b> &nbsp; {line}</div>'
+    return _framed(head + "".join(bodies))
+
+
+def text_html(text: str, title: str = "", limit: int | None = HTML_LIMIT) -> str:
+    """Return a text with a title, as part of a panel."""
+    said = Entry("text", "", text)
+    return _html(Entry("node", title, "", (said,)) if title else said, limit)
+
+
+@cache
+def _style() -> str:
+    return files("mvspec.html").joinpath("tree.css").read_text("utf-8")
+
+
+def _framed(inside: str) -> str:
+    return f'<div class="mvspec"><style>\n{_style()}</style>{inside}</div>'
+
+
+def _html(item: Entry, limit: int | None) -> str:
+    shown = escape(excerpt(item.text, limit))
+    if not item.title:
+        return f'<div class="t" dir="auto">{shown}</div>'
+    head = f"<b>{escape(visible(item.title))}</b>" + (f": {shown}" if shown else "")
+    below = [(child.kind, _html(child, limit)) for child in item.children]
+    inside = "".join(html for kind, html in below if kind != "path")
+    paths = "".join(html for kind, html in below if kind == "path")
+    if paths:
+        inside = f'<div class="g">{paths}</div>{inside}'
+    if inside and item.kind in ("message", "think"):
+        inside = f'<div class="b">{inside}</div>'
+    return f'<div class="{item.kind}"><div class="h">{head}</div>{inside}</div>'

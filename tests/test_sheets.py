@@ -1,0 +1,336 @@
+"""Sheets: what the viewer shows of a record is what the law says, and nothing of it is lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from bpe import chat_tokenizer
+from hypothesis import given
+from hypothesis import strategies as st
+from nasty import NASTY, nasty
+from strategies import documents, mutated, turns
+from test_traces import RUNS
+from traces import CANONICAL, TRACES
+
+import mvspec
+from mvspec.compiler import compile_document, dense_mask
+from mvspec.compiler.pages import lay_tokens
+from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.errors import VerifyError
+from mvspec.html.records import holds, sheet_of
+from mvspec.html.sheet import AUTHORS, Branch, Leaf, Run, Sheet, SheetThread, hidden, ramps, units
+from mvspec.html.traces import trace_sheet
+from mvspec.html.turns import lay_words, words
+from mvspec.ir import Document, Message
+from mvspec.metrics import measure
+from mvspec.records import Record, read_records
+from mvspec.recovery.edits import apply
+
+TOKENIZER = chat_tokenizer()
+VOCABULARY = Vocabulary.of(TOKENIZER)
+
+
+def expanded(runs: list[Run]) -> tuple[list[int], list[int], list[int]]:
+    """Thread, author and position of each token."""
+    threads: list[int] = []
+    authors: list[int] = []
+    positions: list[int] = []
+    for run in runs:
+        threads += [run.thread] * run.size
+        authors += [run.author] * run.size
+        positions += range(run.position, run.position + run.size)
+    return threads, authors, positions
+
+
+def mask(threads: list[SheetThread], runs: list[Run]) -> np.ndarray[Any, Any]:
+    """Who sees whom, by the sheet's intervals, as the page draws it."""
+    owners = expanded(runs)[0]
+    seen = np.tril(np.ones((len(owners), len(owners)), dtype=np.bool_))
+    for query, owner in enumerate(owners):
+        intervals = hidden(threads, runs)[owner]
+        for lo, hi in zip(intervals[::2], intervals[1::2], strict=True):
+            seen[query, lo:hi] = False
+    return seen
+
+
+def in_units(text: str, start: int, stop: int) -> str:
+    data = text.encode("utf-16-le", "surrogatepass")
+    return data[2 * start : 2 * stop].decode("utf-16-le", "surrogatepass")
+
+
+def leaves(nodes: tuple[Branch | Leaf, ...]) -> list[Leaf]:
+    out: list[Leaf] = []
+    for node in nodes:
+        out += [node] if isinstance(node, Leaf) else leaves(node.children)
+    return out
+
+
+def test_ramps_and_units() -> None:
+    assert ramps([]) == []
+    assert ramps([3, 3, 3, 4, 5, 9]) == [3, 0, 3, 4, 1, 2, 9, 0, 1]
+    assert units("a👍é") == 4
+
+
+@given(st.lists(st.integers(-3, 3)))
+def test_ramps_lose_nothing(values: list[int]) -> None:
+    found = ramps(values)
+    back = [
+        first + step * index
+        for first, step, count in zip(found[::3], found[1::3], found[2::3], strict=True)
+        for index in range(count)
+    ]
+    assert back == values
+
+
+@given(st.text())
+def test_words_add_up(text: str) -> None:
+    assert "".join(words(text)) == text
+
+
+@given(documents(gen=False))
+def test_a_document_in_words(document: Document) -> None:
+    pages = lay_words(document)
+    texts = [each.text for each in document.walk(mvspec.Text)]
+    assert [in_units(pages.text, *leaf) for leaf in leaves(pages.tree)] == texts
+    assert sum(pages.widths) == units(pages.text)
+    assert sum(run.size for run in pages.runs) == len(pages.widths)
+    sheet = Sheet("a", "a", "document", runs=pages.runs, threads=pages.threads)
+    metrics = measure(document, lambda text: len(words(text)))
+    prompts = sum(len(words(t.text)) for m in document.messages if m.role != "assistant"
+                  for t in m.body if isinstance(t, mvspec.Text))  # fmt: skip
+    assert sheet.tokens == metrics.tokens
+    assert sheet.critical_path == metrics.critical_path
+    assert sum(run.size for run in pages.runs if not run.author) == prompts
+    labels = [path.label for path in document.walk(mvspec.Path)]
+    assert sorted(labels) == sorted(thread.label for thread in pages.threads[1:])
+
+
+@given(message=turns(max_depth=3))
+def test_a_document_in_tokens_is_its_layout(message: Message) -> None:
+    document = mvspec.document(message)
+    layout = compile_document(document, TOKENIZER)
+    pages = lay_tokens(document, VOCABULARY)
+    threads, authors, positions = expanded(pages.runs)
+    assert positions == layout.position_ids.tolist()
+    assert list(pages.ids) == layout.input_ids.tolist()
+    assert np.array_equal(mask(pages.threads, pages.runs), dense_mask(layout))
+    free = [AUTHORS[author] == "model" for author in authors]
+    assert free[1:] == layout.loss_mask.tolist()[1:]
+    assert pages.text == mvspec.render(message)
+    assert [in_units(pages.text, *leaf) for leaf in leaves(pages.tree)] == [
+        text.text for text in message.walk(mvspec.Text)
+    ]
+    in_words = lay_words(document)
+    assert in_words.text == pages.text
+    assert in_words.tree == pages.tree
+    # Paths get their numbers when they fork, or as they come: names tell them apart here.
+    names = [[thread.label for thread in each.threads] for each in (pages, in_words)]
+    assert sorted(names[0]) == sorted(names[1])
+    assert set(threads) <= set(range(len(pages.threads)))
+
+
+def test_a_chat_in_tokens() -> None:
+    block = mvspec.parallel(mvspec.branch("a", "One."), mvspec.branch("b", "Two."))
+    document = mvspec.document(
+        mvspec.system("Hm"), mvspec.user("Hm"), mvspec.assistant("Hm\n", block), mvspec.user("é?")
+    )
+    pages = lay_tokens(document, VOCABULARY)
+    layout = compile_document(document, TOKENIZER)
+    assert expanded(pages.runs)[2] == layout.position_ids.tolist()
+    roles = [node.title for node in pages.tree if isinstance(node, Branch)]
+    assert roles == ["system", "user", "assistant", "user"]
+    assert [in_units(pages.text, *leaf) for leaf in leaves(pages.tree)] == [
+        "Hm", "Hm", "Hm\n", "One.", "Two.", "é?",
+    ]  # fmt: skip
+
+
+def test_holes_are_counted_in_words() -> None:
+    document = mvspec.document(mvspec.assistant("A ", mvspec.gen("x")))
+    record = Record("a", "a", document.to_json(), "json")
+    sheet = sheet_of(record, lay=lambda each: lay_tokens(each, VOCABULARY))
+    assert sheet.unit == "words"
+    (message,) = sheet.tree
+    assert isinstance(message, Branch)
+    hole = message.children[1]
+    assert isinstance(hole, Branch)
+    assert (hole.kind, hole.title, hole.text) == ("gen", "x", "at most 256 tokens")
+
+
+@pytest.mark.parametrize(
+    "kind", ["static, untagged", "turns", "out of budget", "adaptive, cut", "adaptive, loose"]
+)
+def test_a_trace_is_its_layout(kind: str) -> None:
+    engine, document, options = RUNS[kind]
+    trace = engine.run(document, options).trace
+    row = json.loads(trace.model_dump_json(exclude_none=True))
+    sheet = trace_sheet("a", "a:1", row)
+    threads, authors, positions = expanded(sheet.runs)
+    assert threads == list(trace.owners)
+    assert [AUTHORS[author] for author in authors] == list(trace.authors)
+    assert positions == list(trace.position_ids)
+    assert sheet.text == "".join(trace.texts)
+    assert sheet.widths == [units(text) for text in trace.texts]
+    assert np.array_equal(mask(sheet.threads, sheet.runs), dense_mask(trace.layout))
+    assert sheet.tokens == trace.answer
+    assert sheet.critical_path == trace.critical_path
+    kept = "".join(in_units(sheet.text, *leaf) for leaf in leaves(sheet.tree))
+    if "untagged" in kind:  # by its threads, everything
+        assert kept == sheet.text
+    elif sheet.verdict == "ok" and trace.document:
+        for message in trace.document.messages:
+            if message.role == "assistant":
+                assert "".join(text.text for text in message.walk(mvspec.Text)) in kept
+
+
+def row(**more: Any) -> dict[str, Any]:
+    """A trace of two tokens, with changes."""
+    value: dict[str, Any] = {
+        "texts": ["Hi", "."], "owners": [0, 0], "position_ids": [0, 1],
+        "authors": ["model", "model"], "logprobs": [-0.5, None], "steps": [0, 1],
+        "ends": [0.1, 0.2], "rows": [1, 1], "ids": [5, 6], "threads": [{"id": 0}],
+    }  # fmt: skip
+    return {**value, **more}
+
+
+@pytest.mark.parametrize(
+    ("change", "where"),
+    [
+        ({"texts": ["Hi", 1]}, "texts"),
+        ({"owners": [0, 1]}, "owners"),
+        ({"owners": [0, True]}, "owners"),
+        ({"position_ids": [0]}, "position_ids"),
+        ({"authors": ["model", "me"]}, "authors"),
+        ({"authors": ["model", ["model"]]}, "authors"),
+        ({"steps": [0, 2]}, "steps"),
+        ({"logprobs": [0.0]}, "logprobs"),
+        ({"logprobs": ["x", None]}, "logprobs"),
+        ({"ends": [None, 1]}, "ends"),
+        ({"threads": []}, "threads"),
+        ({"threads": [{"id": 1}]}, "threads[0]"),
+        ({"threads": [{"id": 0}, {"id": 1, "parent": 1}]}, "threads[1]"),
+        ({"threads": [{"id": 0, "label": 3}]}, "threads[0]"),
+        ({"ids": [1]}, "ids"),
+        ({"ids": [1, 2**40]}, "ids"),
+        ({"position_ids": [0, -(10**400)]}, "position_ids"),
+        ({"ends": [0.1, float("inf")]}, "ends"),
+        ({"logprobs": {"a": 1, "b": 2}}, "logprobs"),
+    ],
+)
+def test_what_is_no_trace_says_where(change: dict[str, Any], where: str) -> None:
+    with pytest.raises(VerifyError) as error:
+        trace_sheet("a", "a:1", row(**change))
+    assert error.value.address == where
+    record = Record("a", "a:1", "", "trace", row=row(**change))
+    sheet = sheet_of(record)
+    assert (sheet.verdict, sheet.diagnostics[0].code) == ("unread", "not-a-trace")
+    assert where in sheet.diagnostics[0].message
+    assert json.loads(sheet.source or "") == row(**change)
+
+
+def test_a_logprob_that_is_no_number_is_left_out() -> None:
+    sheet = trace_sheet("a", "a:1", row(logprobs=[float("-inf"), float("nan")]))
+    assert list(sheet.logprobs) == [None, None]
+    assert "logprobs" not in json.loads(sheet.lines()[1])
+
+
+def test_a_field_may_be_nested_deep() -> None:
+    deep: Any = 1
+    for _ in range(900):
+        deep = {"a": deep}
+    sheet = sheet_of(Record("a", "a", "", "sample", row={"output": "Hi", "deep": deep}))
+    assert sheet.fields[0][0] == "deep"
+    assert json.loads(sheet.lines()[0])[0] == "Hi"
+
+
+@given(mutated())
+def test_any_text_has_a_sheet(text: str) -> None:
+    sheet = sheet_of(Record("a", "a.txt", text))
+    searched, rest = sheet.lines()
+    assert searched.isascii()
+    assert "\n" not in searched + rest
+    assert text in json.loads(searched)
+    repaired = apply(text, tuple(d for d in sheet.diagnostics if d.severity == "error"))
+    assert sheet.text == repaired
+    assert len(sheet.places) == len(sheet.diagnostics)
+    for place, each in zip(sheet.places, sheet.diagnostics, strict=True):
+        if each.severity == "error":
+            width = units(each.inserted)
+            assert in_units(repaired, place, place + width) == each.inserted
+
+
+@pytest.mark.parametrize("each", TRACES, ids=lambda each: each.name)
+def test_repairs_are_shown(each: Any) -> None:
+    sheet = sheet_of(Record(each.name, each.name, each.text))
+    assert tuple(d.code for d in sheet.diagnostics if d.severity == "error") == each.codes
+    assert sheet.text == each.repaired
+    assert sheet.verdict == ("ok" if not each.codes else "cut" if each.codes == ("cut",)
+                             else "malformed")  # fmt: skip
+
+
+@given(st.lists(nasty(), min_size=3, max_size=3))
+def test_sheets_of_nasty_texts(texts: list[str]) -> None:
+    value = row(texts=texts[:2], threads=[{"id": 0, "title": texts[2]}], model=texts[2])
+    sheet = trace_sheet(texts[0], texts[1], value)
+    searched, rest = sheet.lines()
+    assert json.loads(searched)[0] == texts[0] + texts[1]
+    assert (searched + rest).isascii()
+
+
+def test_rows_are_what_they_hold(tmp_path: Path) -> None:
+    block = mvspec.document(mvspec.user("Q"), mvspec.assistant("A"))
+    rows: list[Any] = [
+        {"settings": {"model": "m"}},
+        CANONICAL,
+        json.loads(block.to_json()),
+        row(),
+        {"id": "p1", "sample": 2, "group": "aime", "output": "Answer: 4", "score": 1.0,
+         "extracted": "4"},
+        {"id": "p2", "output": "<Think>\nHm", "correct": False, "question": "Why?"},
+        {"id": "p3", "trace": row(), "correct": True, "task": "own"},
+        {"id": "p4", "document": json.loads(block.to_json())},
+        {"id": "p5", "strange": 1},
+        7,
+    ]  # fmt: skip
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n", "utf-8")
+    sheets = [sheet_of(record) for record in read_records([str(file)], objects=holds)]
+    assert [sheet.kind for sheet in sheets] == [
+        "settings", "text", "document", "trace", "sample", "sample", "sample", "sample",
+        "text", "text", "text",
+    ]  # fmt: skip
+    assert [sheet.verdict for sheet in sheets] == [
+        *["ok"] * 5, "cut", "ok", "ok", "unread", "unread", "unread",
+    ]  # fmt: skip
+    assert [sheet.right for sheet in sheets[3:8]] == [None, True, False, True, None]
+    assert [sheet.label for sheet in sheets[4:7]] == ["aime", "", "own"]
+    assert sheets[4].name == "p1 sample 2"
+    assert sheets[5].lead == "Why?"
+    assert dict(sheets[4].fields)["extracted"] == "4"
+    assert sheets[3].name == "rows.jsonl:4"
+    assert "strange" in (sheets[8].source or "")
+    assert sheets[10].diagnostics[0].code == "invalid-json"
+    for sheet in sheets:
+        assert json.loads(sheet.lines()[1])["place"].startswith(str(file))
+
+
+@pytest.mark.parametrize("form", ["threadweaver", "multiverse-prompt", "curator"])
+def test_other_forms_keep_their_text(form: str) -> None:
+    block = mvspec.parallel(mvspec.branch("a", "One."), mvspec.branch("b", "Two."),
+                            conclusion="Both.")  # fmt: skip
+    think = [mvspec.think(block)] if form == "curator" else [block]
+    text = mvspec.render(mvspec.assistant(*think), form)
+    sheet = sheet_of(Record("a", "a", text), form)
+    assert sheet.verdict == "ok"
+    assert text in (sheet.text, sheet.source)
+    assert [thread.label for thread in sheet.threads] == ["", "1", "2"]
+
+
+def test_nasty_names_and_fields() -> None:
+    for text in NASTY:
+        record = Record(text, text, "Answer", row={"id": text, text: text, "output": "Answer"})
+        sheet = sheet_of(record)
+        assert (text, text) in sheet.fields
