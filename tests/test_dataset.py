@@ -437,8 +437,8 @@ def test_mistakes_in_the_command(rows: Path, tokenizer: Path, tmp_path: Path) ->
 def test_an_instruction_ends_the_last_question(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    chat = [{"role": role, "content": text} for role, text in
-            (("user", "One?"), ("assistant", "1."), ("user", "Two?"), ("assistant", "2."))]  # fmt: skip
+    turns = (("user", "One?"), ("assistant", "1."), ("user", "Two?"), ("assistant", "2."))
+    chat = [{"role": role, "content": text} for role, text in turns]
     path = write_rows(tmp_path / "rows.jsonl", [{"m": chat}, {"m": "Four."}])
     result = run(path, "--field", "m", "--tokenizer", tmp_path / "tokenizer", "-o", tmp_path / "o",
                  "--instruction", "Think <Path> first.")  # fmt: skip

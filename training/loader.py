@@ -67,6 +67,8 @@ class Loader:
         """Whom Lightning tells of the epoch."""
         return self
 
+    batch_sampler = sampler
+
     def set_epoch(self, epoch: int) -> None:
         """Take the number of the epoch whose batches come next."""
         self.epoch = epoch
