@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
 from itertools import islice, permutations
 from pathlib import Path
 
@@ -122,7 +121,9 @@ def test_every_lowering_compiles(problem: Problem) -> None:
 
 
 @given(drawn(), st.randoms())
-def test_a_problem_turned_round_is_of_the_same_split(problem: Problem, stream: random.Random) -> None:
+def test_a_problem_turned_round_is_of_the_same_split(
+    problem: Problem, stream: random.Random
+) -> None:
     def turned(each: Problem) -> Problem:
         terms = [turned(term) if isinstance(term, Problem) else term for term in each.terms]
         stream.shuffle(terms)
@@ -194,8 +195,8 @@ def test_the_tokenizer_of_the_model_is_the_scripts() -> None:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[TorchEngine]:
-    yield TorchEngine.load(arithmetic_model(), device="cpu")
+def engine() -> TorchEngine:
+    return TorchEngine.load(arithmetic_model(), device="cpu")
 
 
 def test_the_small_model_is_small() -> None:

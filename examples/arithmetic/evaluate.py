@@ -1,6 +1,6 @@
 """Ask a model held-out problems, with nothing that holds it to the grammar.
 
-    python examples/arithmetic/evaluate.py [FOLDER] --count 400
+python examples/arithmetic/evaluate.py [FOLDER] --count 400
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write the tokenizer of the arithmetic task: a token for each character and each of its words.
 
-    python examples/arithmetic/vocabulary.py FOLDER
+python examples/arithmetic/vocabulary.py FOLDER
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, Timer
-
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers.utils.logging import disable_progress_bar
 
 from mvspec.compiler import Layout
@@ -42,6 +42,28 @@ class Fitted:
 
     steps: int
     loss: float
+
+
+class Deadline(Callback):
+    """Stops a run after so many seconds, with a checkpoint to go on from.
+
+    Lightning's own timer counts the seconds of earlier calls, and once a run has stopped its
+    epoch counts as over.
+
+    Args:
+        seconds: from now on; without end where it is None.
+        path: of the checkpoint.
+    """
+
+    def __init__(self, seconds: float | None, path: Path) -> None:
+        self.end = float("inf") if seconds is None else time.monotonic() + seconds
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Trainer, *given: Any, **more: Any) -> None:
+        """Let the step be the last one where the time is over."""
+        if time.monotonic() > self.end:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
 
 
 def fit(
@@ -85,10 +107,9 @@ def fit(
         dirpath=state, filename="last", enable_version_counter=False,
         train_time_interval=timedelta(minutes=1), save_on_train_epoch_end=False,
     )  # fmt: skip
-    timer = [] if seconds is None else [Timer(timedelta(seconds=max(seconds, 1.0)))]
     trainer = Trainer(
         max_epochs=1, devices=1, precision=settings.precision, logger=False,  # type: ignore[arg-type]
-        callbacks=[saver, *timer], enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[saver, Deadline(seconds, state / "last.ckpt")], enable_progress_bar=False, enable_model_summary=False,
         use_distributed_sampler=False, default_root_dir=state,
     )  # fmt: skip
     data = LayoutData(list(rows), batch_size=how.rows, length=how.length, shuffle=False)
@@ -97,7 +118,6 @@ def fit(
         trainer.fit(module, data, ckpt_path=newest_checkpoint(state))
     steps = -(-len(rows) // how.rows)
     if trainer.global_step < steps:
-        trainer.save_checkpoint(state / "last.ckpt")
         raise OutOfTime
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from mvspec.errors import MvspecError, VerifyError
-from mvspec.runtime import Options, SGLangEngine
+from mvspec.runtime import Options
 from mvspec.runtime.adaptive_demo import measure
 from mvspec.runtime.arithmetic import STEPWISE, Problem, arithmetic_model, ask, problems
 from mvspec.runtime.examination import mark, means
@@ -54,9 +54,7 @@ class Comparison:
         self.settings = settings
         self.folder = folder
         # One pool for all runs: a worker takes seconds to import what it needs.
-        self.pool = (
-            ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
-        )
+        self.pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
         self.end = None if seconds is None else time.monotonic() + seconds
         self.records = Records(folder / "results.jsonl")
         self.tokenizer = folder / "tokenizer"
@@ -157,9 +155,7 @@ class Comparison:
             )
         )  # fmt: skip
         found = means(mark for mark in marks)
-        self.records.add(
-            **key, problems=len(marks), seconds=time.perf_counter() - started, **found
-        )
+        self.records.add(**key, problems=len(marks), seconds=time.perf_counter() - started, **found)
         tell(f"{arm.name}, seed {seed}, {prompt!r}: {found['right']:.3f} right, "
              f"# parallel {found['parallelism']:.2f}")  # fmt: skip
         self.report()
@@ -216,6 +212,10 @@ class Comparison:
 
     def serve(self, urls: Sequence[str]) -> None:
         """Measure arms that servers of SGLang serve: ARM=URL each."""
+        if not urls:
+            return
+        from mvspec.runtime import SGLangEngine  # it needs httpx
+
         how = self.settings.evaluation
         for each in urls:
             name, _, url = each.partition("=")
@@ -258,6 +258,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of all that is made")
     parser.add_argument("--minutes", type=float, help="stop after so many; call again to go on")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--report", action="store_true", help="write the report, and no more")
     parser.add_argument("--smoke", action="store_true", help="every stage in miniature")
     parser.add_argument("--url", action="append", default=[], metavar="ARM=URL",
                         help="measure an arm that a server of SGLang serves")  # fmt: skip
@@ -271,8 +272,9 @@ def main() -> None:
             workers=given.workers, seconds=seconds,
         )  # fmt: skip
         try:
-            comparison.run()
-            comparison.serve(given.url)
+            if not given.report:
+                comparison.run()
+                comparison.serve(given.url)
         except OutOfTime:
             tell("out of time: run the same command again to go on")
         comparison.report()

@@ -60,9 +60,7 @@ def write_report(rows: Sequence[Row], settings: Settings, folder: Path, *, devic
     exams = [row for row in rows if row["kind"] == "exam"]
     own = {name: _of(exams, name, find_arm(name).prompt) for name in settings.arms}
     parts = [_main_table(own, settings, device)]
-    zero = {
-        name: _of(exams, name, STEPWISE) for name in settings.arms if find_arm(name).structured
-    }
+    zero = {name: _of(exams, name, STEPWISE) for name in settings.arms if find_arm(name).structured}
     if any(zero.values()):
         parts.append(_zero_table(zero))
     parts += _clock_tables(rows, device)
@@ -123,7 +121,7 @@ def _zero_table(zero: dict[str, list[Row]]) -> str:
         for name, found in zero.items()
         if found
     ]
-    return "Multiverse-zero: the same models, asked without \"in parallel\".\n\n" + _table(
+    return 'Multiverse-zero: the same models, asked without "in parallel".\n\n' + _table(
         head, lines
     )
 
@@ -176,7 +174,10 @@ def _clock_tables(rows: Sequence[Row], device: str) -> list[str]:
 
 
 def _draw(own: dict[str, list[Row]], rows: Sequence[Row], folder: Path) -> None:
-    import matplotlib
+    try:
+        import matplotlib
+    except ImportError:  # the plot can be drawn elsewhere, from results.jsonl
+        return
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
