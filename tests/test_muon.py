@@ -15,10 +15,14 @@ class Small(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.table = nn.Embedding(5, 4)
-        self.layers = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+        self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        return nn.ModuleList([self.first, self.second])
 
     def loss(self) -> torch.Tensor:
-        found: torch.Tensor = self.layers(self.table.weight).square().sum()
+        found: torch.Tensor = self.second(self.first(self.table.weight)).square().sum()
         return found
 
 
@@ -60,13 +64,12 @@ def test_the_matrices_of_layers_are_muons_and_the_rest_adamws() -> None:
     model, optimizer = steps(1)
     assert isinstance(optimizer, MuonAdamW)
     muons = {id(p) for group in optimizer.muon.param_groups for p in group["params"]}
-    assert muons == {id(layer.weight) for layer in model.layers}  # type: ignore[attr-defined]
+    assert muons == {id(model.first.weight), id(model.second.weight)}
     assert all(("exp_avg" in optimizer.state[p]) != (id(p) in muons) for p in model.parameters())
     # One step of Muon moves all directions of a matrix alike.
-    before = Small()
     torch.manual_seed(0)
-    before = Small()
-    change = (model.layers[0].weight - before.layers[0].weight * (1 - 0.1 * 0.02 / 3)).detach()
+    before = Small().first.weight * (1 - 0.1 * 0.02 / 3)  # less what decays
+    change = (model.first.weight - before).detach()
     values = torch.linalg.svdvals(change)
     assert float(values[0] / values[1]) < 2
 

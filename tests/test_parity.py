@@ -15,11 +15,11 @@ import pytest
 import torch
 from arms import ARMS, find_arm, tagged, worded
 from fitting import OutOfTime, fit
-from parity import Comparison, load_settings
+from parity import Comparison
 from report import Records
 from safetensors.torch import load_file
 from sets import mixture, packed
-from settings import Settings
+from settings import Settings, load_settings
 
 import mvspec
 from mvspec.errors import MvspecError

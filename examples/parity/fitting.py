@@ -91,7 +91,7 @@ def fit(
     """
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     torch.compiler.reset()  # graphs of the model before this one
     loaded = load_tokenizer(tokenizer)
     module = LanguageModel(
@@ -107,11 +107,17 @@ def fit(
         dirpath=state, filename="last", enable_version_counter=False,
         train_time_interval=timedelta(minutes=1), save_on_train_epoch_end=False,
     )  # fmt: skip
+    precision: Any = settings.precision
     trainer = Trainer(
-        max_epochs=1, devices=1, precision=settings.precision, logger=False,  # type: ignore[arg-type]
-        callbacks=[saver, Deadline(seconds, state / "last.ckpt")], enable_progress_bar=False, enable_model_summary=False,
-        use_distributed_sampler=False, default_root_dir=state,
-    )  # fmt: skip
+        max_epochs=1,
+        devices=1,
+        precision=precision,
+        callbacks=[saver, Deadline(seconds, state / "last.ckpt")],
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=state,
+    )
     data = LayoutData(list(rows), batch_size=how.rows, length=how.length, shuffle=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice

@@ -94,7 +94,7 @@ class Settings(_Part):
     seeds: tuple[int, ...] = (0, 1, 2)
     precision: str = "bf16-mixed"
     compile: bool = False
-    evaluation: Evaluation = Evaluation()  # type: ignore[call-arg]
+    evaluation: Evaluation = Evaluation()
 
     def smoke(self) -> Settings:
         """Return the same comparison in miniature: every stage runs, nothing is learnt."""
