@@ -1,6 +1,6 @@
 """The viewer on many traces: how long the page takes to write, to open, to scroll, to search.
 
-    python benchmarks/view.py [--records 10000] [--tokens 300] [--repeats 3] [--out FOLDER]
+    python benchmarks/view.py [--records 10000] [--tokens 300] [--data TRACES.jsonl] [--repeats 3]
 
 Traces shaped like reasoning are made up, a page is written of them with `mvspec view`, and
 headless Chromium opens it with an empty profile. `ready` is the time from the start of the
@@ -112,6 +112,7 @@ def trace(tokens: int, seed: int) -> Trace:
 def measured(page: Path) -> dict[str, Any]:
     """Open a page in a fresh browser, and say how long everything took, in ms."""
     from selenium import webdriver
+    from selenium.webdriver.support.ui import WebDriverWait
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
@@ -125,9 +126,8 @@ def measured(page: Path) -> dict[str, Any]:
             browser.get(page.resolve().as_uri())
             browser.execute_script(WATCH)
             ready = "return performance.getEntriesByName('mvspec-shown')[0]?.startTime ?? 0"
-            while not (shown := browser.execute_script(ready)):
-                time.sleep(0.05)
-            out: dict[str, Any] = {"ready": shown}
+            WebDriverWait(browser, 120, 0.05).until(lambda _: browser.execute_script(ready))
+            out: dict[str, Any] = {"ready": browser.execute_script(ready)}
             time.sleep(0.3)
             out["long, opening"] = browser.execute_script("return longest")
             browser.execute_script("longest = 0")
@@ -153,19 +153,19 @@ def main() -> None:
     """Print a line for each repeat, and the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=int, default=10_000)
+    parser.add_argument("--data", type=Path, help="traces, instead of made-up ones")
     parser.add_argument("--tokens", type=int, default=300)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path(tempfile.gettempdir(), "mvspec-view"))
     given = parser.parse_args()
     given.out.mkdir(exist_ok=True)
-    data, page = given.out / "traces.jsonl", given.out / "traces.html"
-    count = 0
-    with data.open("w", encoding="utf-8") as file:
-        for seed in range(given.records):
-            each = trace(given.tokens, seed)
-            count += len(each)
-            file.write(each.model_dump_json(exclude_none=True) + "\n")
-    print(f"{given.records:,} traces, {count:,} tokens, {data.stat().st_size / 1e6:,.1f} MB")
+    data, page = given.data or given.out / "traces.jsonl", given.out / "traces.html"
+    if not given.data:
+        with data.open("w", encoding="utf-8") as file:
+            for seed in range(given.records):
+                each = trace(given.tokens, seed)
+                file.write(each.model_dump_json(exclude_none=True) + "\n")
+    print(f"{data.stat().st_size / 1e6:,.1f} MB of traces")
     start = time.perf_counter()
     command = [sys.executable, "-m", "mvspec", "view", str(data), "-o", str(page), "--force"]
     subprocess.run(command, check=True)

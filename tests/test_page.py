@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import re
+import shutil
+import subprocess
 import tempfile
 import zlib
 from html.parser import HTMLParser
@@ -20,6 +22,7 @@ from typer.testing import CliRunner, Result
 
 import mvspec
 from mvspec.cli import app
+from mvspec.html import page
 from mvspec.html.page import Page, is_page
 from mvspec.html.records import sheet_of
 from mvspec.records import Record
@@ -57,10 +60,10 @@ class Reader(HTMLParser):
 
 
 def page_of(folder: Path, records: list[Record], title: str = "t") -> str:
-    with Page(folder / "page.html", title) as page:
+    with Page(folder / "page.html", title) as writer:
         for record in records:
             sheet = sheet_of(record)
-            page.add(*sheet.lines(), sheet.index())
+            writer.add(*sheet.lines(), sheet.index())
     return (folder / "page.html").read_text("utf-8")
 
 
@@ -120,6 +123,19 @@ def test_titles_are_text(title: str, tmp_path: Path) -> None:
     titles = [i for i, (tag, _) in zip(reader.inside, reader.elements, strict=True)
               if tag in ("title", "h1")]  # fmt: skip
     assert [each.strip() for each in titles] == [shown.strip()] * 2
+
+
+def test_the_script_is_whole(tmp_path: Path) -> None:
+    names = {path.stem for path in Path(page.__file__).parent.glob("*.js")}
+    assert set(page.SCRIPTS) == names
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs node, to check the script's syntax")
+    script = tmp_path / "page.mjs"
+    folder = Path(page.__file__).parent
+    script.write_text("".join((folder / f"{n}.js").read_text("utf-8") for n in page.SCRIPTS))
+    done = subprocess.run([node, "--check", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_groups_know_their_records(tmp_path: Path) -> None:

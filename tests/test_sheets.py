@@ -23,12 +23,13 @@ from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import VerifyError
 from mvspec.html.records import holds, sheet_of
 from mvspec.html.sheet import AUTHORS, Branch, Leaf, Run, Sheet, SheetThread, hidden, ramps, units
-from mvspec.html.traces import trace_sheet
+from mvspec.html.traces import FIELDS, trace_sheet
 from mvspec.html.turns import lay_words, words
 from mvspec.ir import Document, Message
 from mvspec.metrics import measure
 from mvspec.records import Record, read_records
 from mvspec.recovery.edits import apply
+from mvspec.runtime.trace import Trace
 
 TOKENIZER = chat_tokenizer()
 VOCABULARY = Vocabulary.of(TOKENIZER)
@@ -231,6 +232,71 @@ def test_what_is_no_trace_says_where(change: dict[str, Any], where: str) -> None
     assert json.loads(sheet.source or "") == row(**change)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+    | st.sampled_from([10**400, "prompt", "engine", "interrupted", "untagged", "curator-plan"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(st.dictionaries(st.sampled_from([*row(), "model", "seconds", "finish", "form"]), JSON))
+def test_no_trace_stops_the_viewer(changes: dict[str, Any]) -> None:
+    value = row(**changes)
+    sheet = sheet_of(Record("a", "a:1", "", "trace", row=value))
+    for line in sheet.lines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    json.dumps(sheet.index(), allow_nan=False)
+
+
+def test_a_trace_has_no_other_fields() -> None:
+    assert set(Trace.model_fields) == FIELDS
+
+
+def test_threads_that_nest_too_deep_are_no_trace() -> None:
+    threads = [{"id": n, "parent": n - 1, "block": n} if n else {"id": 0} for n in range(5000)]
+    sheet = sheet_of(Record("a", "a:1", "", "trace", row=row(threads=threads)))
+    assert "threads[33]: blocks nest deeper than 32" in sheet.diagnostics[0].message
+
+
+def test_a_trace_by_its_threads() -> None:
+    threads = [{"id": 0}, *({"id": n, "parent": 0, "block": 0, "label": str(n)} for n in (1, 2)),
+               {"id": 3, "parent": 2, "block": 1, "label": "2.1"},
+               {"id": 4, "parent": 0, "block": 2, "label": "1"}]  # fmt: skip
+    owners = [0, 1, 2, 3, 2, 4, 0]
+    sheet = trace_sheet("a", "a:1", {
+        **row(threads=threads, owners=owners, form="untagged"), "texts": list("abcdefg"),
+        "position_ids": [0, 1, 1, 2, 3, 4, 5], "authors": ["model"] * 7, "logprobs": [], "ids": [],
+        "steps": list(range(7)), "ends": [0.1 * n for n in range(7)],
+    })  # fmt: skip
+
+    def told(node: Branch | Leaf) -> Any:
+        if isinstance(node, Leaf):
+            return sheet.text[node.start : node.stop]
+        return [node.title or node.kind, sheet.text[node.start : node.stop],
+                *map(told, node.children)]  # fmt: skip
+
+    assert [told(node) for node in sheet.tree] == [
+        "a",
+        ["parallel", "bcde", ["1", "b", "b"],
+         ["2", "cde", "c", ["parallel", "d", ["2.1", "d", "d"]], "e"]],
+        ["parallel", "f", ["1", "f", "f"]],
+        "g",
+    ]  # fmt: skip
+
+
+def test_turns_of_a_trace_share_their_diagnostics() -> None:
+    texts = ["<Path>x", "Well?\n", "Hm\n<Think>\ny"]
+    value = row(texts=texts, owners=[0] * 3, position_ids=[0, 1, 2], logprobs=[], ids=[],
+                authors=["model", "prompt", "model"], steps=[0, -1, 1])  # fmt: skip
+    sheet = trace_sheet("a", "a:1", value)
+    assert sheet.verdict == "malformed"
+    assert sheet.source == texts[0] + texts[2]
+    assert {d.line for d in sheet.diagnostics} > {1, 2}
+    for each in sheet.diagnostics:
+        assert sheet.source[each.offset : each.end] == each.dropped
+
+
 def test_a_logprob_that_is_no_number_is_left_out() -> None:
     sheet = trace_sheet("a", "a:1", row(logprobs=[float("-inf"), float("nan")]))
     assert list(sheet.logprobs) == [None, None]
@@ -303,9 +369,10 @@ def test_rows_are_what_they_hold(tmp_path: Path) -> None:
         "text", "text", "text",
     ]  # fmt: skip
     assert [sheet.verdict for sheet in sheets] == [
-        *["ok"] * 5, "cut", "ok", "ok", "unread", "unread", "unread",
+        "", *["ok"] * 4, "cut", "ok", "ok", "unread", "unread", "unread",
     ]  # fmt: skip
     assert [sheet.right for sheet in sheets[3:8]] == [None, True, False, True, None]
+    assert sheets[3].fields == []
     assert [sheet.label for sheet in sheets[4:7]] == ["aime", "", "own"]
     assert sheets[4].name == "p1 sample 2"
     assert sheets[5].lead == "Why?"

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks
 import torch
 import yaml
 from bpe import chat_tokenizer
@@ -26,7 +28,8 @@ from typer.testing import CliRunner
 import mvspec
 from mvspec.cli import app
 from mvspec.compiler import Layout, compile_document
-from mvspec.training import LanguageModel, LayoutData, Optimizer
+from mvspec.runtime import TorchEngine
+from mvspec.training import LanguageModel, LayoutData, Optimizer, export
 from mvspec.training.checkpoint import newest_checkpoint
 from mvspec.training.command import main
 
@@ -135,8 +138,8 @@ def config(compiled: Path, root: Path, **more: Any) -> Path:
                 "class_path": "mvspec.training.MetricsLogger", "init_args": {"save_dir": str(root)}
             },
             "callbacks": [
-                {"class_path": "ModelCheckpoint",
-                 "init_args": {"dirpath": str(root / "checkpoints"), "every_n_train_steps": 5}}
+                {"class_path": "mvspec.training.Checkpoints",
+                 "init_args": {"dirpath": str(root / "checkpoints"), "every": 5}}
             ],
         },
         # Dropout, since what is drawn has to be drawn again.
@@ -185,3 +188,35 @@ def test_a_killed_run_carries_on_bit_for_bit(compiled: Path, tmp_path: Path) -> 
     assert before[:20] == whole[:20]
     for name, tensor in final_weights(tmp_path / "whole").items():
         assert torch.equal(tensor, final_weights(tmp_path / "killed")[name]), name
+
+
+def test_ranks_train_as_one(compiled: Path) -> None:
+    """Data-parallel, sharded, resumed from shards, and split: the same losses."""
+    torch.set_num_threads(1)
+    whole = torch.tensor(ranks.fit(compiled, 2, None, devices=1))
+    sockets = [socket.socket() for _ in range(4)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [str(each.getsockname()[1]) for each in sockets]
+    for each in sockets:
+        each.close()
+    command = [sys.executable, ranks.__file__, str(compiled)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    both = [subprocess.Popen([*command, str(rank), *ports], env=environment) for rank in range(2)]
+    assert [each.wait(timeout=240) for each in both] == [0, 0]
+    for name, first in (("ddp", 0), ("fsdp", 0), ("resumed", 3), ("tensor", 0)):
+        found = [
+            torch.tensor(json.loads((compiled / f"{name}-{rank}.json").read_text()))
+            for rank in range(2)
+        ]
+        assert torch.equal(found[0], found[1]), name
+        torch.testing.assert_close(found[0], whole[first:], rtol=1e-5, atol=1e-6)
+    # A folder of shards becomes one model, as a file does.
+    export(compiled / "fsdp" / "step=6.ckpt", compiled / "model")
+    model = TorchEngine.load(compiled / "model").model.model
+    module = LanguageModel(str(compiled / "model"))
+    module.built().base.load_state_dict(model.state_dict())
+    [metrics] = trainer(compiled).validate(
+        module, LayoutData(validation=compiled / "set"), verbose=False
+    )
+    assert metrics["validation/loss"] == pytest.approx(float(whole[-1][0]), rel=1e-5)

@@ -335,6 +335,7 @@ def test_filters_and_verdicts(viewer: Viewer, mixed: Path) -> None:
     chips["wrong"].click()
     assert viewer.one("#count").text == "1 of 5 records; 0.0 % of 1 right"
     assert [each.text for each in viewer.all(".item .name")] == ["cut"]
+    assert legible(viewer)  # with the pointer on what is pressed
     chips["malformed"].click()
     assert viewer.one("#count").text == "0 of 5 records"
     chips["wrong"].click()
@@ -342,6 +343,7 @@ def test_filters_and_verdicts(viewer: Viewer, mixed: Path) -> None:
     viewer.all(".item")[0].click()
     viewer.named("broken")
     assert [each.text for each in viewer.all("#verdict .badge")] == ["malformed", "right"]
+    assert not viewer.one("#next").is_enabled()
     viewer.tab("fields")
     assert "2 + 3?" in viewer.text
 
@@ -450,16 +452,20 @@ return bad;
 """
 
 
+def legible(viewer: Viewer) -> bool:
+    """Whether all text is, once the grounds have faded to where they go."""
+    with suppress(TimeoutException):
+        WebDriverWait(viewer.browser, 2, 0.1).until(lambda _: viewer.run(CONTRAST) == [])
+    return bool(viewer.run(CONTRAST) == [])
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_is_legible(viewer: Viewer, mixed: Path, dark: bool) -> None:
     for tab in ("tree", "tokens", "source", "fields"):
         viewer.open(mixed, f"#4/{tab}")
         viewer.run("document.documentElement.dataset.theme = arguments[0]",
                    "dark" if dark else "light")  # fmt: skip
-        # Grounds fade from one theme to the other.
-        with suppress(TimeoutException):
-            WebDriverWait(viewer.browser, 2, 0.1).until(lambda _: viewer.run(CONTRAST) == [])
-        assert viewer.run(CONTRAST) == []
+        assert legible(viewer), viewer.run(CONTRAST)
 
 
 ACTIVE = (

@@ -1,6 +1,7 @@
 """Layouts to weights, with Lightning."""
 
 from mvspec.training.batch import Batch, Row
+from mvspec.training.checkpoint import Checkpoints
 from mvspec.training.data import LayoutData
 from mvspec.training.export import export
 from mvspec.training.faults import CheckpointError, NotFinite
@@ -15,6 +16,7 @@ from mvspec.training.weights import Lora, save_model
 __all__ = [
     "Batch",
     "CheckpointError",
+    "Checkpoints",
     "Generations",
     "LanguageModel",
     "LayoutData",

@@ -94,14 +94,19 @@ class Batch:
         """
         return [degree for layout in self.layouts for degree in _degrees(layout)]
 
-    def inputs(self, device: torch.device, *, flex: bool, dtype: torch.dtype) -> Inputs:
-        """Return the tensors of the batch, with the mask built on the device.
+    def mask(self, device: torch.device, *, flex: bool, dtype: torch.dtype) -> Any:
+        """Return who sees whom, built on the device.
 
         Args:
-            device: where the model is.
             flex: a `BlockMask` for FlexAttention; else an additive mask.
             dtype: of an additive mask.
         """
+        if flex:
+            return block_mask(self.layouts, device=device)
+        return additive_mask(self.layouts, dtype=dtype, device=device)
+
+    def inputs(self, device: torch.device, mask: Any) -> Inputs:
+        """Return the tensors of the batch on a device, with its mask."""
         length = len(self.layouts[0])
         parents = [
             layout.parent[layout.loss_mask].astype(np.int64) + row * length
@@ -116,11 +121,7 @@ class Batch:
         return Inputs(
             ids=sent([layout.input_ids for layout in self.layouts], np.stack),
             positions=sent([layout.position_ids for layout in self.layouts], np.stack),
-            mask=(
-                block_mask(self.layouts, device=device)
-                if flex
-                else additive_mask(self.layouts, dtype=dtype, device=device)
-            ),
+            mask=mask,
             parents=sent(parents, np.concatenate),
             targets=sent(targets, np.concatenate),
         )

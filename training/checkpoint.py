@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mvspec.training.faults import CheckpointError
 
-__all__ = ["WholeCheckpoints", "newest_checkpoint"]
+__all__ = ["Checkpoints", "WholeCheckpoints", "newest_checkpoint"]
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -65,3 +67,31 @@ def _is_whole(path: Path) -> bool:
     # A sharded checkpoint is a folder, whose last file is this one.
     file = path / "meta.pt" if path.is_dir() else path
     return file.is_file() and zipfile.is_zipfile(file)
+
+
+class Checkpoints(ModelCheckpoint):
+    """Keeps the newest checkpoint of a run, and one of its end.
+
+    Args:
+        dirpath: where they go.
+        every: steps from one to the next.
+        keep: "newest", or "all".
+    """
+
+    def __init__(self, dirpath: str, every: int = 200, keep: Literal["newest", "all"] = "newest"):
+        super().__init__(
+            dirpath,
+            filename="{step}",
+            every_n_train_steps=every,
+            save_top_k=-1 if keep == "all" else 1,
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the last step too, wherever it falls."""
+        super().on_train_end(trainer, pl_module)
+        path = self.format_checkpoint_name({"step": torch.tensor(trainer.global_step)})
+        if not Path(path).exists():
+            trainer.save_checkpoint(path)
+            if self.save_top_k == 1 and self.best_model_path not in ("", path):
+                trainer.strategy.remove_checkpoint(self.best_model_path)
+            self.best_model_path = path

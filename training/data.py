@@ -8,7 +8,6 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from mvspec.compiler.dataset import CompiledDataset
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.tokenizer import pad_id
 from mvspec.errors import VerifyError
@@ -18,7 +17,7 @@ from mvspec.training.source import Documents, Source
 
 __all__ = ["LayoutData"]
 
-Given = str | os.PathLike[str] | Sequence[Layout] | CompiledDataset
+Given = str | os.PathLike[str] | Sequence[Layout]
 
 
 class LayoutData(LightningDataModule):
@@ -94,6 +93,9 @@ class LayoutData(LightningDataModule):
     def _source(self, name: str, given: Given, split: str) -> Source:
         documents: Documents
         if isinstance(given, str | os.PathLike):
+            # Layouts in memory need no pyarrow.
+            from mvspec.compiler.dataset import CompiledDataset
+
             documents = CompiledDataset(given, self.tokenizer)
             name = os.fspath(given) if name == split else name
         else:
@@ -116,7 +118,8 @@ class LayoutData(LightningDataModule):
         ):
             for source in self.sources(split):
                 for what in ("truncated", "dropped"):
-                    if count := getattr(source, what):
+                    count = getattr(source, what)
+                    if count and (self.trainer is None or self.trainer.is_global_zero):
                         print(f"mvspec: {source.name}: {count:,} documents longer than "
                               f"{self.length} tokens are {what}", flush=True)  # fmt: skip
 

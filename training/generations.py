@@ -112,7 +112,7 @@ class Generations(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generate, where no number of steps is given."""
         if not self.every and not trainer.sanity_checking:
-            self.log_dict(self.generate(trainer, pl_module))
+            pl_module.log_dict(self.generate(trainer, pl_module))
 
     def generate(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """Let the model answer the prompts; return what is logged. Ranks share the prompts."""

@@ -169,15 +169,17 @@ class LanguageModel(LightningModule):
 
     # Steps
 
+    def mask(self, batch: Batch) -> Any:
+        """Return the mask of a batch that the model's attention takes."""
+        network = self.built()
+        dtype = network.base.dtype
+        if torch.is_autocast_enabled(self.device.type):
+            dtype = torch.get_autocast_dtype(self.device.type)
+        return batch.mask(self.device, flex=network.flex, dtype=dtype)
+
     def losses(self, batch: Batch) -> Tensor:
         """Return the summed loss of a batch."""
-        network = self.built()
-        device = next(network.parameters()).device
-        kind = device.type
-        dtype = network.base.dtype
-        if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-        loss: Tensor = network(batch.inputs(device, flex=network.flex, dtype=dtype))
+        loss: Tensor = self.built()(batch.inputs(self.device, self.mask(batch)))
         return loss
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -227,9 +229,10 @@ class LanguageModel(LightningModule):
         self.log_dict(found, logger=False)
         self.log("loss", loss, prog_bar=True, logger=False)
         # Lightning itself would log after the step's checkpoint, and a kill lose the row.
-        step = self.trainer.global_step
-        if (step + 1) % self.trainer.log_every_n_steps == 0:
-            for logger in self.trainer.loggers:
+        trainer: Any = self.trainer
+        step = trainer.global_step
+        if (step + 1) % trainer.log_every_n_steps == 0:
+            for logger in trainer.loggers:
                 logger.log_metrics(found, step=step)
 
     def _stop(self, window: list[tuple[Batch, Tensor]], what: str) -> None:

@@ -72,7 +72,8 @@ def _split(layer: nn.Module, mesh: DeviceMesh) -> None:
                 f"{type(layer).__name__} has a norm inside its attention, which cannot be split: "
                 "use tensor_parallel_size: 1"
             )
-    heads = layer.self_attn.config.num_key_value_heads if hasattr(layer, "self_attn") else 0
+    attention: Any = getattr(layer, "self_attn", None)
+    heads = 0 if attention is None else int(attention.config.num_key_value_heads)
     if not plan or heads % mesh.size():
         raise Unsupported(
             f"{type(layer).__name__}: {heads} key-value heads cannot be split over {mesh.size()} "

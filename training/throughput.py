@@ -118,7 +118,8 @@ class Throughput(Callback):
             return
         self._sums.seconds += now - self._last
         self._last = now
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if trainer.global_step % every == 0:
             self._log(trainer, pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -142,7 +143,7 @@ class Throughput(Callback):
         if peak:
             flops = step_flops(module.built(), int(sums.tokens), int(sums.targets), int(sums.pairs))
             found["speed/mfu"] = flops / (seconds * peak * trainer.world_size)
-        self.log_dict(found)
+        module.log_dict(found)
 
     def _known_peak(self, trainer: Trainer, module: LanguageModel) -> float | None:
         device = module.device

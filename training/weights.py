@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 
 from mvspec.compiler.models import check_model
 from mvspec.compiler.vocabulary import Vocabulary
@@ -93,6 +100,7 @@ def _load(source: Any, tokenizer: Any, dtype: torch.dtype, attention: str, *, we
     try:
         if isinstance(source, Mapping):
             config = _config(source, tokenizer)
+            check_served(config, tokenizer)
         else:
             config = AutoConfig.from_pretrained(os.fspath(source))
         check_model(config)
@@ -159,11 +167,45 @@ def save_model(model: Any, tokenizer: Any, folder: str | os.PathLike[str]) -> No
         folder: made where it is not there.
     """
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
     if hasattr(model, "merge_and_unload"):
         model = model.merge_and_unload()
+    check_served(model.config, tokenizer)
+    target.mkdir(parents=True, exist_ok=True)
+    _save_tokenizer(tokenizer, target)
+    model.save_pretrained(target)
+
+
+def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
     if not hasattr(tokenizer, "save_pretrained"):
         load: Any = PreTrainedTokenizerFast
         tokenizer = load(tokenizer_object=tokenizer)
-    tokenizer.save_pretrained(target)
-    model.save_pretrained(target)
+    tokenizer.save_pretrained(folder)
+
+
+def _parts(tokenizer: Any) -> list[Any]:
+    """Return what decides how a text becomes ids; what is put around it does not count."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    fields = json.loads(backend.to_str())
+    names = ("normalizer", "pre_tokenizer", "added_tokens", "decoder")
+    return [*(fields[name] for name in names), fields["model"]["vocab"]]
+
+
+def check_served(config: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that whoever loads the exported folder would not get.
+
+    Beside the config of a Qwen2, for example, transformers gives every tokenizer Qwen2's own way
+    of cutting words, and says nothing.
+
+    Raises:
+        Unsupported: it comes back changed.
+    """
+    with tempfile.TemporaryDirectory() as written:
+        config.save_pretrained(written)
+        _save_tokenizer(tokenizer, Path(written))
+        found = AutoTokenizer.from_pretrained(written)
+    if _parts(found) != _parts(tokenizer):
+        raise Unsupported(
+            f"transformers loads this tokenizer as {type(found).__name__} from the folder of a "
+            f"{config.model_type!r} model, and it is another one then: use the model type that it "
+            "was made for, or llama"
+        )

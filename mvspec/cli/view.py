@@ -43,7 +43,9 @@ def view(
     title: Annotated[str | None, typer.Option(help="What the page is called.")] = None,
     workers: Workers = 1,
     open_page: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
-    force: Annotated[bool, typer.Option(help="Overwrite a file that is no page.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Overwrite a file that is no page.")
+    ] = False,
 ) -> None:
     """Write documents, traces or samples as one page: tree, timeline, mask, tokens, search."""
     name = "stdin" if inputs[0] == "-" else Path(inputs[0]).resolve().stem

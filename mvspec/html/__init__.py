@@ -1,0 +1,1 @@
+"""The viewer: records as sheets, sheets as a page; trees for notebooks."""

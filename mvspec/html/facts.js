@@ -17,8 +17,7 @@ function judged(right) {
 function showFacts(record) {
   byId("name").replaceChildren(quoted(record.name));
   byId("verdict").replaceChildren(
-    badge(record.verdict, VERDICTS[record.verdict]),
-    ...[judged(record.right)].filter(Boolean),
+    ...[record.verdict ? badge(record.verdict, VERDICTS[record.verdict]) : null, judged(record.right)].filter(Boolean),
   );
   const own = record.spans.reduce((sum, s) => sum + (s.author ? s.stop - s.start : 0), 0);
   const forced = record.spans.reduce((sum, s) => sum + (s.author === 1 ? s.stop - s.start : 0), 0);

@@ -42,7 +42,7 @@ class RecordList extends EventTarget {
     const numbers = tokens ? [`${number(tokens)}`, `×${parallelism.toFixed(2)}`, blocks ? counted(blocks, "block") : ""] : [];
     return element("div", { role: "option", id: `record-${record}`, class: "item", "data-record": record,
       "aria-selected": String(record === this.chosen), "aria-setsize": this.length, "aria-posinset": at + 1 },
-      element("div", { class: "first" }, quoted(name, { class: "name" }), verdict === "ok" ? null : badge(verdict), judged(right)),
+      element("div", { class: "first" }, quoted(name, { class: "name" }), verdict === "ok" || !verdict ? null : badge(verdict), judged(right)),
       element("div", { class: "lead" }, quoted(lead)),
       element("div", { class: "last" }, ...[label, ...numbers].filter(Boolean).map((text) => quoted(text))));
   }

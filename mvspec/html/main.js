@@ -17,7 +17,13 @@ async function main() {
   const address = () => {
     const [, record, tab] = /^#(\d+)(?:\/(\w+))?$/.exec(location.hash) ?? [];
     if (tab) sheet.tab = tab;
-    return record ? Math.min(Number(record), index.length) - 1 : 0;
+    if (record) return Math.min(Number(record), index.length) - 1;
+    return Math.max(0, index.findIndex(([, kind]) => kind !== "settings"));
+  };
+  const turns = () => {
+    const at = list.place(list.chosen);
+    byId("previous").disabled = at === 0 || !list.length;
+    byId("next").disabled = at === list.length - 1 || !list.length;
   };
   list.addEventListener("choose", () => {
     root.classList.remove("drawn");
@@ -26,15 +32,14 @@ async function main() {
   });
   sheet.addEventListener("open", () => {
     if (!performance.getEntriesByName("mvspec-shown").length) performance.mark("mvspec-shown");
-    const at = list.place(list.chosen);
-    byId("previous").disabled = at === 0;
-    byId("next").disabled = at === list.length - 1;
+    turns();
     history.replaceState(null, "", `#${list.chosen + 1}/${sheet.shown ?? ""}`);
   });
   search.addEventListener("done", () => {
     if (search.query && list.length && list.place(list.chosen) < 0) list.choose(list.record(0));
     else list.choose(list.chosen, true);
     sheet.find(search.query);
+    turns();
   });
   byId("previous").addEventListener("click", () => list.move(-1));
   byId("next").addEventListener("click", () => list.move(1));

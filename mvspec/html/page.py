@@ -65,11 +65,12 @@ class Page:
         self.group: list[str] = []
         self.weight = 0
         self.first = 0
+        self.tail = ""
         self.file: IO[str] | None = None
 
     def __enter__(self) -> Page:
         self.file = self.partial.open("w", encoding="utf-8", newline="\n")
-        head, _ = _frame(self.title)
+        head, self.tail = _frame(self.title)
         self.file.write(head)
         return self
 
@@ -105,7 +106,7 @@ class Page:
         if kind is None:
             self._flush()
             self._part("index", json.dumps(self.index, separators=(",", ":")))
-            self.file.write(_frame(self.title)[1])
+            self.file.write(self.tail)
         self.file.close()
         if kind is None:
             os.replace(self.partial, self.path)

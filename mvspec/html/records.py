@@ -12,7 +12,7 @@ from mvspec.check import read_document
 from mvspec.errors import Diagnostic, MvspecError, Source
 from mvspec.forms import FORMS
 from mvspec.html.sheet import Sheet, units
-from mvspec.html.traces import is_trace, trace_sheet
+from mvspec.html.traces import FIELDS, is_trace, trace_sheet
 from mvspec.html.turns import Pages, lay_words
 from mvspec.ir import Document
 from mvspec.lint import numbering_warnings
@@ -66,14 +66,15 @@ def sheet_of(record: Record, form: str = "multiverse", lay: Lay | None = None) -
     field = None
     try:
         if record.form == "trace":
-            return trace_sheet(record.name, record.place, row)
-        if record.form == "settings":
-            sheet = Sheet("settings", record.place, "settings", lead="of the evaluation")
+            sheet = trace_sheet(record.name, record.place, row)
+            row = {key: value for key, value in row.items() if key not in FIELDS}
+        elif record.form == "settings":
+            sheet = Sheet("settings", record.place, "settings", "", lead="of the evaluation")
         elif record.form == "sample":
             field, sheet = _sample(record, row, form, lay)
         else:
             sheet = _document_sheet(record, form, lay)
-    except MvspecError as error:
+    except (MvspecError, RecursionError) as error:
         return _unread(record, (Diagnostic(0, 0, 1, 1, "not-a-trace", str(error)),))
     _say(sheet, row, field, record.text)
     return sheet
@@ -162,7 +163,7 @@ def _say(sheet: Sheet, row: dict[str, Any], field: str | None, text: str) -> Non
             sheet.right = value == 1
         if key in _LABELS and isinstance(value, str) and not sheet.label:
             sheet.label = value
-        if key in _LEADS and isinstance(value, str) and not sheet.lead:
+        if key in _LEADS and isinstance(value, str):
             sheet.lead = value
         sheet.fields.append((str(key), value if isinstance(value, str) else _json(value)))
 

@@ -32,7 +32,6 @@ class Sheet extends EventTarget {
     this.record = new SheetRecord(number, this.index[number], searched, rest);
     this.selection.open(this.record);
     showFacts(this.record);
-    document.documentElement.classList.toggle("empty", !this.record.length);
     this.draw();
     this.panel.scrollTop = 0;
     this.dispatchEvent(new Event("open"));

@@ -81,7 +81,8 @@ class Sheet:
     Args:
         name, place: as `mvspec check` calls it.
         kind: "text", "document", "trace", "sample", or "settings" of an evaluation.
-        verdict: "ok", "cut", "malformed", or "unread" where nothing could be read.
+        verdict: "ok", "cut", "malformed", or "unread" where nothing could be read; "" where
+            there is nothing to judge.
         right: whether a sample's answer is; None where nobody judged.
         label: what the record belongs to, such as its task.
         lead: what the list shows of it; by default its text's beginning.

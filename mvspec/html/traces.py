@@ -7,19 +7,30 @@ what a sheet relies on; a line that lacks it says what and where.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 from math import isfinite
 from operator import itemgetter, sub
 from typing import Any
 
 from mvspec.check import read_document
-from mvspec.errors import Diagnostic, VerifyError
+from mvspec.errors import Diagnostic, Source, VerifyError
 from mvspec.forms import FORMS
 from mvspec.html.sheet import AUTHORS, Branch, Leaf, Run, Sheet, SheetThread, units
+from mvspec.html.threads import thread_tree
 from mvspec.html.turns import trees
+from mvspec.ir import MAX_DEPTH
 from mvspec.records import Record
 
-__all__ = ["is_trace", "trace_sheet"]
+__all__ = ["FIELDS", "is_trace", "trace_sheet"]
+
+FIELDS = frozenset(
+    {
+        "model", "form", "seed", "threads", "ids", "texts", "owners", "position_ids", "authors",
+        "logprobs", "steps", "ends", "rows", "holes", "document", "finish", "seconds",
+    }
+)  # fmt: skip
+"""What a trace holds."""
 
 _NUMBERS = {float, int}
 _LARGEST = 2**31
@@ -68,11 +79,11 @@ def trace_sheet(name: str, place: str, value: dict[str, Any]) -> Sheet:
     if sheet.steps and max(sheet.steps) >= len(sheet.ends):
         raise VerifyError("steps", "a token's step is not among the ends")
     logprobs = value.get("logprobs") or ()
+    if not isinstance(logprobs, list | tuple) or set(map(type, logprobs)) - _NUMBERS - {type(None)}:
+        raise VerifyError("logprobs", "expected a list of numbers")
     if logprobs and len(logprobs) != len(texts):
         raise VerifyError("logprobs", f"has {len(logprobs)} of {len(texts)} tokens")
-    if not isinstance(logprobs, list | tuple) or set(map(type, logprobs)) - _NUMBERS - {type(None)}:
-        raise VerifyError("logprobs", "holds something that is no number")
-    sheet.logprobs = [None if each is None or not isfinite(each) else each for each in logprobs]
+    sheet.logprobs = [each if _finite(each) else None for each in logprobs]
     sheet.facts = list(_facts(value))
     form = value.get("form", "multiverse")
     _read(sheet, texts, authors, form if isinstance(form, str) else "")
@@ -103,9 +114,16 @@ def _numbers(value: dict[str, Any], name: str) -> list[float]:
     column = value.get(name) or []
     if not isinstance(column, list) or set(map(type, column)) - _NUMBERS:
         raise VerifyError(name, "expected a list of numbers")
-    if not all(map(isfinite, column)):
+    if not all(map(_finite, column)):
         raise VerifyError(name, "holds a number that is not finite")
     return column
+
+
+def _finite(value: float | None) -> bool:
+    try:
+        return value is not None and isfinite(value)
+    except OverflowError:  # a whole number that no float is
+        return False
 
 
 def _authors(value: dict[str, Any], length: int) -> list[int]:
@@ -123,16 +141,22 @@ def _threads(value: dict[str, Any], owners: Sequence[int]) -> list[SheetThread]:
     if not isinstance(rows, list) or not rows:
         raise VerifyError("threads", "expected a list that begins with the root")
     threads: list[SheetThread] = []
+    depths: list[int] = []
     for index, row in enumerate(rows):
         row = row if isinstance(row, dict) else {}
-        parent, block = row.get("parent"), row.get("block", -1)
-        good = parent is None if index == 0 else type(parent) is int and 0 <= parent < index
-        if row.get("id") != index or not good or type(block) is not int:
+        given, block = row.get("parent"), row.get("block", -1)
+        parent = -1 if given is None and not index else given
+        if type(parent) is not int or type(block) is not int:
+            raise VerifyError(f"threads[{index}]", "expected whole numbers for parent and block")
+        if row.get("id") != index or not parent < index or (parent < 0) != (not index):
             raise VerifyError(f"threads[{index}]", "is not in order")
         label, title = row.get("label", ""), row.get("title", "")
         if not isinstance(label, str) or not isinstance(title, str):
             raise VerifyError(f"threads[{index}]", "expected texts for label and title")
-        threads.append(SheetThread(label, title, -1 if parent is None else parent, block))
+        depths.append(depths[parent] + 1 if index else 0)
+        if depths[-1] > MAX_DEPTH:
+            raise VerifyError(f"threads[{index}]", f"blocks nest deeper than {MAX_DEPTH}")
+        threads.append(SheetThread(label, title, parent, block))
     if owners and not 0 <= min(owners) <= max(owners) < len(threads):
         raise VerifyError("owners", "a token's thread is not listed")
     return threads
@@ -145,10 +169,10 @@ def _facts(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "seed", str(value["seed"])
     if isinstance(value.get("ends"), list) and value["ends"]:
         yield "forwards", f"{len(value['ends']):,}"
-    if type(value.get("seconds")) in _NUMBERS and value["seconds"] > 0:
+    if type(value.get("seconds")) in _NUMBERS and _finite(value["seconds"]):
         yield "seconds", f"{value['seconds']:.3g}"
-    if value.get("finish") in _FINISHES:
-        yield "finish", _FINISHES[value["finish"]]
+    if finish := _FINISHES.get(str(value.get("finish"))):
+        yield "finish", finish
     if value.get("form", "multiverse") != "multiverse":
         yield "form", str(value["form"])
 
@@ -162,7 +186,8 @@ def _read(sheet: Sheet, texts: list[str], authors: list[int], form: str) -> None
     syntax = FORMS.get(form)
     readable = syntax is not None and syntax.tagged and syntax.ordered
     tree: list[Branch | Leaf] = []
-    problems: list[Diagnostic] = []
+    own = "".join(text for author, text, _ in spans if author)
+    source, before = Source(own), 0
     firm = True
     for author, text, start in spans:
         stop = start + units(text)
@@ -177,20 +202,25 @@ def _read(sheet: Sheet, texts: list[str], authors: list[int], form: str) -> None
                 sheet.verdict = "cut" if sheet.verdict == "ok" else sheet.verdict
             elif found:
                 sheet.verdict = "malformed"
-            problems += found
+            sheet.diagnostics += tuple(_moved(each, source, before) for each in found)
+            sheet.places = [*sheet.places, *[stop] * len(found)]  # what was cut lacks its end
             if document is not None and (cut or not found):
                 (message,) = document.messages
                 inside = tuple(_clipped(trees(message, syntax, start), stop))
         firm &= inside is not None
+        before += len(text)
         tree.append(Branch("message", "assistant", "", start, stop, inside or ()))
-    sheet.tree = tuple(tree) if firm else _by_threads(sheet)
-    own = [text for author, text, _ in spans if author]
-    sheet.lead = own[0] if own else ""
-    if problems and (len(own) > 1 or sheet.text != own[0]):
-        sheet.source = own[0] if len(own) == 1 else "".join(own)
-    sheet.diagnostics = tuple(problems) if len(own) == 1 else ()
-    if firm:  # what was cut is missing at the end
-        sheet.places = [units(sheet.text)] * len(sheet.diagnostics)
+    sheet.tree = tuple(tree) if firm else thread_tree(sheet)
+    sheet.places = sheet.places if firm else ()
+    sheet.lead = own
+    if sheet.diagnostics and sheet.text != own:
+        sheet.source = own
+
+
+def _moved(each: Diagnostic, source: Source, by: int) -> Diagnostic:
+    """Return a diagnostic of a turn as one of all turns, which stand `by` characters in."""
+    line, column = source.position(each.offset + by)
+    return replace(each, offset=each.offset + by, end=each.end + by, line=line, column=column)
 
 
 def _turns(texts: list[str], authors: list[int]) -> Iterator[tuple[bool, str, int]]:
@@ -212,54 +242,3 @@ def _clipped(nodes: Sequence[Branch | Leaf], stop: int) -> Iterator[Branch | Lea
         if isinstance(node, Branch):
             node = node._replace(children=tuple(_clipped(node.children, stop)))
         yield node
-
-
-def _by_threads(sheet: Sheet) -> tuple[Branch | Leaf, ...]:
-    """Return the tree that the threads alone tell: what each wrote, tags and all."""
-    ends = [0]
-    for width in sheet.widths:
-        ends.append(ends[-1] + width)
-    levels: list[list[Branch | Leaf]] = [[]]
-    chain: list[int] = []  # the paths that are open, outermost first
-    starts: list[int] = []
-    blocks: dict[int, int] = {}
-    at = 0
-
-    def close(until: int) -> None:
-        while len(chain) > until:
-            inside, path = tuple(levels.pop()), chain.pop()
-            thread = sheet.threads[path]
-            start = starts.pop()
-            made = Branch("path", thread.label, thread.title, start, ends[at], inside)
-            _beside(levels[-1], made, thread.block, blocks)
-
-    for run in sheet.runs:
-        wanted: list[int] = []
-        thread = run.thread
-        while thread > 0:
-            wanted.insert(0, thread)
-            thread = sheet.threads[thread].parent
-        common = 0
-        while chain[common : common + 1] == wanted[common : common + 1] != []:
-            common += 1
-        close(common)
-        for path in wanted[common:]:
-            chain.append(path)
-            starts.append(ends[at])
-            levels.append([])
-        stop = at + run.size
-        if ends[stop] > ends[at]:
-            levels[-1].append(Leaf(ends[at], ends[stop]))
-        at = stop
-    close(0)
-    return tuple(levels[0])
-
-
-def _beside(level: list[Branch | Leaf], path: Branch, block: int, blocks: dict[int, int]) -> None:
-    """Put a path into its block, which is the last of the level once its first path is there."""
-    if level and isinstance(level[-1], Branch) and blocks.get(block) == level[-1].start:
-        last = level[-1]
-        level[-1] = last._replace(stop=path.stop, children=(*last.children, path))
-        return
-    blocks[block] = path.start
-    level.append(Branch("parallel", "", "", path.start, path.stop, (path,)))

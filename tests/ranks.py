@@ -1,0 +1,93 @@
+"""One rank of several that train together on a CPU, in processes that a test starts.
+
+    python tests/ranks.py FOLDER RANK PORT...
+
+FOLDER has the compiled set and the tokenizer; the losses of every strategy go to
+FOLDER/STRATEGY-RANK.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+from mvspec.training import Checkpoints, LanguageModel, LayoutData, Optimizer
+from mvspec.training.checkpoint import newest_checkpoint
+
+STEPS = 6
+CONFIG: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.1,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+class Losses(Callback):
+    """Keeps each step's loss and gradient norm."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        metrics = trainer.callback_metrics
+        if not trainer.fit_loop._should_accumulate():
+            self.rows.append([float(metrics["train/loss"]), float(metrics["train/gradient_norm"])])
+
+
+def fit(
+    folder: Path, batch_size: int, checkpoints: Path | None, ckpt: Any = None, **more: Any
+) -> list[list[float]]:
+    """Train some steps of two batches; return loss and norm of each."""
+    losses = Losses()
+    callbacks: list[Callback] = [losses]
+    if checkpoints is not None:
+        callbacks.append(Checkpoints(str(checkpoints), every=3, keep="all"))
+    trainer = Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=checkpoints is not None, callbacks=callbacks, max_steps=STEPS,
+        max_epochs=-1, accumulate_grad_batches=2, num_sanity_val_steps=0,
+        default_root_dir=str(folder), **more,
+    )  # fmt: skip
+    # A clip that bites, so that every rank has to have the same norm.
+    module = LanguageModel(
+        CONFIG, str(folder / "tokenizer"), optimizer=Optimizer(lr=0.01, clip=0.5)
+    )
+    data = LayoutData(folder / "set", folder / "set", batch_size=batch_size)
+    trainer.fit(module, data, ckpt_path=ckpt)
+    [found] = trainer.validate(module, data, verbose=False)
+    return [*losses.rows, [found["validation/loss"], 0.0]]
+
+
+def main() -> None:
+    folder, rank, ports = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    torch.set_num_threads(1)
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": rank, "NODE_RANK": "0", "WORLD_SIZE": "2",
+    }  # fmt: skip
+    sharded: dict[str, Any] = {"data_parallel_size": 2, "tensor_parallel_size": 1}
+    split: dict[str, Any] = {"data_parallel_size": 1, "tensor_parallel_size": 2}
+    runs: dict[str, tuple[Strategy, int, str]] = {
+        "ddp": (DDPStrategy(), 1, ""),
+        "fsdp": (ModelParallelStrategy(**sharded), 1, ""),
+        "resumed": (ModelParallelStrategy(**sharded), 1, "fsdp"),
+        "tensor": (ModelParallelStrategy(**split), 2, ""),
+    }
+    for port, (name, (strategy, batch_size, resumed)) in zip(ports, runs.items(), strict=True):
+        os.environ["MASTER_PORT"] = port
+        ckpt = folder / resumed / "step=3.ckpt" if resumed else None
+        checkpoints = folder / name if name == "fsdp" else None
+        rows = fit(folder, batch_size, checkpoints, ckpt, strategy=strategy, devices=2)
+        (folder / f"{name}-{rank}.json").write_text(json.dumps(rows))
+        torch.distributed.destroy_process_group()
+    assert newest_checkpoint(folder / "fsdp") == folder / "fsdp" / "step=6.ckpt"
+
+
+if __name__ == "__main__":
+    main()
