@@ -22,6 +22,9 @@ from mvspec.runtime.trace import Trace
 
 __all__ = ["Measured", "measure", "show_adaptive_demo"]
 
+SEED = 54
+"""Of held-out problems: the first four are one without parts, two with, and one with parts in it."""
+
 # Nothing holds the model to the grammar: what is well-formed is its own doing.
 OPTIONS = Options(structure=False, limits=Limits(max_tokens=1200))
 
@@ -73,7 +76,7 @@ def show_adaptive_demo(
         check_timeline(timeline)
     console, errors = Console(), Console(stderr=True)
     engine = load_engine(model or str(arithmetic_model()), errors)
-    asked = list(islice(problems("test", difficulty=TINY), count))
+    asked = list(islice(problems("test", SEED, TINY), count))
     results = [_answer(engine, each, console, errors) for each in asked]
     widest = max(results, key=lambda result: result.trace.parallelism)
     console.rule("the timeline of the most parallel answer")

@@ -196,7 +196,7 @@ class Comparison:
                 tokens=tokens, forwards=forwards, right=right,
             )  # fmt: skip
         if traces:
-            same = measure(engines["multiverse"], traces)
+            same = measure(engines["multiverse"], traces, rounds=1)
             self.records.add(
                 kind="replay", arm="multiverse", engine="torch", forwards=same.forwards,
                 seconds=same.seconds, forwards_alone=same.forwards_alone,
