@@ -36,14 +36,15 @@ import torch
 import transformers
 
 from mvspec.compiler import additive_mask
-from mvspec.compiler.plan import ExecutionPlan, Extend, Fork, Join
+from mvspec.compiler.plan import ExecutionPlan, Extend
 from mvspec.limits import Limits
 from mvspec.runtime import Options, Sampling
+from mvspec.runtime.evaluation.shapes import HEADER, Shape, replay, shape_of_degree, token_ids
 from mvspec.runtime.serving.order import KEY, Order
 from mvspec.runtime.trace import Trace
 
-PROMPT, HEADER = 64, 4
-"""Tokens of a prompt, and those that the plan writes at the start of a path and of a join."""
+PROMPT = 64
+"""Tokens of a prompt."""
 
 SHAPES = {1.11: 3, 1.25: 3, 1.5: 3, 3.07: 4, 4.68: 5}
 """Degrees of parallelism, and how many paths a request of that degree has."""
@@ -55,12 +56,7 @@ class Draws:
     """Random token ids, and requests made of them."""
 
     def __init__(self, most: int, seed: int = 0) -> None:
-        self.draw = np.random.default_rng(seed)
-        self.most = most
-
-    def ids(self, count: int) -> tuple[int, ...]:
-        """Return ordinary tokens."""
-        return tuple(self.draw.integers(100, self.most, count).tolist())
+        self.ids = token_ids(most, seed)
 
     def plain(self, tokens: int, prompt: int = PROMPT) -> Request:
         """Return a request of plain text."""
@@ -77,28 +73,17 @@ class Draws:
             each: tokens of a path, those written by force included.
             after: tokens behind the last block, likewise.
         """
-        ops: list[Any] = [Extend(thread=0, tokens=self.ids(PROMPT), author="prompt")]
-        at, made = 0, 1
-        for block in range(blocks):
-            if block:
-                ops.append(Extend(thread=at, tokens=self.ids(HEADER)))
-            ops.append(Extend(thread=at, tokens=self.ids(before), author="model"))
-            each_path = tuple(range(made, made + paths))
-            made += paths
-            ops.append(Fork(thread=at, paths=each_path))
-            for path in each_path:
-                ops.append(Extend(thread=path, tokens=self.ids(HEADER)))
-                ops.append(Extend(thread=path, tokens=self.ids(each - HEADER), author="model"))
-            ops.append(Join(paths=each_path, thread=made))
-            at, made = made, made + 1
-        ops.append(Extend(thread=at, tokens=self.ids(HEADER)))
-        ops.append(Extend(thread=at, tokens=self.ids(after - HEADER), author="model"))
-        return self.replay(tuple(ops))
+        shape = Shape(before, paths, each, after, blocks)
+        return self.decoded(replay(shape, PROMPT, self.ids))
 
     def replay(self, ops: tuple[Any, ...]) -> Request:
         """Return a replay whose tokens of the model take a decode step each."""
-        plan = ExecutionPlan(ops=ops, form="untagged").verify()
-        return ordered(plan, Options(decode=True), sum(len(getattr(o, "tokens", ())) for o in ops))
+        return self.decoded(ExecutionPlan(ops=ops, form="untagged").verify())
+
+    def decoded(self, plan: ExecutionPlan) -> Request:
+        """Return a replay as a request."""
+        tokens = sum(len(getattr(op, "tokens", ())) for op in plan.ops)
+        return ordered(plan, Options(decode=True), tokens)
 
 
 def ordered(plan: ExecutionPlan, options: Options, tokens: int) -> Request:
@@ -108,15 +93,6 @@ def ordered(plan: ExecutionPlan, options: Options, tokens: int) -> Request:
         "temperature": options.sampling.temperature, "max_new_tokens": tokens + 64,
         "custom_params": {KEY: order.model_dump_json()},
     }  # fmt: skip
-
-
-def shape(tokens: int, degree: float, paths: int) -> tuple[int, int, int]:
-    """Return the tokens before a block, of each of its paths, and after it."""
-    critical = tokens / degree
-    each = round((tokens - critical) / (paths - 1))
-    rest = tokens - paths * each
-    after = max(rest // 2, HEADER + 1)
-    return max(rest - after, 1), each, after
 
 
 # Servers
@@ -258,11 +234,11 @@ def speed(served: Served, draws: Draws, report: Report, args: argparse.Namespace
         ours: dict[float, list[float]] = {degree: [] for degree in args.degrees}
         wide: dict[float, list[float]] = {degree: [] for degree in args.degrees}
         traces: dict[float, dict[str, Any]] = {}
-        shapes = {d: shape(args.tokens, d, SHAPES[d]) for d in args.degrees}
+        shapes = {d: shape_of_degree(args.tokens, d, SHAPES[d]) for d in args.degrees}
         for _ in range(args.repeats):
             plain.append(served.run([draws.plain(args.tokens) for _ in range(batch)]))
             for degree in args.degrees:
-                before, each, after = shapes[degree]
+                before, each, after = _sizes(shapes[degree])
                 paths = SHAPES[degree]
                 found = served.run([draws.blocks(before, paths, each, after) for _ in range(batch)])
                 ours[degree].append(found["seconds"])
@@ -272,7 +248,7 @@ def speed(served: Served, draws: Draws, report: Report, args: argparse.Namespace
         seconds = statistics.median(each["seconds"] for each in plain)
         prefill = statistics.median(each["times"][0] for each in plain)
         for degree in args.degrees:
-            before, each, after = shapes[degree]
+            before, each, after = _sizes(shapes[degree])
             limit = prefill + statistics.median(wide[degree])
             for first, count in ((0, before), (args.tokens - after, after)):
                 limit += statistics.median(steps_cost(p["times"], first, count) for p in plain)
@@ -287,7 +263,7 @@ def speed(served: Served, draws: Draws, report: Report, args: argparse.Namespace
                 share_of_ideal=seconds / took / real, share_of_limit=limit / took,
             )  # fmt: skip
             report.keep(
-                "speed steps", batch=batch, P=round(real, 2), shape=shapes[degree],
+                "speed steps", batch=batch, P=round(real, 2), shape=_sizes(shapes[degree]),
                 ours=ours[degree], plain=[each["seconds"] for each in plain],
                 forwards=len(trace["rows"]), trace_s=trace["seconds"], first_s=trace["ends"][0],
                 one_ms=1e3 * float(np.median(ends[2 : max(before - 3, 4)])),
@@ -296,6 +272,11 @@ def speed(served: Served, draws: Draws, report: Report, args: argparse.Namespace
                 plain_many_ms=1e3 * wide[degree][-1] / each, ends=trace["ends"],
                 rows=trace["rows"],
             )  # fmt: skip
+
+
+def _sizes(shape: Shape) -> tuple[int, int, int]:
+    """Return the tokens before a block, of each of its paths, and after it."""
+    return shape.before, shape.each, shape.after
 
 
 def joins(served: Served, draws: Draws, report: Report, args: argparse.Namespace) -> None:

@@ -8,8 +8,9 @@ import numpy as np
 
 import mvspec
 from mvspec.compiler.layout import Layout, lay_out, structural_runs
-from mvspec.compiler.plan import ExecutionPlan, Extend, Fork, Join, Op
+from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.vocabulary import TAGS
+from mvspec.runtime.evaluation.shapes import HEADER, Shape, replay, token_ids
 from mvspec.syntax import Tag
 
 PROSE = (
@@ -86,21 +87,5 @@ def block_plan(
     prompt: int, paths: int, tokens: int, blocks: int = 1, after: int = 8, seed: int = 0
 ) -> ExecutionPlan:
     """Return a replay of blocks with equal paths; the model's tokens take a step each."""
-    draw = np.random.default_rng(seed)
-
-    def ids(count: int) -> tuple[int, ...]:
-        return tuple(draw.integers(100, 40_000, count).tolist())
-
-    ops: list[Op] = [Extend(thread=0, tokens=ids(prompt), author="prompt")]
-    at, made = 0, 1
-    for _ in range(blocks):
-        each = tuple(range(made, made + paths))
-        made += paths
-        ops.append(Fork(thread=at, paths=each))
-        for path in each:
-            ops.append(Extend(thread=path, tokens=ids(4)))
-            ops.append(Extend(thread=path, tokens=ids(tokens), author="model"))
-        ops.append(Join(paths=each, thread=made))
-        at, made = made, made + 1
-        ops.append(Extend(thread=at, tokens=ids(after)))
-    return ExecutionPlan(ops=tuple(ops), form="untagged").verify()
+    shape = Shape(0, paths, HEADER + tokens, after, blocks, join=after)
+    return replay(shape, prompt, token_ids(40_000, seed))

@@ -66,19 +66,10 @@ CAUSAL = "benchmark_causal"
 
 
 def causal(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Any,
-    *,
-    scaling: float,
-    **rest: Any,
+    module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, scaling: Any, **rest: Any
 ) -> tuple[Tensor, None]:
     """Plain causal attention, as a trainer without blocks has it."""
-    out = scaled_dot_product_attention(
-        query, key, value, is_causal=True, scale=scaling, enable_gqa=True
-    )
+    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, enable_gqa=True)
     return out.transpose(1, 2).contiguous(), None
 
 

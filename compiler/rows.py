@@ -16,9 +16,12 @@ from typing import Any, Protocol
 
 from mvspec.records import ROWS, TEXTS, VALUE, InputError
 
-__all__ = ["Row", "Rows", "open_rows"]
+__all__ = ["Row", "Rows", "open_hub", "open_rows"]
 
 PARQUET = ".parquet"
+KNOWN = frozenset({*TEXTS, *ROWS, VALUE, PARQUET})
+"""Endings of files that a folder is searched for."""
+
 _HUB = re.compile(r"[\w.-]+/[\w.-]+")
 _MARK = b"\xef\xbb\xbf"
 
@@ -84,7 +87,20 @@ class Rows:
                     yield row
 
 
-def open_rows(inputs: Sequence[str], *, rows: bool = False, split: str | None = None) -> Rows:
+def open_hub(name: str, split: str = "train", configuration: str | None = None) -> Rows:
+    """Open a data set on the Hugging Face hub; rows are fetched when they are read.
+
+    Args:
+        name: as `OWNER/NAME`.
+        split: of it.
+        configuration: of it, where it has several.
+    """
+    return Rows((_Stream(name, split, configuration),))
+
+
+def open_rows(
+    inputs: Sequence[str], *, rows: bool = False, split: str | None = None, hub: bool = True
+) -> Rows:
     """Open files, folders, saved data sets, or a name on the Hugging Face hub.
 
     `.jsonl` and `.ndjson` are one row a line, `.json` one value or a list of them, `.parquet` a
@@ -95,6 +111,7 @@ def open_rows(inputs: Sequence[str], *, rows: bool = False, split: str | None = 
         inputs: paths or names.
         rows: read files of other kinds as JSONL.
         split: which split of a data set; by default "train", or the only one.
+        hub: whether what is no file may be a name on the hub.
 
     Raises:
         InputError: one of them does not exist or cannot be opened.
@@ -111,7 +128,7 @@ def open_rows(inputs: Sequence[str], *, rows: bool = False, split: str | None = 
             parts += [_file(file, str(file.relative_to(path)), rows=False) for file in files]
         elif path.exists():
             parts.append(_file(path, path.name, rows=rows))
-        elif _HUB.fullmatch(name) and path.suffix.lower() not in {*TEXTS, *ROWS, VALUE, PARQUET}:
+        elif hub and _HUB.fullmatch(name) and path.suffix.lower() not in KNOWN:
             parts.append(_Stream(name, split or "train"))
         else:
             raise InputError(f"{name}: no such file, folder or data set")
@@ -119,11 +136,10 @@ def open_rows(inputs: Sequence[str], *, rows: bool = False, split: str | None = 
 
 
 def _found(folder: Path) -> Iterator[Path]:
-    known = {*TEXTS, *ROWS, VALUE, PARQUET}
     for root, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for file in files:
-            if Path(file).suffix.lower() in known and not file.startswith("."):
+            if Path(file).suffix.lower() in KNOWN and not file.startswith("."):
                 yield Path(root, file)
 
 
@@ -268,18 +284,19 @@ class _Stream:
 
     name: str
     split: str
+    configuration: str | None = None
     count: int | None = None
     size: float | None = None
 
     @property
     def key(self) -> list[Any]:
-        return [self.name, self.split]
+        return [self.name, self.split, *([self.configuration] if self.configuration else [])]
 
     def read(self, start: int) -> Iterator[Row]:
         from datasets import load_dataset
 
         try:
-            data = load_dataset(self.name, split=self.split, streaming=True)
+            data = load_dataset(self.name, self.configuration, split=self.split, streaming=True)
         except (OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise InputError(

@@ -273,7 +273,9 @@ def _row(row: Any, place: str, wanted: Wanted) -> Record:
         return Record(name, place, value, row=whole)
     for key, form in _OBJECTS.items():
         if isinstance(value, dict) and isinstance(value.get(key), list):
-            return Record(name, place, json.dumps(value), form, row=whole)
+            # The name of a row is no part of the document that stands in it.
+            own = {k: v for k, v in value.items() if k != "id"} if value is row else value
+            return Record(name, place, json.dumps(own), form, row=whole)
     if field is None and isinstance(value, dict):
         if kind := wanted.objects(value):
             return Record(name, place, "", kind, row=whole)

@@ -13,7 +13,7 @@ from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import TypeVar
 
-__all__ = ["ordered_map"]
+__all__ = ["ordered_map", "settle"]
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -43,7 +43,7 @@ def ordered_map(
         return
     # A fresh interpreter on every system: a forked one could inherit a lock held by the
     # progress bar's thread.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_settle)
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=settle)
     others = set(active_children())
     pending: deque[Future[list[B]]] = deque()
     try:
@@ -66,7 +66,7 @@ def ordered_map(
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
     # A worker is born in `submit` with the mask of this thread, so that Ctrl-C cannot meet it
-    # among its imports, before `_settle`; here it is held back for a moment. Windows has no mask.
+    # among its imports, before `settle`; here it is held back for a moment. Windows has no mask.
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -77,8 +77,11 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _settle() -> None:
-    # Ctrl-C reaches every process of the terminal; the first one alone ends the others.
+def settle() -> None:
+    """Make a process that was just spawned a worker: it ends with its parent, and only then.
+
+    Ctrl-C reaches every process of the terminal; the first one alone ends the others.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Threads of every worker's tokenizer would be as many times too many for the cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

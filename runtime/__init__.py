@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+# At once: a module of the function's name would else stand in its place.
 from mvspec.runtime.default_model import ModelError, default_model
-from mvspec.runtime.engine import Engine, TorchEngine
-from mvspec.runtime.events import (
-    Event,
-    Finished,
-    Forked,
-    HoleFilled,
-    Joined,
-    PathEnded,
-    TakenBack,
-    Written,
-)
-from mvspec.runtime.interrupt import Interrupted
-from mvspec.runtime.options import Options
-from mvspec.runtime.program import load_program, run
-from mvspec.runtime.result import Result
-from mvspec.runtime.sampling import Sampling
-from mvspec.runtime.trace import Trace
 
 if TYPE_CHECKING:
+    from mvspec.runtime.engine import Engine, TorchEngine
+    from mvspec.runtime.events import (
+        Event,
+        Finished,
+        Forked,
+        HoleFilled,
+        Joined,
+        PathEnded,
+        TakenBack,
+        Written,
+    )
+    from mvspec.runtime.interrupt import Interrupted
+    from mvspec.runtime.options import Options
+    from mvspec.runtime.program import load_program, run
+    from mvspec.runtime.result import Result
+    from mvspec.runtime.sampling import Sampling
     from mvspec.runtime.serving.engine import SGLangEngine
+    from mvspec.runtime.trace import Trace
 
 __all__ = [
     "Engine",
@@ -49,11 +51,34 @@ __all__ = [
     "run",
 ]
 
+_EVENTS = (
+    "Event",
+    "Finished",
+    "Forked",
+    "HoleFilled",
+    "Joined",
+    "PathEnded",
+    "TakenBack",
+    "Written",
+)
+_PLACES = {
+    "Engine": "engine",
+    "Interrupted": "interrupt",
+    "Options": "options",
+    "Result": "result",
+    "SGLangEngine": "serving.engine",
+    "Sampling": "sampling",
+    "TorchEngine": "engine",
+    "Trace": "trace",
+    "load_program": "program",
+    "run": "program",
+    **dict.fromkeys(_EVENTS, "events"),
+}
+
 
 def __getattr__(name: str) -> Any:
-    # The client needs httpx, which the other engine does not.
-    if name == "SGLangEngine":
-        from mvspec.runtime.serving.engine import SGLangEngine
-
-        return SGLangEngine
-    raise AttributeError(f"module 'mvspec.runtime' has no attribute {name!r}")
+    # An evaluation's graders work in processes of their own, which need no torch; and the client
+    # needs httpx, which the other engine does not.
+    if name not in _PLACES:
+        raise AttributeError(f"module 'mvspec.runtime' has no attribute {name!r}")
+    return getattr(import_module(f"mvspec.runtime.{_PLACES[name]}"), name)

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from mvspec.cli import app
 
 __all__ = ["ROOT", "Block", "blocks_of", "run_page"]
 
@@ -28,7 +35,8 @@ class Block:
     Args:
         line: of its first line, from 1.
         notes: the comments above it. "not run: WHY" leaves it out, "exits with N" is its
-            status, "output" makes it what the shell block before it prints.
+            status, `tests: "A" -> "B"` makes it small, "output" makes it what the block before it
+            prints.
     """
 
     line: int
@@ -42,6 +50,14 @@ class Block:
         return self.language in ("python", "sh") and "not run: " not in self.notes
 
 
+def small(code: str, notes: str) -> str:
+    """Return a block's code as the tests run it; what they replace has to be in it."""
+    for old, new in re.findall(r'tests: "([^"]*)" -> "([^"]*)"', notes):
+        assert old in code, f"{old!r} is not in\n{code}"
+        code = code.replace(old, new)
+    return code
+
+
 def blocks_of(page: Path) -> list[Block]:
     """Return the blocks of a page; none of its code runs where the page says why at its top."""
     text = page.read_text("utf-8")
@@ -53,12 +69,12 @@ def blocks_of(page: Path) -> list[Block]:
             code = re.sub(r"^> ?", "", code, flags=re.MULTILINE)
         notes = match["notes"] + (whole[1] if whole else "")
         line = text.count("\n", 0, match.start("fence")) + 2
-        found.append(Block(line, match["language"], code, notes))
+        found.append(Block(line, match["language"], small(code, notes), notes))
     return found
 
 
-def run_page(page: Path, folder: Path) -> dict[str, Any]:
-    """Run a page's blocks in their order, in a folder that is the working directory.
+def run_page(page: Path) -> dict[str, Any]:
+    """Run a page's blocks in their order, in the working directory.
 
     Returns:
         the names that its Python has bound.
@@ -69,12 +85,27 @@ def run_page(page: Path, folder: Path) -> dict[str, Any]:
         if block.runs and block.language == "python":
             # Blank lines before it, so that an error names the line of the page.
             code = "\n" * (block.line - 1) + block.code
-            exec(compile(code, str(page), "exec"), names)
+            with redirect_stdout(Both(sys.stdout)) as out:
+                exec(compile(code, str(page), "exec"), names)
+            printed = out.getvalue()
         elif block.runs:
-            printed = shell(block, folder, f"{page.name}:{block.line}")
+            printed = shell(block, f"{page.name}:{block.line}")
         elif "<!-- output -->" in block.notes:
             assert bare(block.code) in bare(printed), f"{page.name}:{block.line}: {printed}"
     return names
+
+
+class Both(StringIO):
+    """Keeps what is printed, and prints it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Keep and print a text."""
+        self.stream.write(text)
+        return super().write(text)
 
 
 def bare(text: str) -> str:
@@ -82,15 +113,58 @@ def bare(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines())
 
 
-def shell(block: Block, folder: Path, place: str) -> str:
+def shell(block: Block, place: str) -> str:
     """Run a block of shell commands and return what it printed, errors too."""
+    expected = re.search(r"exits with (\d+)", block.notes)
+    commands = simple_commands(block.code)
+    status, printed = in_process(commands) if commands else in_bash(block.code)
+    assert status == (int(expected[1]) if expected else 0), f"{place}:\n{printed}"
+    return printed
+
+
+def simple_commands(code: str) -> list[list[str]]:
+    """Return the words of each command; none where one of them needs a shell, or is not ours."""
+    lines = [line for line in code.replace("\\\n", " ").splitlines() if line.strip()]
+    commands = [shlex.split(line, comments=True) for line in lines]
+    ours = all(words[0] == "mvspec" or words[0] == "python" for words in commands if words)
+    return (
+        [] if not ours or re.search(r"[|&;<>$`]", code) else [words for words in commands if words]
+    )
+
+
+def in_process(commands: Sequence[Sequence[str]]) -> tuple[int, str]:
+    """Run commands through their own entry points.
+
+    Not one of them does anything else in a process of its own, but it takes seconds to import
+    torch in each.
+    """
+    out = StringIO()
+    before = sys.argv
+    status = 0
+    for name, *words in commands:
+        with redirect_stdout(out), redirect_stderr(out):
+            try:
+                if name == "mvspec":
+                    app(words, prog_name="mvspec")
+                else:
+                    sys.argv = words
+                    runpy.run_path(words[0], run_name="__main__")
+            except SystemExit as ended:
+                status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+            finally:
+                sys.argv = before
+        if status:
+            break
+    return status, out.getvalue()
+
+
+def in_bash(code: str) -> tuple[int, str]:
+    """Run commands in the working directory, with this environment's programs."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    # The checkout's own mvspec, whatever folder the commands run in.
-    source = {"PYTHONPATH": str(ROOT), "COLUMNS": "80", "PATH": path}
     done = subprocess.run(
-        ["bash", "-euc", block.code],
-        cwd=folder,
-        env=os.environ | source,
+        ["bash", "-euc", code],
+        # The checkout's own mvspec, whatever folder the commands run in.
+        env=os.environ | {"PYTHONPATH": str(ROOT), "COLUMNS": "80", "PATH": path},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -98,6 +172,4 @@ def shell(block: Block, folder: Path, place: str) -> str:
         timeout=300,
         check=False,
     )
-    expected = re.search(r"exits with (\d+)", block.notes)
-    assert done.returncode == (int(expected[1]) if expected else 0), f"{place}:\n{done.stdout}"
-    return done.stdout
+    return done.returncode, done.stdout

@@ -1,16 +1,9 @@
-"""One rank of several that train together on a CPU, in processes that a test starts.
-
-    python tests/ranks.py FOLDER RANK PORT...
-
-FOLDER has the compiled set and the tokenizer; the losses of every strategy go to
-FOLDER/STRATEGY-RANK.json.
-"""
+"""What training tests do in processes of their own: a rank of several, a run to be killed."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
-from mvspec.training import Checkpoints, LanguageModel, LayoutData, Optimizer
+from mvspec.training import Checkpoints, LanguageModel, LayoutData, Optimizer, command
 from mvspec.training.checkpoint import newest_checkpoint
 
 STEPS = 6
@@ -65,11 +58,23 @@ def fit(
     return [*losses.rows, [found["validation/loss"], 0.0]]
 
 
-def main() -> None:
-    folder, rank, ports = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+def run(arguments: list[str]) -> None:
+    """Run `mvspec train`."""
+    torch.set_num_threads(1)
+    command.main(arguments)
+
+
+def rank(folder: Path, number: int, ports: list[int]) -> None:
+    """Be one rank of two, with one strategy after the other.
+
+    Args:
+        folder: has the compiled set and the tokenizer; the losses of every strategy go to
+            STRATEGY-RANK.json.
+        ports: one for each strategy.
+    """
     torch.set_num_threads(1)
     os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": rank, "NODE_RANK": "0", "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": str(number), "NODE_RANK": "0", "WORLD_SIZE": "2",
     }  # fmt: skip
     sharded: dict[str, Any] = {"data_parallel_size": 2, "tensor_parallel_size": 1}
     split: dict[str, Any] = {"data_parallel_size": 1, "tensor_parallel_size": 2}
@@ -80,14 +85,10 @@ def main() -> None:
         "tensor": (ModelParallelStrategy(**split), 2, ""),
     }
     for port, (name, (strategy, batch_size, resumed)) in zip(ports, runs.items(), strict=True):
-        os.environ["MASTER_PORT"] = port
+        os.environ["MASTER_PORT"] = str(port)
         ckpt = folder / resumed / "step=3.ckpt" if resumed else None
         checkpoints = folder / name if name == "fsdp" else None
         rows = fit(folder, batch_size, checkpoints, ckpt, strategy=strategy, devices=2)
-        (folder / f"{name}-{rank}.json").write_text(json.dumps(rows))
+        (folder / f"{name}-{number}.json").write_text(json.dumps(rows))
         torch.distributed.destroy_process_group()
     assert newest_checkpoint(folder / "fsdp") == folder / "fsdp" / "step=6.ckpt"
-
-
-if __name__ == "__main__":
-    main()

@@ -17,6 +17,8 @@ from page_code import ROOT, blocks_of, run_page
 from traces import CANONICAL
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import mvspec
+
 PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md")))
 RUNNING = [page for page in PAGES if any(block.runs for block in blocks_of(page))]
 
@@ -26,33 +28,37 @@ def name_of(page: Path) -> str:
 
 
 @cache
-def tiny_llama(vocabulary: int, end: int) -> LlamaForCausalLM:
+def tiny_llama(vocabulary: int, end: int, spread: float) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary, hidden_size=32, intermediate_size=64, num_hidden_layers=1,
-        num_attention_heads=2, initializer_range=0.02, bos_token_id=None, eos_token_id=end,
+        num_attention_heads=2, initializer_range=spread, bos_token_id=None, eos_token_id=end,
     )  # fmt: skip
     return LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A working directory with what the pages' code reads."""
     tokenizer = chat_tokenizer()
     tokenizer.save_pretrained(tmp_path / "MODEL")
-    tiny_llama(len(tokenizer), tokenizer.eos_token_id).save_pretrained(tmp_path / "MODEL")
+    # One that writes ends of texts, where a page lets it write; else one that knows nothing.
+    spread = 0.4 if page.name == "run.md" else 0.02
+    model = tiny_llama(len(tokenizer), tokenizer.eos_token_id, spread)
+    model.save_pretrained(tmp_path / "MODEL")
     (tmp_path / "a.txt").write_text(CANONICAL, "utf-8")
     (tmp_path / "b.txt").write_text("Answer: 4", "utf-8")
-    rows = [{"id": str(number), "output": CANONICAL} for number in range(3)]
+    rows = [{"id": str(i), "question": "What?", "output": CANONICAL} for i in range(3)]
     (tmp_path / "runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    monkeypatch.setenv("COLUMNS", "80")
 
 
 @pytest.mark.parametrize("page", RUNNING, ids=name_of)
-def test_code_runs(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = run_page(page, folder)
+@pytest.mark.usefixtures("folder")
+def test_code_runs(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_page(page)
     check = CHECKS.get(page.name)
     if check is not None:
         check(names, capsys.readouterr().out)
@@ -108,7 +114,14 @@ def authoring(names: dict[str, Any], printed: str) -> None:
     assert "tag" in printed.splitlines()[-1]
 
 
+def training(names: dict[str, Any], printed: str) -> None:
+    written = names["written"].trace
+    assert written.text == mvspec.render(names["document"].messages[1]) + "<|im_end|>"
+    assert names["again"].trace.ids == written.ids
+    assert written.parallelism > 1
+
+
 CHECKS = {
     "authoring.md": authoring, "compile.md": compiled, "curation.md": curation, "law.md": law,
-    "masks.md": masks, "plans.md": plans, "run.md": run,
+    "masks.md": masks, "plans.md": plans, "run.md": run, "training.md": training,
 }  # fmt: skip

@@ -157,3 +157,13 @@ def test_invalid_utf8_has_a_place(tmp_path: Path) -> None:
 def test_an_unreadable_path_is_an_input_error() -> None:
     with pytest.raises(InputError, match="No such file"):
         list(read_records(["missing.jsonl"]))
+
+
+def test_a_document_may_have_its_name_beside_it(tmp_path: Path) -> None:
+    document = mvspec.parse("Four.")
+    row = {"id": "a", **json.loads(document.to_json())}
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n", "utf-8")
+    (record,) = read_records([str(path)])
+    assert (record.name, record.form) == ("a", "json")
+    assert mvspec.Document.from_json(record.text) == document

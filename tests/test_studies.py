@@ -178,6 +178,11 @@ def test_under_the_law_the_token_before_a_block_is_the_one_that_chooses_it(tmp_p
     )  # fmt: skip
     results = json.loads((tmp_path / "out/results.json").read_text("utf-8"))
     assert set(results) == {"any token"}  # no turn begins with a block
+    given = [probing.marked_document(tokenizer, problem.document) for problem in problems(20)]
+    (tmp_path / "out/states-000016.npy").unlink()  # as a kill leaves it
+    loaded = tiny_model("Llama", len(tokenizer)).float()
+    again = probing.collect(loaded, given, tmp_path / "out").hidden
+    assert np.array_equal(again, probing.collect(loaded, given).hidden)
     with pytest.raises(MvspecError, match="read more documents"):
         probing.main(model, documents=2, output=tmp_path / "few")
 

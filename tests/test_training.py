@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+import multiprocessing
 import signal
 import socket
-import subprocess
-import sys
 import time
 from copy import deepcopy
 from pathlib import Path
@@ -22,6 +20,7 @@ from bpe import chat_tokenizer
 from lightning.pytorch import Trainer
 from tiny import tiny_model
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 from traces import CANONICAL
 from typer.testing import CliRunner
 
@@ -29,9 +28,10 @@ import mvspec
 from mvspec.cli import app
 from mvspec.compiler import Layout, compile_document
 from mvspec.runtime import TorchEngine
-from mvspec.training import LanguageModel, LayoutData, Optimizer, export
-from mvspec.training.checkpoint import newest_checkpoint
-from mvspec.training.command import main
+from mvspec.training import Batch, LanguageModel, LayoutData, Optimizer, Row, export
+from mvspec.training.checkpoint import WholeCheckpoints, newest_checkpoint
+from mvspec.training.command import CONFIGS, main
+from mvspec.training.throughput import step_flops
 
 TOKENIZER = chat_tokenizer()
 CONFIG: dict[str, Any] = {
@@ -44,6 +44,11 @@ CONFIG: dict[str, Any] = {
     "head_dim": 8,
     "initializer_range": 0.1,
 }
+
+
+# Processes that are forked from one that has imported it all, and has no thread yet.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["ranks"])
 
 
 def text(number: int) -> str:
@@ -170,15 +175,16 @@ def test_a_killed_run_carries_on_bit_for_bit(compiled: Path, tmp_path: Path) -> 
     torch.set_num_threads(1)
     main(["fit", "--config", str(config(compiled, tmp_path / "whole"))])
     path = config(compiled, tmp_path / "killed")
-    command = [sys.executable, "-m", "mvspec", "train", "fit", "--config", str(path)]
     checkpoints = tmp_path / "killed" / "checkpoints"
-    run = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    run = PROCESSES.Process(target=ranks.run, args=(["fit", "--config", str(path)],))
+    run.start()
     # Killed in the middle of an epoch, some steps after a checkpoint.
     while not list(checkpoints.glob("*step=2[05].ckpt")):
-        assert run.poll() is None
+        assert run.is_alive()
         time.sleep(0.005)
-    run.send_signal(signal.SIGKILL)
-    assert run.wait() == -signal.SIGKILL
+    run.kill()
+    run.join()
+    assert run.exitcode == -signal.SIGKILL
     before = steps(tmp_path / "killed")
     assert len(before) < 42
     main(["fit", "--config", str(path)])
@@ -197,13 +203,17 @@ def test_ranks_train_as_one(compiled: Path) -> None:
     sockets = [socket.socket() for _ in range(4)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
-    ports = [str(each.getsockname()[1]) for each in sockets]
+    ports = [each.getsockname()[1] for each in sockets]
     for each in sockets:
         each.close()
-    command = [sys.executable, ranks.__file__, str(compiled)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    both = [subprocess.Popen([*command, str(rank), *ports], env=environment) for rank in range(2)]
-    assert [each.wait(timeout=240) for each in both] == [0, 0]
+    both = [
+        PROCESSES.Process(target=ranks.rank, args=(compiled, number, ports)) for number in range(2)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(240)
+    assert [process.exitcode for process in both] == [0, 0]
     for name, first in (("ddp", 0), ("fsdp", 0), ("resumed", 3), ("tensor", 0)):
         found = [
             torch.tensor(json.loads((compiled / f"{name}-{rank}.json").read_text()))
@@ -220,3 +230,95 @@ def test_ranks_train_as_one(compiled: Path) -> None:
         module, LayoutData(validation=compiled / "set"), verbose=False
     )
     assert metrics["validation/loss"] == pytest.approx(float(whole[-1][0]), rel=1e-5)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_configurations_of_the_package_are_valid(
+    path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["fit", "--config", path.stem, "--print_config"])
+    assert caught.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["ckpt_path"] == "last"
+
+
+def test_the_staged_mix_is_one_configuration(
+    compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+    prompts = {
+        "autoregressive": "Think step by step before answering.",
+        "multiverse": "Think step by step and in parallel before answering.",
+    }
+    for name, prompt in prompts.items():
+        result = CliRunner().invoke(
+            app,
+            ["compile", str(compiled / "rows.jsonl"), "--tokenizer", str(compiled / "tokenizer"),
+             "--prompt-field", "question", "--field", "output", "--lowering", name, "--add-tags",
+             "--instruction", prompt, "-o", f"data/{name}"],
+        )  # fmt: skip
+        assert result.exit_code == 0, result.output
+    config = {
+        "trainer": {
+            "accelerator": "cpu", "precision": "32-true", "accumulate_grad_batches": 1,
+            "log_every_n_steps": 1, "enable_progress_bar": False, "num_sanity_val_steps": 0,
+        },
+        "model": {"model": CONFIG, "add_tags": False, "gradient_checkpointing": False},
+        "data": {"validation": None, "length": 400, "batch_size": 4},
+    }  # fmt: skip
+    Path("small.yaml").write_text(yaml.safe_dump(config))
+    read: list[str] = []
+    step = LanguageModel.training_step
+
+    def reading(self: LanguageModel, batch: Batch, batch_idx: int) -> Tensor:
+        texts = [self.tokenizer.decode(layout.input_ids) for layout in batch.layouts]
+        read.extend(
+            name for text in texts for name, prompt in prompts.items()
+            if text.count(prompt) > 0
+        )  # fmt: skip
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LanguageModel, "training_step", reading)
+    main(["fit", "--config", "staged", "--config", "small.yaml"])
+    single = read.count("autoregressive") - read.count("multiverse")
+    thirds = [read[i * len(read) // 5 : (i + 1) * len(read) // 5] for i in range(5)]
+    shares = [third.count("multiverse") / len(third) for third in thirds]
+    assert shares[0] < 0.15
+    assert shares[-1] > 0.85
+    assert shares == sorted(shares)
+    assert abs(single) < len(read) / 4
+    with Path("runs/staged/metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    degrees = [float(row["data/parallelism"]) for row in rows if row["data/parallelism"]]
+    assert degrees[0] == 1.0 < degrees[-1]
+    assert all(0 <= float(row["data/padding"]) < 0.5 for row in rows if row["data/padding"])
+
+
+def test_a_kill_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    io = WholeCheckpoints()
+    io.save_checkpoint({"step": 1}, tmp_path / "a.ckpt")
+    whole = (tmp_path / "a.ckpt").read_bytes()
+    # What a kill leaves, here and in a folder that another program wrote to in place.
+    (tmp_path / ".a.ckpt.77.tmp").write_bytes(whole[:100])
+    (tmp_path / "b.ckpt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "c.ckpt").mkdir()
+    assert newest_checkpoint(tmp_path) == tmp_path / "a.ckpt"
+    io.save_checkpoint({"step": 2}, tmp_path / "a.ckpt")
+    assert torch.load(tmp_path / "a.ckpt", weights_only=True) == {"step": 2}
+    assert not list(tmp_path.glob(".*"))
+    assert newest_checkpoint(tmp_path / "none") is None
+
+
+def test_operations_of_a_step_are_those_that_are_done() -> None:
+    """6 operations a parameter and token in matrices, counted by torch as they run."""
+    module = LanguageModel(CONFIG, TOKENIZER)
+    batch = Batch([Row(documents(1)[0], ("a",))])
+    with FlopCounterMode(display=False) as counter:
+        module.losses(batch).backward()  # type: ignore[no-untyped-call]
+    by_kind = counter.get_flop_counts()["Global"]
+    matrices = (torch.ops.aten.mm, torch.ops.aten.addmm)
+    found = sum(count for kind, count in by_kind.items() if kind in matrices)
+    assert found == step_flops(module.built(), batch.tokens, batch.loss_tokens, 0)
+    attention = step_flops(module.built(), 0, 0, batch.pairs)
+    assert attention == 12 * 2 * 4 * 8 * batch.pairs

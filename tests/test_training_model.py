@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 from copy import deepcopy
 from pathlib import Path
@@ -125,6 +126,7 @@ def test_a_tokenizer_without_tags_is_refused(tmp_path: Path) -> None:
         ({"model_type": "granite", "logits_scaling": 8.0}, "logits are changed after the head"),
         ({"model_type": "qwen2"}, "as Qwen2Tokenizer from the folder of a 'qwen2' model"),
         ({"hidden_size": 4}, "needs a model_type"),
+        ({"model_type": "llama", "num_attention_heads": 3}, "is not a multiple of the number"),
         ({"model_type": "no-such"}, "cannot be loaded"),
         ("/no/such/folder", "cannot be loaded"),
     ],
@@ -374,3 +376,37 @@ def test_a_bare_tokenizer_is_exported_too(tmp_path: Path) -> None:
     served = TorchEngine.load(tmp_path / "model")
     assert served.tokenizer.encode(CANONICAL) == small_tokenizer().encode(CANONICAL).ids
     assert torch.equal(logits_of(served.model.model), logits_of(module.built().base))
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed"])
+def test_half_precision_leaves_positions_alone(precision: Any, tmp_path: Path) -> None:
+    """Lightning's bf16-true rounds every buffer, rotary frequencies too, if it is let."""
+    module = LanguageModel(
+        CONFIG, TOKENIZER, dtype="bfloat16" if "true" in precision else "float32"
+    )
+    data = LayoutData(documents(), documents(2), batch_size=6)
+    run = trainer(tmp_path, precision=precision)
+    run.fit(module, data)
+    rotary = module.built().base.get_decoder().rotary_emb
+    fresh = type(rotary)(module.built().base.config)
+    assert torch.equal(rotary.inv_freq, fresh.inv_freq)
+    assert 0 < float(run.callback_metrics["validation/loss"]) < 6.5
+
+
+@pytest.mark.skipif(os.environ.get("MVSPEC_PROFILE") != "nightly", reason="it compiles")
+def test_compiled_layers_attend_as_the_mask_says() -> None:
+    """FlexAttention inside one compiled graph for all layers, lists and intervals as data."""
+    torch._dynamo.utils.counters.clear()
+    compiled = LanguageModel(CONFIG, TOKENIZER, attention="flex", compile=True)
+    plain = LanguageModel(CONFIG, TOKENIZER, attention="sdpa")
+    networks = [module.built().eval() for module in (compiled, plain)]
+    for layout in documents(3):
+        batch = Batch([Row(layout, ("a",))], 256)
+        with torch.no_grad():
+            found, wanted = (
+                network.hidden(batch.inputs(torch.device("cpu"), module.mask(batch)))
+                for network, module in zip(networks, (compiled, plain), strict=True)
+            )
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert not torch._dynamo.utils.counters["graph_break"]

@@ -3,8 +3,8 @@
 from mvspec.training.batch import Batch, Row
 from mvspec.training.checkpoint import Checkpoints
 from mvspec.training.data import LayoutData
-from mvspec.training.export import export
 from mvspec.training.faults import CheckpointError, NotFinite
+from mvspec.training.folder import export
 from mvspec.training.generations import Generations
 from mvspec.training.logs import MetricsLogger
 from mvspec.training.module import LanguageModel

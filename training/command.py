@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from mvspec.training.checkpoint import newest_checkpoint
 from mvspec.training.data import LayoutData
-from mvspec.training.export import export
+from mvspec.training.folder import export
 from mvspec.training.module import LanguageModel
 
 __all__ = ["CONFIGS", "TrainingCLI", "main"]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from mvspec.errors import Unsupported, VerifyError
+from mvspec.errors import Unsupported
 
 __all__ = ["LOSSES", "head_loss"]
 
@@ -29,7 +29,7 @@ def head_loss(
         head: a linear layer, or any module from hidden states to logits.
         hidden: [m, width].
         targets: int64 [m].
-        chunk: tokens of a chunk; by default as many as have 2**28 logits.
+        chunk: tokens of a chunk; by default as many as have 2**28 logits, in multiples of 256.
         how: one of `LOSSES`.
 
     Returns:
@@ -49,9 +49,7 @@ def head_loss(
     plain = type(head) is nn.Linear
     if how == "liger":
         return _liger(head, hidden, targets)
-    if how != "chunked":
-        raise VerifyError("loss", f"{how!r} is not one of {', '.join(LOSSES)}")
-    size = chunk or max(16, _CHUNK // (weight.shape[0] if plain else 1 << 17))
+    size = chunk or max(256, _CHUNK // (weight.shape[0] if plain else 1 << 17) // 256 * 256)
     if not plain:  # a head with adapters, for example: its logits are computed twice
         parts = [
             checkpoint(_module_loss, head, h, t, use_reentrant=False)

@@ -22,9 +22,10 @@ from mvspec.runtime import TorchEngine
 from mvspec.training.attention import FLEX
 from mvspec.training.batch import Batch
 from mvspec.training.checkpoint import WholeCheckpoints
-from mvspec.training.export import EXPORTED, recipe
 from mvspec.training.faults import NotFinite
+from mvspec.training.folder import EXPORTED, recipe
 from mvspec.training.gradients import gradient_norm, scale_gradients
+from mvspec.training.loss import LOSSES
 from mvspec.training.network import Network
 from mvspec.training.optimizer import Optimizer
 from mvspec.training.parallel import parallelize
@@ -35,6 +36,8 @@ __all__ = ["ATTENTIONS", "LanguageModel"]
 
 ATTENTIONS = {"flex": FLEX, "sdpa": "sdpa", "eager": "eager"}
 """How a model may attend, and what transformers calls it."""
+
+_ADAMW = Optimizer()
 
 
 class LanguageModel(LightningModule):
@@ -79,7 +82,7 @@ class LanguageModel(LightningModule):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         lora: Lora | None = None,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer = _ADAMW,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -95,13 +98,16 @@ class LanguageModel(LightningModule):
         self.weights_dtype = dtype
         if attention is not None and attention not in ATTENTIONS:
             raise VerifyError("attention", f"{attention!r} is not one of {', '.join(ATTENTIONS)}")
+        if loss not in LOSSES:
+            raise VerifyError("loss", f"{loss!r} is not one of {', '.join(LOSSES)}")
+        torch_dtype(dtype)
         self.attention = attention
         self.kernel_options = kernel_options
         self.loss, self.chunk = loss, chunk
         self.gradient_checkpointing = gradient_checkpointing
         self.compile_layers = compile
         self.lora = lora
-        self.optimizer = optimizer or Optimizer()
+        self.optimizer = optimizer
         self.seed = seed
         self.network: Network | None = None
         self._window: list[tuple[Batch, Tensor]] = []

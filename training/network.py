@@ -56,6 +56,27 @@ class Network(nn.Module):
         self.chunk = chunk
         self.kernel_options = dict(kernel_options or {})
 
+    def _apply(self, fn: Any, recurse: bool = True) -> Network:
+        """Move or convert the weights; buffers that are float32 stay so.
+
+        The frequencies of rotary embeddings are such buffers: rounded to bfloat16, which
+        `Trainer(precision="bf16-true")` asks for, positions would silently be others than those
+        of the engines.
+        """
+        kept = [
+            (module, name, buffer)
+            for module in self.modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if buffer.dtype == torch.float32
+        ]
+        convert: Any = super()._apply
+        convert(fn, recurse)
+        for module, name, buffer in kept:
+            found = getattr(module, name)
+            if found.dtype != buffer.dtype and not buffer.is_meta:
+                setattr(module, name, buffer.to(found.device))
+        return self
+
     @property
     def base(self) -> Any:
         """The transformers model, without peft's shell."""

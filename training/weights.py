@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -111,8 +112,8 @@ def _load(source: Any, tokenizer: Any, dtype: torch.dtype, attention: str, *, we
             model = AutoModelForCausalLM.from_pretrained(
                 os.fspath(source), attn_implementation=attention, dtype=dtype
             )
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
+    except (OSError, ValueError, ImportError, KeyError, TypeError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
         raise VerifyError("model", f"{source} cannot be loaded: {reason}") from None
     return model
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from problems import CONNECTIVES, problems
 from rich.progress import track
-from study import mean_error, publish, sequential_reading, start, table
+from study import Records, mean_error, publish, sequential_reading, start, table
 
 import mvspec
 from mvspec import Document, Message, MvspecError
@@ -37,6 +37,9 @@ SETS = {
 }
 STRENGTHS = (0.001, 0.01, 0.1)
 """Inverse regularisation, chosen on validation documents."""
+
+PART = 16
+"""Texts that are read between two writes to disk."""
 
 LEAST = 12
 """Tokens of each kind that a set needs."""
@@ -150,8 +153,13 @@ def read_corpus(corpus: Path, name: str) -> Iterator[tuple[str, Message]]:
                 continue  # cut or malformed
 
 
-def collect(model: Any, given: Sequence[Marked]) -> Examples:
-    """Read the texts and keep what the layers hold at the tokens to tell apart."""
+def collect(model: Any, given: Sequence[Marked], folder: Path | None = None) -> Examples:
+    """Read the texts and keep what the layers hold at the tokens to tell apart.
+
+    Args:
+        folder: keeps what has been read, so that a killed run goes on; the caller sees to it that
+            it is of the same model and texts.
+    """
     examples = Examples()
     for document, marked in enumerate(given):
         ids = marked.layout.input_ids.tolist()
@@ -161,15 +169,28 @@ def collect(model: Any, given: Sequence[Marked]) -> Examples:
             examples.sets.append(names)
             examples.contexts.append(tuple(ids[max(0, token - 7) : token + 1]))
             examples.places.append(token)
-    kept = [list(marked.chosen) for marked in given]
-    read = read_layouts(model, [marked.layout for marked in given], hidden=kept, batch=4)
     states = [
-        reading.hidden.astype(np.float16)
-        for reading in track(read, "reading", total=len(given))
-        if reading.hidden is not None
+        read_part(model, given[at : at + PART], folder and folder / f"states-{at:06}.npy")
+        for at in track(range(0, len(given), PART), "reading")
     ]
     examples.hidden = np.concatenate(states, axis=1).astype(np.float32)
     return examples
+
+
+def read_part(model: Any, given: Sequence[Marked], path: Path | None) -> NDArray[np.float16]:
+    """Return the hidden states of some texts' tokens, from the file where it is there."""
+    if path is not None and path.exists():
+        loaded: NDArray[np.float16] = np.load(path)
+        return loaded
+    kept = [list(marked.chosen) for marked in given]
+    read = read_layouts(model, [marked.layout for marked in given], hidden=kept, batch=4)
+    parts = [reading.hidden for reading in read if reading.hidden is not None]
+    states = np.concatenate(parts, axis=1).astype(np.float16)
+    if path is not None:
+        with path.with_suffix(".part").open("wb") as file:
+            np.save(file, states)
+        path.with_suffix(".part").replace(path)  # whole or not at all
+    return states
 
 
 def plain_layout(ids: Sequence[int]) -> Layout:
@@ -287,7 +308,7 @@ def main(
     output: Path = Path("build/studies/probing"),
     page: Path | None = None,
 ) -> None:
-    """Probe a model.
+    """Probe a model. A killed run goes on.
 
     Args:
         model: a folder or a hub name; by default SmolLM2-135M-Instruct.
@@ -319,7 +340,9 @@ def main(
     else:
         some = list(islice(read_corpus(corpus, field), documents))
         given = [marked_text(words, f"Question: {q}\nSolution:\n", t, max_tokens) for q, t in some]
-    examples = collect(loaded, given)
+    settings = [model, documents, max_tokens, source, corpus, field]
+    Records(output / "settings.jsonl", {"read": [str(each) for each in settings]})
+    examples = collect(loaded, given, output)
     names = [name for name in SETS if examples.probeable(name)]
     if not names:
         raise MvspecError(f"no set has {LEAST} tokens of each kind: read more documents")

@@ -15,11 +15,13 @@ from typing import Any
 import typer
 
 from mvspec.cli import (
+    bench,
     check,
     compile,
     convert,
     curate,
     demo,
+    eval,
     plan,
     run,
     schema,
@@ -53,6 +55,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve.serve,
     "curate": curate.curate,
     "train": train.train,
+    "bench": bench.bench,
     "demo": demo.demo,
     "schema": schema.schema,
 }
@@ -65,3 +68,4 @@ PASSED_ON: dict[str, Any] = {
 
 for name, command in COMMANDS.items():
     app.command(name, context_settings=PASSED_ON.get(name))(command)
+app.add_typer(eval.app, name="eval")

@@ -1,0 +1,1 @@
+"""Evaluations and measurements: how good what a model writes is, and how fast."""

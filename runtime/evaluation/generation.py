@@ -1,0 +1,225 @@
+"""Answers from an engine: problems to documents, documents to samples."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from mvspec.builder import document, user
+from mvspec.compiler.plan import Extend
+from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
+from mvspec.ir import Document
+from mvspec.limits import Limits
+from mvspec.runtime.engine import TorchEngine
+from mvspec.runtime.evaluation.engines import model_name
+from mvspec.runtime.evaluation.graded import graded
+from mvspec.runtime.evaluation.grading import Graders
+from mvspec.runtime.evaluation.problem import Problem
+from mvspec.runtime.evaluation.sample import Key, Sample, shape_of
+from mvspec.runtime.evaluation.tasks import Task
+from mvspec.runtime.options import Options
+from mvspec.runtime.trace import Trace
+from mvspec.syntax import MULTIVERSE, UNTAGGED, Tag
+
+if TYPE_CHECKING:
+    from mvspec.runtime.serving.engine import SGLangEngine
+
+__all__ = [
+    "PROMPTS",
+    "Generation",
+    "generate",
+    "prompt_of",
+    "wanted",
+    "written_text",
+]
+
+PROMPTS = {
+    "parallel": "Think step by step and in parallel before answering.",
+    "sequential": "Think step by step before answering.",
+    "none": "",
+}
+"""What is written behind a question; the first two are the paper's."""
+
+PATIENCE = 8
+"""Requests that may be refused before any was answered."""
+
+_TAGS = frozenset(tag.value for tag in Tag)
+
+
+def prompt_of(text: str) -> str:
+    """Return the prompt of a name in `PROMPTS`; any other text is its own.
+
+    >>> prompt_of("sequential")
+    'Think step by step before answering.'
+    """
+    return PROMPTS.get(text, text)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are asked for.
+
+    Args:
+        engine: in this process or on a server.
+        prompt: behind every question; "" for none.
+        options: how the engine runs them.
+    """
+
+    engine: TorchEngine | SGLangEngine
+    prompt: str
+    options: Options
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides an answer."""
+        sampling = asdict(self.options.sampling)
+        sampling.pop("logprobs")
+        return {
+            "engine": type(self.engine).__name__,
+            "model": model_name(self.engine),
+            "prompt": self.prompt,
+            "sampling": sampling,
+            "limits": self.options.limits.model_dump(exclude_unset=True),
+            "structure": self.options.structure,
+        }
+
+    def ask(self, problem: Problem) -> Document:
+        """Return the document that a problem is asked with."""
+        question = problem.question.rstrip()
+        return document(user(f"{question} {self.prompt}" if self.prompt else question))
+
+    async def answer(self, problem: Problem, number: int, cap: int | None) -> Sample:
+        """Return one answer, not graded yet.
+
+        Args:
+            number: of the sample; its random stream depends on it and on the problem.
+            cap: positions that the assistant may take: on its critical path.
+
+        Raises:
+            MvspecError: the engine has failed. That it refuses this one is the sample's `error`.
+        """
+        sample = Sample(problem.id, number, cap, problem.group)
+        try:
+            plan = self.engine.plan(self.ask(problem))
+            given = sum(len(op.tokens) for op in plan.ops if isinstance(op, Extend))
+            options = self.options if cap is None else _capped(self.options, given + cap)
+            name = f"{problem.id}/{number}"[-200:]
+            result = await self.engine.run_async(plan, options, name=name)
+        except (LimitExceeded, Unsupported, VerifyError) as error:
+            return replace(sample, error=str(error))
+        trace = result.trace
+        text = written_text(trace, self.engine.tokenizer)
+        form = MULTIVERSE.name if trace.form == UNTAGGED.name else trace.form
+        shape = shape_of(text, len, form)
+        return replace(
+            sample,
+            output=text,
+            form=shape.form,
+            code=shape.code,
+            blocks=shape.blocks,
+            tokens=trace.answer,
+            critical_path=trace.critical_path,
+            finish=trace.finish,
+            seconds=trace.ends[-1] if trace.ends else trace.seconds,
+            prompt=trace.prompt,
+        )
+
+
+def _capped(options: Options, end: int) -> Options:
+    most = options.limits.max_position
+    end = end if most is None else min(end, most)
+    limits = Limits(**{**options.limits.model_dump(exclude_unset=True), "max_position": end})
+    return replace(options, limits=limits)
+
+
+def written_text(trace: Trace, tokenizer: Any) -> str:
+    """Return the assistant's text without the token that ends its turn."""
+    own = [index for index, author in enumerate(trace.authors) if author != "prompt"]
+    if own:
+        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        last = backend.get_added_tokens_decoder().get(trace.ids[own[-1]])
+        if last is not None and last.special and last.content not in _TAGS:
+            own.pop()
+    return "".join(trace.texts[index] for index in own)
+
+
+def wanted(
+    problems: Sequence[Problem], samples: int, caps: Sequence[int | None], done: Iterable[Sample]
+) -> list[tuple[Problem, int, int | None]]:
+    """Return what a run still has to ask for, all problems once before any a second time.
+
+    What was refused or not graded is asked for again.
+
+    Args:
+        samples: of each problem and cap.
+        caps: on the critical path.
+        done: samples that there are.
+    """
+    kept = {each.key for each in done if not each.error and each.score is not None}
+    order = product(range(samples), caps, problems)
+    return [
+        (problem, number, cap)
+        for number, cap, problem in order
+        if (problem.id, number, cap) not in kept
+    ]
+
+
+async def generate(
+    asked: Sequence[tuple[Problem, int, int | None]],
+    generation: Generation,
+    task: Task,
+    graders: Graders,
+    keep: Callable[[Sample], object],
+    have: Mapping[Key, Sample] | None = None,
+    *,
+    concurrency: int,
+    final: bool = False,
+) -> None:
+    """Ask for answers and grade them; each is kept as soon as it is graded.
+
+    Args:
+        asked: problem, number of the sample and cap of each.
+        generation: how.
+        keep: takes every sample.
+        have: samples with an answer that was not graded: they are graded, and not asked again.
+        concurrency: requests on their way at once.
+        final: as in `graded`.
+
+    Raises:
+        MvspecError: the engine has failed or refuses everything, or a sample could not be kept.
+    """
+    known = have or {}
+    answered = refused = 0
+    stream = iter(asked)
+    # Not the event loop's own threads: the engine steps in those, and grading would wait for it.
+    pool = ThreadPoolExecutor(concurrency, "grading")
+    loop = asyncio.get_running_loop()
+
+    async def work() -> None:
+        nonlocal answered, refused
+        for problem, number, cap in stream:
+            sample = known.get((problem.id, number, cap))
+            if sample is None or sample.error:
+                sample = await generation.answer(problem, number, cap)
+            if sample.error:
+                refused += 1
+                if refused >= PATIENCE and not answered:
+                    raise MvspecError(f"all of {refused} requests were refused: {sample.error}")
+            else:
+                answered += 1
+                sample = await loop.run_in_executor(
+                    pool, graded, sample, problem, task, graders, final
+                )
+            keep(sample)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(concurrency):
+                group.create_task(work())
+    except ExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,228 @@
+"""Problems: what a task asks, read from rows whose columns go by several names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mvspec.compiler.conversation import BadRecord, row_value
+from mvspec.compiler.rows import Row, Rows, open_hub, open_rows
+from mvspec.records import InputError
+
+__all__ = ["IDS", "BadRow", "Columns", "Problem", "digest", "open_problems", "read_problems"]
+
+IDS = ("id", "unique_id", "question_id", "problem_id", "task_id", "record id", "key")
+"""Columns that name a row, the first that it has."""
+
+HUB = "hf:"
+
+_LISTED = 5
+"""Bad rows that one message names."""
+
+
+class BadRow(Exception):
+    """A row is not a problem of the task; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What is asked, and what an answer is graded by.
+
+    Args:
+        id: its name, one of a kind in its data.
+        question: as a model gets it, without the prompt.
+        payload: what the task's grader takes; JSON.
+        group: what accuracies are told apart by, as the benchmark that it is from.
+        place: where it stands, as `aime.jsonl:12`.
+    """
+
+    id: str
+    question: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    group: str = ""
+    place: str = ""
+
+
+class Columns:
+    """A row's values by name; case and blanks do not matter.
+
+    Args:
+        row: a JSON object.
+    """
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        self.row = row
+        self._names = {_plain(name): name for name in reversed(list(row))}
+
+    def find(self, *names: str) -> Any:
+        """Return the first column of these that is there and not empty, else None."""
+        for name in names:
+            value = self.row.get(self._names.get(_plain(name), ""))
+            if value is not None and value != "":
+                return value
+        return None
+
+    def need(self, *names: str) -> Any:
+        """Return the first column of these that is there.
+
+        Raises:
+            BadRow: there is none; the message has the columns that there are.
+        """
+        found = self.find(*names)
+        if found is None:
+            has = ", ".join(self.row) or "none"
+            raise BadRow(f"no column {' or '.join(names)}: there is {has}")
+        return found
+
+    def text(self, *names: str) -> str:
+        """Return such a column's text; numbers are written out.
+
+        Raises:
+            BadRow: there is none, or it is no text.
+        """
+        found = self.need(*names)
+        if isinstance(found, int | float) and not isinstance(found, bool):
+            return str(found)
+        if not isinstance(found, str):
+            raise BadRow(f"column {names[0]} is {_kind(found)}, not a text")
+        return found
+
+    def items(self, *names: str) -> list[Any]:
+        """Return such a column's list; JSON text of a list will do.
+
+        Raises:
+            BadRow: there is none, or it is no list.
+        """
+        found = self.need(*names)
+        if isinstance(found, str):
+            try:
+                found = json.loads(found)
+            except ValueError:
+                raise BadRow(f"column {names[0]} is a text, not a list") from None
+        if not isinstance(found, list | tuple):
+            raise BadRow(f"column {names[0]} is {_kind(found)}, not a list")
+        return list(found)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace(" ", "").replace("_", "")
+
+
+def _kind(value: object) -> str:
+    kinds = {dict: "an object", list: "a list", bool: "a boolean"}
+    return kinds.get(type(value), f"a {type(value).__name__}")
+
+
+def open_problems(inputs: Sequence[str], split: str | None = None) -> Rows:
+    """Open the data of a task: files, folders, or `hf:NAME[:SPLIT]` on the Hugging Face hub.
+
+    Nothing is fetched that was not named with `hf:`.
+
+    Args:
+        inputs: JSONL, JSON or Parquet files, folders, or `hf:OWNER/NAME[/CONFIGURATION][:SPLIT]`.
+        split: of saved data sets.
+
+    Raises:
+        InputError: one of them cannot be opened.
+    """
+    parts: list[Any] = []
+    for name in inputs:
+        if name.startswith(HUB):
+            path, _, part = name.removeprefix(HUB).partition(":")
+            owner, _, rest = path.partition("/")
+            data, _, configuration = rest.partition("/")
+            if not data:
+                raise InputError(f"{name}: expected hf:OWNER/NAME[/CONFIGURATION][:SPLIT]")
+            parts += open_hub(f"{owner}/{data}", part or "train", configuration or None).parts
+            continue
+        try:
+            parts += open_rows([name], rows=True, split=split, hub=False).parts
+        except ImportError as error:
+            raise InputError(f"{name} needs: pip install 'mvspec[compile]' ({error})") from None
+    return Rows(tuple(parts))
+
+
+def read_problems(
+    rows: Rows,
+    read: Callable[[Columns], tuple[str, Mapping[str, Any]]],
+    *,
+    group: str = "source",
+) -> list[Problem]:
+    """Return the problems of all rows.
+
+    Args:
+        rows: the data.
+        read: gives question and payload of a row.
+        group: the column that accuracies are told apart by.
+
+    Raises:
+        InputError: a row cannot be read, is no problem of the task, or has the id of another;
+            the message has the places.
+    """
+    problems: list[Problem] = []
+    places: dict[str, str] = {}
+    bad: list[str] = []
+    for row in _read(rows):
+        try:
+            problem = _problem(row, read, group)
+        except (BadRow, BadRecord) as error:
+            reason = error.entry["reason"] if isinstance(error, BadRecord) else str(error)
+            bad.append(f"{row.place}: {reason}")
+            continue
+        if problem.id in places:
+            bad.append(f"{row.place}: the id {problem.id!r} is that of {places[problem.id]}")
+        places.setdefault(problem.id, row.place)
+        problems.append(problem)
+    if bad:
+        more = f"\n  and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
+        lines = "\n  ".join(bad[:_LISTED])
+        count = "a row is" if len(bad) == 1 else f"{len(bad)} rows are"
+        raise InputError(f"{count} no problem of this task:\n  {lines}{more}")
+    if not problems:
+        raise InputError("the data holds no problem")
+    return problems
+
+
+def _read(rows: Rows) -> Any:
+    try:
+        yield from rows.read()
+    except ImportError as error:
+        raise InputError(f"the data needs: pip install 'mvspec[compile]' ({error})") from None
+
+
+def _problem(
+    row: Row, read: Callable[[Columns], tuple[str, Mapping[str, Any]]], group: str
+) -> Problem:
+    value = row_value(row)
+    if not isinstance(value, dict):
+        raise BadRow(f"{_kind(value)}, not an object with columns")
+    columns = Columns(value)
+    name = columns.find(*IDS)
+    usable = isinstance(name, str | int) and not isinstance(name, bool)
+    question, payload = read(columns)
+    if not question.strip():
+        raise BadRow("the question is empty")
+    source = columns.find(group)
+    return Problem(
+        str(name) if usable else row.place,
+        question,
+        payload,
+        "" if source is None or isinstance(source, dict | list) else str(source),
+        row.place,
+    )
+
+
+def digest(problems: Sequence[Problem]) -> str:
+    """Return what tells problems from others, wherever they stand.
+
+    >>> len(digest([Problem("a", "2 + 3?", {"answer": "5"})]))
+    16
+    """
+    made = hashlib.sha256()
+    for each in problems:
+        line = json.dumps([each.id, each.question, dict(each.payload)], sort_keys=True, default=str)
+        made.update(line.encode(errors="surrogatepass"))
+    return made.hexdigest()[:16]

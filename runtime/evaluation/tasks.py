@@ -1,0 +1,234 @@
+"""Tasks by name: how rows of their data become problems, and what grades an answer."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from string import ascii_uppercase
+from typing import Any
+
+from mvspec.records import InputError
+from mvspec.runtime.evaluation import choice, code
+from mvspec.runtime.evaluation.problem import BadRow, Columns
+
+__all__ = ["OWN", "TASKS", "Task", "task_of"]
+
+_ROOM = "mvspec.runtime.evaluation"
+
+QUESTION = ("problem", "question", "prompt")
+ANSWER = ("answer", "reference_answer", "final_answer", "target")
+
+Read = Callable[[Columns], tuple[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of problem.
+
+    Args:
+        name: as the command takes it.
+        read: gives question and payload of a row.
+        grader: `module:function`, run in a process of its own.
+        whole: grade the whole output, thoughts included, where the answer marks itself; else
+            what stands behind `</Think>`.
+        seconds: that grading an answer may take.
+        runs_code: whether grading runs what a model wrote.
+    """
+
+    name: str
+    read: Read
+    grader: str
+    whole: bool = False
+    seconds: float = 30.0
+    runs_code: bool = False
+
+
+def read_maths(columns: Columns) -> tuple[str, dict[str, Any]]:
+    """Return a question and its `answer`; without one, what its worked solution boxes last."""
+    question = columns.text(*QUESTION)
+    if columns.find(*ANSWER) is not None:
+        return question, {"answer": columns.text(*ANSWER).strip()}
+    solution = columns.text(*ANSWER, "solution")
+    answer = _boxed(solution)
+    if answer is None:
+        raise BadRow("column solution boxes no answer: add a column answer")
+    return question, {"answer": answer}
+
+
+def _boxed(text: str) -> str | None:
+    """Return what the last `\\boxed{...}` of a text holds; short text is its own answer."""
+    at = text.rfind("\\boxed{")
+    if at < 0:
+        return text.strip() if len(text) < 40 else None
+    depth = 0
+    for index in range(at + 6, len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if not depth:
+            return text[at + 7 : index].strip()
+    return None
+
+
+def read_aime(columns: Columns) -> tuple[str, dict[str, Any]]:
+    """Return a question of maths whose answer is a whole number from 0 to 999."""
+    question, payload = read_maths(columns)
+    if not re.fullmatch(r"\d{1,3}", payload["answer"]):
+        raise BadRow(f"the answer {payload['answer']!r} is no whole number from 0 to 999")
+    return question, payload
+
+
+def read_choice(columns: Columns) -> tuple[str, dict[str, Any]]:
+    """Return a question with shuffled options, and the right one's `letter`.
+
+    The options are those of `choices` or `options`, with `answer` the right one's letter, number
+    (from 0) or text; or `Correct Answer` and `Incorrect Answer 1` to `3`.
+    """
+    question = columns.text("question", "problem")
+    if columns.find("correct answer") is not None:
+        wrong = [columns.find(f"incorrect answer {number}") for number in range(1, 26)]
+        options = [columns.text("correct answer")]
+        options += [str(each) for each in wrong if each is not None]
+        right = 0
+    else:
+        options = [str(each) for each in columns.items("choices", "options")]
+        right = _right(columns.need(*ANSWER, "answer_index", "label"), options)
+    options = [option.strip() for option in options]
+    if not 2 <= len(options) <= len(ascii_uppercase):
+        raise BadRow(f"{len(options)} options: expected 2 to {len(ascii_uppercase)}")
+    options, right = choice.shuffled(options, right, question)
+    payload = {"options": options, "letter": ascii_uppercase[right]}
+    return choice.listed(question, options), payload
+
+
+def _right(answer: Any, options: list[str]) -> int:
+    """Return the number of the right option."""
+    if isinstance(answer, bool):
+        answer = str(answer)
+    if isinstance(answer, int):
+        number = answer
+    elif answer in options:
+        number = options.index(answer)
+    else:
+        letter = str(answer).strip().strip("().").upper()
+        number = ascii_uppercase.find(letter) if len(letter) == 1 else -1
+    if not 0 <= number < len(options):
+        raise BadRow(f"the answer {answer!r} is none of the {len(options)} options")
+    return number
+
+
+def read_instructions(columns: Columns) -> tuple[str, dict[str, Any]]:
+    """Return a prompt with its `instructions` and `kwargs`."""
+    prompt = columns.text("prompt", "question", "problem")
+    names = [str(each) for each in columns.items("instruction_id_list", "instructions")]
+    given = columns.items("kwargs")
+    if len(given) != len(names):
+        raise BadRow(f"{len(names)} instructions and kwargs for {len(given)}")
+    if not all(isinstance(each, dict) for each in given):
+        raise BadRow("column kwargs holds something that is no object")
+    return prompt, {"prompt": prompt, "instructions": names, "kwargs": given}
+
+
+def read_code(columns: Columns) -> tuple[str, dict[str, Any]]:
+    """Return a problem of programming with its `tests`, public and private."""
+    question = columns.text("question_content", "question", "problem", "prompt").strip()
+    starter = columns.find("starter_code") or ""
+    tests: list[Any] = []
+    packed = ("public_test_cases", "private_test_cases")
+    names = [name for name in packed if columns.find(name) is not None]
+    if columns.find("tests") is not None or not names:
+        names = ["tests"]
+    for name in names:
+        try:
+            tests += code.unpacked_tests(columns.need(name))
+        except ValueError as error:
+            raise BadRow(f"column {name}: {error}") from None
+    if not tests or not all(
+        isinstance(test, dict) and {"input", "output"} <= set(test) for test in tests
+    ):
+        raise BadRow("a test is no object with input and output, or there is none")
+    metadata = columns.find("metadata")
+    if isinstance(metadata, str):
+        metadata = _decoded(metadata)
+    function = columns.find("function", "func_name", "fn_name") or ""
+    if isinstance(metadata, Mapping) and not function:
+        function = metadata.get("func_name") or ""
+    if starter and not function:
+        found = re.findall(r"def\s+(\w+)\s*\(", str(starter))
+        function = found[-1] if found else ""
+    kept = [{"input": test["input"], "output": test["output"]} for test in tests]
+    how = (
+        f"Complete this code:\n\n```python\n{str(starter).rstrip()}\n```"
+        if function
+        else "Write a program that reads standard input and writes standard output."
+    )
+    question = f"{question}\n\n{how}\n\nEnd with the whole program in one ```python block."
+    return question, {"tests": kept, "function": str(function), "seconds": 6.0, "megabytes": 1024}
+
+
+def _decoded(text: str) -> Any:
+    """Return what JSON text holds, None where it is none."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def read_own(columns: Columns) -> tuple[str, dict[str, Any]]:
+    """Return a question; its checker gets the whole row."""
+    return columns.text(*QUESTION), {"row": dict(columns.row)}
+
+
+OWN = "own"
+
+_MATHS = Task("math", read_maths, f"{_ROOM}.maths:grade", whole=True)
+_AIME = replace(_MATHS, read=read_aime)
+
+TASKS: dict[str, Task] = {
+    "math": _MATHS,
+    "aime24": replace(_AIME, name="aime24"),
+    "aime25": replace(_AIME, name="aime25"),
+    "math500": replace(_MATHS, name="math500"),
+    "gpqa-diamond": Task("gpqa-diamond", read_choice, f"{_ROOM}.choice:grade", whole=True),
+    "ifeval": Task("ifeval", read_instructions, f"{_ROOM}.instructions:grade"),
+    "livecodebench": Task(
+        "livecodebench", read_code, f"{_ROOM}.code:grade", seconds=300.0, runs_code=True
+    ),
+    OWN: Task(OWN, read_own, f"{_ROOM}.checker:grade"),
+}
+"""Every task by name."""
+
+
+def task_of(name: str, checker: str | None = None, *, allow_code: bool = False) -> Task:
+    """Return a task, ready to grade.
+
+    Args:
+        name: one of `TASKS`.
+        checker: of the task `own`, as `module:function`.
+        allow_code: whether what a model wrote may be run.
+
+    Raises:
+        InputError: there is no such task, or it lacks what it needs.
+
+    >>> task_of("aime24").grader
+    'mvspec.runtime.evaluation.maths:grade'
+    """
+    task = TASKS.get(name.lower())
+    if task is None:
+        raise InputError(f"{name!r} is no task: use {', '.join(TASKS)}")
+    if task.runs_code and not allow_code:
+        raise InputError(
+            f"{task.name} runs code that a model wrote, in a sandbox (docs/evaluation.md says "
+            "what it holds back): add --allow-code"
+        )
+    if (task.name == OWN) != (checker is not None):
+        which = "needs" if task.name == OWN else "takes no"
+        raise InputError(f"the task {task.name} {which} --checker module:function")
+    if checker is None:
+        return task
+
+    def read(columns: Columns) -> tuple[str, dict[str, Any]]:
+        question, payload = read_own(columns)
+        return question, {**payload, "checker": checker}
+
+    return replace(task, read=read)

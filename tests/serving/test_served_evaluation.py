@@ -1,0 +1,38 @@
+"""Evaluations and measurements on a server: as in process, and both sides timed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mvspec.runtime import Options, Sampling
+from mvspec.runtime.evaluation.command import Asking, Source, run_engine
+from mvspec.runtime.evaluation.generation import Generation, prompt_of
+from mvspec.runtime.evaluation.speed import Grid, measure_grid
+
+
+def test_an_evaluation_is_that_of_the_other_engine(
+    engine: Any, reference: Any, tmp_path: Path
+) -> None:
+    data = tmp_path / "sums.jsonl"
+    rows = [{"id": f"p{n}", "problem": f"2 + 3, {n}?", "answer": "5"} for n in range(3)]
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = Source("math", (str(data),)).open(print)
+    runs = []
+    for number, side in enumerate((engine, reference)):
+        how = Generation(side, prompt_of("parallel"), Options(Sampling(temperature=1.0, seed=2)))
+        path = tmp_path / f"{number}.jsonl"
+        runs.append(run_engine(given, how, Asking(2, (40, 120), 4), path, print))
+    served, local = runs
+    assert len(served.samples) == 12
+    for key, sample in served.samples.items():
+        other = local.samples[key]
+        assert (sample.output, sample.tokens) == (other.output, other.tokens)
+        assert (sample.critical_path, sample.finish) == (other.critical_path, other.finish)
+
+
+def test_a_grid_is_measured_against_plain_requests(engine: Any) -> None:
+    cells = list(measure_grid(engine, Grid((1, 2), (2.0,), 32, 8, repeats=1)))
+    assert [cell.batch for cell in cells] == [1, 2]
+    assert all(cell.plain[0] > 0 and cell.parallel[0] > 0 for cell in cells)

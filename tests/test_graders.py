@@ -1,0 +1,204 @@
+"""What graders say of answers, and what becomes of those that hang, crash or lie."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from mvspec.records import InputError
+from mvspec.runtime.evaluation import choice, code, instructions, maths
+from mvspec.runtime.evaluation.grading import Graders, graders
+from mvspec.runtime.evaluation.sandbox import missing, run_code
+
+ROOM = "mvspec.runtime.evaluation"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Graders]:
+    with graders(1, 20.0) as made:
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "score"),
+    [
+        (r"\frac{1}{2}", r"so \boxed{0.5}", 1.0),
+        ("30^\\circ", r"\(\boxed{30}\) degrees", 1.0),
+        ("025", "The final answer is 25.", 1.0),
+        ("4210_{5}", r"\boxed{4210_5}", 1.0),
+        ("p - q", r"\boxed{-q + p}", 1.0),
+        ("(3, \\frac{\\pi}{2})", r"\boxed{(3, \pi/2)}", 1.0),
+        ("12", r"\boxed{5} and \boxed{2}", 0.0),
+        ("5", r"First \boxed{5}, but no: \boxed{6}", 0.0),
+        ("5", "I do not know", 0.0),
+        ("5", "", 0.0),
+    ],
+)
+def test_maths(answer: str, text: str, score: float) -> None:
+    assert maths.grade({"answer": answer}, text).score == score
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("Answer: B", "B"),
+        ("A looks right. **Answer:** (C)", "C"),
+        (r"The answer is $\boxed{\text{D}}$", "D"),
+        ("The final answer is **A**.", "A"),
+        ("answer: b", ""),
+        ("Hence\n\n(C)", "C"),
+        ("It must be\ngreen", "B"),
+        ("Answer: A. No, wait. Answer: D", "D"),
+        ("Answer: E", ""),
+        ("An apple", ""),
+    ],
+)
+def test_letters(text: str, letter: str) -> None:
+    assert choice.letter_of(text, ["red", "green", "blue", "black"]) == letter
+
+
+def test_a_grader_that_hangs_or_dies_costs_its_answer_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "checks.py").write_text(
+        "import os, time\n"
+        "def check(row, text):\n"
+        "    if text == 'hang':\n"
+        "        while True: pass\n"
+        "    if text == 'die': os._exit(7)\n"
+        "    if text == 'raise': raise ValueError('odd')\n"
+        "    if text == 'odd': return 'yes'\n"
+        "    return text == row['want']\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    payload = {"checker": "checks:check", "row": {"want": "good"}}
+    found = {}
+
+    def work() -> None:  # not the main thread: a limit by signals could not work
+        with graders(1, 1.0) as pool:
+            for text in ("good", "hang", "bad", "die", "raise", "odd", "good"):
+                found[text] = pool.grade(f"{ROOM}.checker:grade", payload, text)
+
+    thread = Thread(target=work)
+    thread.start()
+    thread.join(60)
+    assert found["good"].score == 1.0
+    assert found["bad"].score == 0.0
+    assert [found[text].score for text in ("hang", "die", "raise", "odd")] == [None] * 4
+    assert "more than 1 s" in found["hang"].note
+    assert "exit status 7" in found["die"].note
+    assert "ValueError: odd (check, line 6)" in found["raise"].note
+    assert "returned 'yes'" in found["odd"].note
+
+
+def test_sympy_is_stopped_from_outside(pool: Graders) -> None:
+    start = time.monotonic()
+    pool.seconds = 1.0
+    found = pool.grade(f"{ROOM}.maths:grade", {"answer": "9^{9^{9^{9}}}"}, r"\boxed{9^{9^{9^{8}}}}")
+    pool.seconds = 20.0
+    assert time.monotonic() - start < 60
+    assert found.score in (0.0, None)
+    assert pool.grade(f"{ROOM}.maths:grade", {"answer": "2"}, "2").score == 1.0
+
+
+# Code
+
+
+ADD = {"tests": [{"input": "1 2\n", "output": "3\n"}, {"input": "5 5", "output": "10"}],
+       "function": "", "seconds": 5.0, "megabytes": 512}  # fmt: skip
+CALL = {"tests": [{"input": "[1, 2]\n3", "output": "6"}], "function": "total",
+        "seconds": 5.0, "megabytes": 512}  # fmt: skip
+
+
+def fenced(text: str) -> str:
+    return f"Here it is:\n```python\n{text}\n```\nDone."
+
+
+def test_programs_and_functions() -> None:
+    good = code.grade(ADD, fenced("a, b = map(int, input().split())\nprint(a + b)"))
+    assert (good.score, good.details) == (1.0, {"passed": 2, "tests": 2})
+    bad = code.grade(ADD, fenced("input(); print(3)"))
+    assert (bad.score, bad.details["passed"]) == (0.0, 1)
+    assert "test 2 of 2: another result" in bad.note
+    solution = "class Solution:\n    def total(self, xs: List[int], y):\n        return sum(xs) + y"
+    assert code.grade(CALL, fenced(solution)).score == 1.0
+    assert code.grade(CALL, fenced("def total(xs, y): return sum(xs)")).score == 0.0
+    assert "ZeroDivisionError" in code.grade(CALL, fenced("def total(a, b): 1 / 0")).note
+    assert code.grade(ADD, "print(3)").note == "no fenced code"
+
+
+def test_what_is_printed_is_compared_by_value() -> None:
+    payload = {**ADD, "tests": [{"input": "", "output": "1.50\n2"}]}
+    assert code.grade(payload, fenced("print(1.5)\nprint(2)")).score == 1.0
+    assert code.grade(payload, fenced("print(1.5, 2)")).score == 0.0
+
+
+def test_the_sandbox_holds(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("mine")
+    assert run_code("while True: pass", seconds=0.5).status == "time"
+    assert run_code("import time; time.sleep(60)", seconds=0.5).status == "time"
+    assert "MemoryError" in run_code("x = bytearray(1 << 30)", megabytes=300).reason
+    flood = run_code("while True: print('x' * 100_000)", seconds=5.0)
+    assert flood.status != "ok"
+    assert len(flood.out) <= 16 << 20
+    walls = " ".join(missing())
+    if "Landlock" not in walls:
+        for attempt in ("open({!r}, 'w')", "__import__('os').remove({!r})"):
+            assert "PermissionError" in run_code(attempt.format(str(outside))).reason
+        assert outside.read_text() == "mine"
+    if "unshare" not in walls:
+        connect = "__import__('socket').create_connection(('127.0.0.1', 9), 1)"
+        assert "unreachable" in run_code(connect).reason
+    assert run_code("import os; print(sorted(os.environ))").out.count("KEY") == 0
+
+
+def test_packed_tests_cannot_run_code() -> None:
+    tests = [{"input": "1", "output": "2"}]
+    packed = base64.b64encode(zlib.compress(pickle.dumps(json.dumps(tests)))).decode()
+    assert code.unpacked_tests(packed) == tests
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return print, ("ran",)
+
+    evil = base64.b64encode(zlib.compress(pickle.dumps(Evil()))).decode()
+    with pytest.raises(ValueError, match=r"asks for builtins\.print"):
+        code.unpacked_tests(evil)
+    with pytest.raises(ValueError, match="neither JSON"):
+        code.unpacked_tests("hello")
+
+
+# Instructions
+
+
+def test_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("lm_eval")
+    payload: dict[str, Any] = {
+        "prompt": "Name a fruit.",
+        "instructions": ["punctuation:no_comma", "keywords:existence"],
+        "kwargs": [{}, {"keywords": ["pear"], "num_words": None}],
+    }
+    instructions.check_instructions(payload["instructions"])
+    assert instructions.grade(payload, "A pear is one.").score == 1.0
+    missed = instructions.grade(payload, "A pear, for one.")
+    assert missed.score == 0.0
+    assert missed.note == "not followed: punctuation:no_comma"
+    assert missed.details["followed"] == [False, True]
+    with pytest.raises(InputError, match=r"no check for .* made:up"):
+        instructions.check_instructions(["made:up"])
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    with pytest.raises(InputError, match=r"number_sentences .* nltk\.downloader punkt_tab"):
+        instructions.check_instructions(["length_constraints:number_sentences"])
