@@ -32,7 +32,17 @@ from mvspec.views import visible
 if TYPE_CHECKING:
     from mvspec.runtime.serving.engine import SGLangEngine
 
-__all__ = ["cost_line", "describe_plan", "jsonable", "run_file", "show_demo", "show_result"]
+__all__ = [
+    "cost_line",
+    "describe_plan",
+    "jsonable",
+    "load_engine",
+    "run_file",
+    "run_live",
+    "show_demo",
+    "show_result",
+    "summary",
+]
 
 
 def run_file(
@@ -72,7 +82,7 @@ def run_file(
 
         runner = SGLangEngine(engine, api_key=os.environ.get("MVSPEC_API_KEY"))
     else:
-        runner = _loaded(model, errors)
+        runner = load_engine(model, errors)
     result = run_live(runner, program, options, errors, live=live and not quiet, trace=trace)
     if trace is not None:
         result.trace.save(trace)
@@ -93,7 +103,7 @@ def _check_trace(path: Path) -> None:
         raise InputError(f"{path}: cannot be written")
 
 
-def _loaded(model: str | None, console: Console) -> TorchEngine:
+def load_engine(model: str | None, console: Console) -> TorchEngine:
     """Load a model behind a status line, which transformers' own progress bars would break."""
     from transformers.utils import logging
 
@@ -212,7 +222,7 @@ def show_demo(document: Document, model: str | None, *, timeline: Path | None = 
         check_timeline(timeline)
     console = Console()
     errors = Console(stderr=True)
-    engine = _loaded(model, errors)
+    engine = load_engine(model, errors)
     console.rule("the document")
     console.print(document)
     plan = engine.plan(document)

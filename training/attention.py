@@ -42,6 +42,11 @@ def attend(
     Returns:
         [batch, n, heads, dim].
     """
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        # Rotated queries and keys are float32 then, values are not; FlexAttention wants one type.
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     # Inside a compiled layer it is a part of that layer's graph.
     flex = flex_attention if torch.compiler.is_compiling() else _compiled
     out: Tensor = flex(

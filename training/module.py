@@ -161,9 +161,12 @@ class LanguageModel(LightningModule):
         return self.network
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW and its schedule; Lightning calls it."""
+        """Return the optimizer and its schedule; Lightning calls it."""
         fused = self._root_device().type == "cuda"
-        optimizer = self.optimizer.build(self.built().parameters(), fused=fused)
+        network = self.built()
+        optimizer = self.optimizer.build(
+            network.parameters(), fused=fused, inner=network.layers.parameters()
+        )
         rates = self.optimizer.rates(optimizer, self.trainer.estimated_stepping_batches)
         return {
             "optimizer": optimizer,

@@ -1,0 +1,17 @@
+#!/bin/sh
+# The small model from nothing: tokenizer, problems, weights, a folder that engines serve.
+# Run it in the repository; what is there already is kept, so that it goes on where it was killed.
+set -eu
+out=build/arithmetic
+here=examples/arithmetic
+python $here/vocabulary.py $out/tokenizer
+for split in train validation; do
+    count=18000
+    [ $split = train ] || count=100
+    [ -e $out/$split.jsonl ] || python $here/generate.py $out/$split.jsonl --split $split --count $count
+    mvspec compile $out/$split.jsonl --tokenizer $out/tokenizer -o $out/$split
+done
+[ -e $out/test.jsonl ] || python $here/generate.py $out/test.jsonl --split test --count 1000 --questions
+mvspec train fit --config $here/tiny.yaml --ckpt_path last
+mvspec train export $out -o $out/model --dtype bfloat16
+python $here/evaluate.py $out/model

@@ -1,0 +1,289 @@
+"""Compare Multiverse with its baselines: from the same weights, on the same problems.
+
+    python examples/parity/parity.py examples/parity/tiny.yaml --out build/parity
+
+Killed and started again it goes on where it was; with the same settings a finished one only
+writes its report again. README.md beside this file says what the arms are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvspec.errors import MvspecError, VerifyError
+from mvspec.runtime import Options
+from mvspec.runtime.adaptive_demo import measure
+from mvspec.runtime.arithmetic import STEPWISE, Problem, arithmetic_model, ask, problems
+from mvspec.runtime.examination import mark, means
+
+from arms import Arm, find_arm  # isort: skip
+from fitting import OutOfTime, fit  # isort: skip
+from report import Records, write_report  # isort: skip
+from sets import mixture, packed  # isort: skip
+from settings import Settings, load_settings  # isort: skip
+
+BASE_SEED = 1_000_000
+"""Seed of the base's problems: none of an arm's."""
+
+
+class Comparison:
+    """All runs of one folder.
+
+    Args:
+        settings: what is compared.
+        folder: where everything is kept.
+        workers: processes that compile documents.
+        seconds: of this call; without end where it is None.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: Path, *, workers: int, seconds: float | None
+    ) -> None:
+        self.settings = settings
+        self.folder = folder
+        # One pool for all runs: a worker takes seconds to import what it needs.
+        self.pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
+        self.end = None if seconds is None else time.monotonic() + seconds
+        self.records = Records(folder / "results.jsonl")
+        self.tokenizer = folder / "tokenizer"
+
+    def begin(self) -> None:
+        """Make the folder, or see that it is of the same comparison.
+
+        Raises:
+            VerifyError: it is of another.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        said = self.settings.model_dump_json(indent=2)
+        known = self.folder / "settings.json"
+        if known.exists() and known.read_text(encoding="utf-8") != said:
+            raise VerifyError(str(self.folder), "is of other settings: name another folder")
+        if not self.tokenizer.is_dir():
+            source = Path(self.settings.tokenizer or arithmetic_model())
+            part = self.folder / "tokenizer.part"
+            part.mkdir(exist_ok=True)
+            for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+                if (source / name).is_file():
+                    shutil.copy(source / name, part)
+            part.replace(self.tokenizer)
+        known.write_text(said, encoding="utf-8")
+
+    def left(self) -> float | None:
+        """Return the seconds that are left.
+
+        Raises:
+            OutOfTime: none are.
+        """
+        if self.end is None:
+            return None
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise OutOfTime
+        return left
+
+    def run(self) -> None:
+        """Do all that is not done yet."""
+        arms = [find_arm(name) for name in self.settings.arms]
+        self.begin()
+        base = self.folder / "models" / "base"
+        if not base.is_dir():
+            source = self.settings.model
+            self.train("base", find_arm("autoregressive"), source, BASE_SEED, base)
+        for seed in self.settings.seeds:
+            for arm in arms:
+                model = self.model(arm, seed)
+                if not model.is_dir():
+                    self.train(arm.name, arm, str(base), seed, model)
+                self.examine(arm, seed, arm.prompt)
+                if arm.structured and self.settings.evaluation.asks_zero(arm.name):
+                    self.examine(arm, seed, STEPWISE)
+        self.time_alone([arm for arm in arms if self.settings.evaluation.times(arm.name)])
+
+    def model(self, arm: Arm, seed: int) -> Path:
+        """Return the folder of an arm's weights."""
+        name = arm.name.replace("(", "-").replace(")", "")
+        return self.folder / "models" / f"{name}-{seed}"
+
+    def train(self, name: str, arm: Arm, source: Any, seed: int, folder: Path) -> None:
+        """Train one model."""
+        self.left()
+        how = self.settings.base if name == "base" else self.settings.fit
+        started = time.perf_counter()
+        cpu = time.process_time()
+        items = mixture(how, arm.lowering, seed, self.settings.difficulty)
+        rows = packed(items, how, str(self.tokenizer), self.pool)
+        compiled = time.perf_counter() - started
+        tell(f"{name}, seed {seed}: {len(items)} problems in {len(rows)} rows of {how.length}")
+        folder.parent.mkdir(exist_ok=True)
+        fitted = fit(
+            source, rows, folder, self.settings, how,
+            tokenizer=str(self.tokenizer), seconds=self.left(),
+        )  # fmt: skip
+        real = sum(int((row.document_ids >= 0).sum()) for row in rows)
+        self.records.add(
+            kind="fit", arm=name, seed=seed, steps=fitted.steps, loss=fitted.loss,
+            problems=len(items), tokens=real, compile_seconds=compiled,
+            seconds=time.perf_counter() - started - compiled,
+            cpu_seconds=time.process_time() - cpu,
+        )  # fmt: skip
+
+    def examine(self, arm: Arm, seed: int, prompt: str) -> None:
+        """Ask one model the held-out problems."""
+        key = {"kind": "exam", "arm": arm.name, "seed": seed, "prompt": prompt}
+        if self.records.find(**key):
+            return
+        self.left()
+        how = self.settings.evaluation
+        engine = arm.engine(self.model(arm, seed), max_requests=how.batch)
+        started = time.perf_counter()
+        marks = list(
+            arm.examine(
+                engine, self.asked(how.problems), prompt=prompt, batch=how.batch,
+                max_tokens=how.max_tokens,
+            )
+        )  # fmt: skip
+        found = means(mark for mark in marks)
+        self.records.add(**key, problems=len(marks), seconds=time.perf_counter() - started, **found)
+        tell(f"{arm.name}, seed {seed}, {prompt!r}: {found['right']:.3f} right, "
+             f"# parallel {found['parallelism']:.2f}")  # fmt: skip
+        self.report()
+
+    def asked(self, count: int) -> list[Problem]:
+        """Return held-out problems, the same ones for every model."""
+        return list(islice(problems("test", 0, self.settings.difficulty), count))
+
+    def time_alone(self, arms: Sequence[Arm]) -> None:
+        """Ask one problem at a time, arm after arm in turns; then the same tokens in turn."""
+        seed = self.settings.seeds[0]
+        todo = [arm for arm in arms if not self.records.find(kind="alone", arm=arm.name)]
+        if not todo:
+            return
+        how = self.settings.evaluation
+        self.left()
+        engines = {arm.name: arm.engine(self.model(arm, seed)) for arm in todo}
+        sums = {arm.name: [0.0, 0, 0, 0] for arm in todo}
+        asked = self.asked(how.latency)
+        traces = []
+        for arm in todo:  # warm: kernels, graphs
+            self.alone(arm, engines[arm.name], asked[0])
+        for problem in asked:
+            for arm in todo:
+                result, seconds = self.alone(arm, engines[arm.name], problem)
+                found = mark(result, problem)
+                row = sums[arm.name]
+                row[0] += seconds
+                row[1] += found.tokens
+                row[2] += found.forwards
+                row[3] += found.right
+                if arm.name == "multiverse":
+                    traces.append(result.trace)
+        for arm in todo:
+            seconds, tokens, forwards, right = sums[arm.name]
+            self.records.add(
+                kind="alone", arm=arm.name, engine="torch", problems=len(asked), seconds=seconds,
+                tokens=tokens, forwards=forwards, right=right,
+            )  # fmt: skip
+        if traces:
+            same = measure(engines["multiverse"], traces, rounds=1)
+            self.records.add(
+                kind="replay", arm="multiverse", engine="torch", forwards=same.forwards,
+                seconds=same.seconds, forwards_alone=same.forwards_alone,
+                seconds_alone=same.seconds_alone,
+            )  # fmt: skip
+
+    def alone(self, arm: Arm, engine: Any, problem: Problem) -> tuple[Any, float]:
+        """Ask one problem; return what came and how long it took."""
+        options: Options = arm.options(self.settings.evaluation.max_tokens)
+        started = time.perf_counter()
+        result = engine.run(ask(problem, arm.prompt), options)
+        return result, time.perf_counter() - started
+
+    def serve(self, urls: Sequence[str]) -> None:
+        """Measure arms that servers of SGLang serve: ARM=URL each."""
+        if not urls:
+            return
+        from mvspec.runtime import SGLangEngine  # it needs httpx
+
+        how = self.settings.evaluation
+        for each in urls:
+            name, _, url = each.partition("=")
+            arm = find_arm(name)
+            engine = SGLangEngine(url)
+            asked = self.asked(how.problems)
+            options = arm.options(how.max_tokens)
+            started = time.perf_counter()
+            results = engine.run_many([ask(problem, arm.prompt) for problem in asked], options)
+            together = time.perf_counter() - started
+            marks = [mark(*pair) for pair in zip(results, asked, strict=True)]
+            alone = [self.alone(arm, engine, problem)[1] for problem in asked[: how.latency]]
+            self.records.add(
+                kind="served", arm=name, engine="sglang", problems=len(asked),
+                together_seconds=together, alone_problems=len(alone), seconds=sum(alone),
+                **means(marks),
+            )  # fmt: skip
+
+    def report(self) -> None:
+        """Write the tables and the plot of what there is."""
+        write_report(self.records.rows, self.settings, self.folder, device=device())
+
+
+def device() -> str:
+    """Return what computes, in words."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"CPU, {torch.get_num_threads()} threads"
+
+
+def tell(line: str) -> None:
+    """Say on a terminal or in a log how far things are."""
+    print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run or go on, and write the report."""
+    parser = argparse.ArgumentParser(description="Compare Multiverse with its baselines.")
+    parser.add_argument("settings", type=Path, help="a YAML file, as tiny.yaml")
+    parser.add_argument("--out", type=Path, required=True, help="folder of all that is made")
+    parser.add_argument("--minutes", type=float, help="stop after so many; call again to go on")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--report", action="store_true", help="write the report, and no more")
+    parser.add_argument("--smoke", action="store_true", help="every stage in miniature")
+    parser.add_argument("--url", action="append", default=[], metavar="ARM=URL",
+                        help="measure an arm that a server of SGLang serves")  # fmt: skip
+    given = parser.parse_args()
+    torch.set_float32_matmul_precision("high")
+    try:
+        settings = load_settings(given.settings)
+        seconds = None if given.minutes is None else 60 * given.minutes
+        comparison = Comparison(
+            settings.smoke() if given.smoke else settings, given.out,
+            workers=given.workers, seconds=seconds,
+        )  # fmt: skip
+        try:
+            if not given.report:
+                comparison.run()
+                comparison.serve(given.url)
+        except OutOfTime:
+            tell("out of time: run the same command again to go on")
+        comparison.report()
+        if comparison.pool:
+            comparison.pool.shutdown(cancel_futures=True)
+    except MvspecError as error:
+        sys.exit(f"parity: {error}")
+    print((given.out / "results.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()

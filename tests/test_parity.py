@@ -1,0 +1,162 @@
+"""The comparison: it goes on where it was killed, and its arms differ in their layout alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from arms import ARMS, find_arm, tagged, worded
+from fitting import OutOfTime, fit
+from parity import Comparison
+from report import Records
+from safetensors.torch import load_file
+from sets import mixture, packed
+from settings import Settings, load_settings
+
+import mvspec
+from mvspec.errors import MvspecError
+from mvspec.runtime.arithmetic import TINY, arithmetic_model, ask, problems, solve
+from mvspec.runtime.examination import is_canonical
+from mvspec.syntax import UNTAGGED
+
+FOLDER = Path(__file__).parents[1] / "examples" / "parity"
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return load_settings(FOLDER / "tiny.yaml").smoke()
+
+
+def test_the_committed_settings_load_and_shrink() -> None:
+    for name in ("tiny", "h200"):
+        whole = load_settings(FOLDER / f"{name}.yaml")
+        assert [find_arm(arm).name for arm in whole.arms] == list(whole.arms)
+        small = whole.smoke()
+        assert small.arms == whole.arms
+        assert small.base.documents < whole.base.documents
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("base: {documents: 0}", "base.documents"),
+        ("foo: 1", "foo"),
+        ("difficulty: {parts: [1, 2]}", "parts"),
+        ("[", "yaml"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_say_where(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "wrong.yaml"
+    whole = "model: m\nfit: {documents: 1}\n" + ("" if "base" in text else "base: {documents: 1}\n")
+    file.write_text(whole + text, encoding="utf-8")
+    with pytest.raises(MvspecError, match=says):
+        load_settings(file)
+    with pytest.raises(MvspecError, match="no arm is named"):
+        find_arm("foo")
+
+
+def test_arms_see_the_same_problems_in_the_same_order(settings: Settings) -> None:
+    how = settings.fit.model_copy(update={"documents": 60})
+    items = {name: mixture(how, arm.lowering, 3, TINY) for name, arm in ARMS.items()}
+    asked = {name: [problem for problem, _ in found] for name, found in items.items()}
+    assert len({tuple(each) for each in asked.values()}) == 1
+    structured = [
+        [low != "autoregressive" for _, low in items[n]] for n in ("multiverse", "official")
+    ]
+    assert structured[0] == structured[1]
+    assert not structured[0][0]
+    assert all(structured[0][30:])
+    rows = packed(items["multiverse"], how, str(arithmetic_model()))
+    assert len(rows) % how.rows == 0
+    assert {len(row) for row in rows} == {how.length}
+    assert sum(len(set(row.document_ids) - {-1}) for row in rows) == 60
+
+
+def test_a_worded_tokenizer_has_the_same_ids_and_forks_nothing() -> None:
+    from mvspec.runtime import TorchEngine
+
+    text = "<Parallel>\n<Goal>\n"
+    plain = worded(arithmetic_model())
+    engine = TorchEngine.load(arithmetic_model(), device="cpu")
+    ids = engine.tokenizer.encode(text, add_special_tokens=False)
+    assert tagged(plain.decode(ids)) == text
+    served = ARMS["sequential"].engine(arithmetic_model())
+    assert served.syntax == UNTAGGED
+    problem = next(each for each in problems("test") if each.parts)
+    written = served.run(ask(problem), ARMS["sequential"].options(24))
+    assert "[Parallel]" in written.text  # the same weights, and the tag is a word like others
+    assert len(written.trace.threads) == 1
+    assert not is_canonical(tagged(written.text))  # it was cut
+    assert is_canonical(mvspec.render(solve(problem).messages[1]))
+
+
+def test_a_run_that_is_out_of_time_goes_on_from_its_checkpoint(
+    tmp_path: Path, settings: Settings
+) -> None:
+    how = settings.fit.model_copy(update={"documents": 60, "length": 512})
+    rows = packed(mixture(how, "multiverse", 0, TINY), how, str(arithmetic_model()))
+
+    def weights(folder: Path, seconds: float | None) -> dict[str, Any]:
+        for _ in range(40):
+            try:
+                fit(settings.model, rows, folder, settings, how,
+                    tokenizer=str(arithmetic_model()), seconds=seconds)  # fmt: skip
+                break
+            except OutOfTime:
+                assert (folder.with_suffix(".state") / "last.ckpt").is_file()
+        assert not folder.with_suffix(".state").exists()
+        return load_file(folder / "model.safetensors")
+
+    once = weights(tmp_path / "once", None)
+    pieces = weights(tmp_path / "pieces", 0.2)
+    assert once.keys() == pieces.keys()
+    for name, tensor in once.items():
+        assert torch.equal(tensor, pieces[name]), name
+
+
+def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, settings: Settings) -> None:
+    text = (FOLDER / "tiny.yaml").read_text("utf-8")
+    file = tmp_path / "two.yaml"
+    file.write_text(text + "arms: [autoregressive, shared(8)]\n", encoding="utf-8")
+    out = tmp_path / "out"
+    command = [sys.executable, str(FOLDER / "parity.py"), str(file), "--out", str(out), "--smoke"]
+    process = subprocess.Popen([*command, "--workers", "1"], stderr=subprocess.DEVNULL)
+    records = out / "results.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while not (records.exists() and records.read_bytes().count(b"\n") >= 3):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    before = Records(records).rows
+    made = (out / "models" / "base" / "model.safetensors").stat().st_mtime_ns
+    with records.open("a", encoding="utf-8") as stream:
+        stream.write('{"kind": "ex')  # as a kill in the middle of a line leaves it
+    small = load_settings(file).smoke()
+    comparison = Comparison(small, out, workers=1, seconds=None)
+    comparison.run()
+    comparison.report()
+    rows = Records(records).rows
+    assert rows[: len(before)] == before
+    keys = Counter((row["kind"], row["arm"], row.get("seed"), row.get("prompt")) for row in rows)
+    assert set(keys.values()) == {1}
+    assert sum(kind == "fit" for kind, *_ in keys) == 1 + 2 * len(small.seeds)
+    assert (out / "models" / "base" / "model.safetensors").stat().st_mtime_ns == made
+    report = (out / "results.md").read_text("utf-8")
+    assert report.count("| shared(8) |") >= 3
+    assert (out / "results.png").stat().st_size > 1000
+    with pytest.raises(MvspecError, match="other settings"):
+        Comparison(small.model_copy(update={"seeds": (5,)}), out, workers=1, seconds=None).run()
+    with pytest.raises(OutOfTime):
+        Comparison(small, tmp_path / "new", workers=1, seconds=0.0).run()
