@@ -23,7 +23,7 @@ from mvspec.runtime.trace import Trace
 __all__ = ["Measured", "measure", "show_adaptive_demo"]
 
 SEED = 54
-"""Of held-out problems: the first four are one without parts, two with, and one with parts in it."""
+"""Of the held-out problems: one without parts, two with, and one whose parts have parts."""
 
 # Nothing holds the model to the grammar: what is well-formed is its own doing.
 OPTIONS = Options(structure=False, limits=Limits(max_tokens=1200))
