@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from mvspec.errors import VerifyError
-from mvspec.limits import Limits
 from mvspec.runtime.arithmetic import TINY, Problem, arithmetic_model, ask, is_right, problems
 from mvspec.runtime.console import load_engine, run_live, summary
 from mvspec.runtime.drawing import check_timeline, write_timeline
 from mvspec.runtime.engine import TorchEngine
+from mvspec.runtime.examination import UNHELD
 from mvspec.runtime.options import Options
 from mvspec.runtime.result import Result
 from mvspec.runtime.timeline import timeline_text
@@ -23,10 +23,7 @@ from mvspec.runtime.trace import Trace
 __all__ = ["Measured", "measure", "show_adaptive_demo"]
 
 SEED = 54
-"""Of held-out problems: the first four are one without parts, two with, and one with parts in it."""
-
-# Nothing holds the model to the grammar: what is well-formed is its own doing.
-OPTIONS = Options(structure=False, limits=Limits(max_tokens=1200))
+"""Of the held-out problems: one without parts, two with, and one whose parts have parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +98,7 @@ def show_adaptive_demo(
 def _answer(engine: TorchEngine, problem: Problem, console: Console, errors: Console) -> Result:
     """Ask one problem, and show what the model wrote."""
     console.rule(f"What is {problem}?")
-    result = run_live(engine, ask(problem), OPTIONS, errors, live=True)
+    result = run_live(engine, ask(problem), UNHELD, errors, live=True)
     if result.document is not None:
         console.print(result.document.messages[-1])
     right = is_right(result.text, problem.value)

@@ -16,7 +16,7 @@ from mvspec.runtime.result import Result
 
 __all__ = ["UNHELD", "Mark", "examine", "is_canonical", "mark", "means"]
 
-UNHELD = Options(structure=False, limits=Limits(max_tokens=4096))
+UNHELD = Options(structure=False, limits=Limits(max_tokens=2000))
 """Nothing holds the model to the grammar: what is well-formed is its own doing."""
 
 

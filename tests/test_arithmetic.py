@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from itertools import islice, permutations
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mvspec
-from mvspec.compiler import compile_document
+from mvspec.compiler import additive_mask, compile_document
 from mvspec.compiler.tokenizer import fingerprint, load_tokenizer
 from mvspec.errors import VerifyError
 from mvspec.ir import Document, Parallel
@@ -27,13 +29,14 @@ from mvspec.runtime.arithmetic import (
     Problem,
     answer_of,
     arithmetic_model,
+    ask,
     draw,
     is_right,
     problems,
     solve,
     split_of,
 )
-from mvspec.runtime.examination import examine, means
+from mvspec.runtime.examination import UNHELD, examine, means
 
 shares = st.sampled_from((0.0, 0.3, 1.0))
 
@@ -213,6 +216,25 @@ def test_the_small_model_forks_by_itself_and_is_right(engine: TorchEngine) -> No
     assert found["parallelism"] > 1.1
 
 
+def test_law_8_holds_on_the_trained_model(engine: TorchEngine) -> None:
+    """Logits of one training forward are those of the engine's steps, forks of its own and all."""
+    nested = next(p for p in problems("test") if any(part.parts for part in p.parts))
+    result = engine.run(ask(nested), replace(UNHELD, logits=True))
+    layout = result.trace.layout
+    assert layout.depth > 0
+    with torch.no_grad():
+        trained = engine.model.model(
+            input_ids=torch.from_numpy(layout.input_ids).long()[None],
+            position_ids=torch.from_numpy(layout.position_ids).long()[None],
+            attention_mask=additive_mask(layout),
+            use_cache=False,
+        ).logits[0]
+    assert result.logits is not None
+    pairs = [(mine, trained[i]) for i, mine in enumerate(result.logits) if mine is not None]
+    assert len(pairs) >= result.trace.answer - 2
+    assert max(float((mine - other).abs().max()) for mine, other in pairs) < 3e-4
+
+
 def test_the_adaptive_demo_shows_and_measures(capsys: pytest.CaptureFixture[str]) -> None:
     results = show_adaptive_demo(count=3)
     shown = capsys.readouterr().out
@@ -224,10 +246,7 @@ def test_the_adaptive_demo_shows_and_measures(capsys: pytest.CaptureFixture[str]
 
 def test_measuring_reads_the_same_tokens_in_more_forwards(engine: TorchEngine) -> None:
     forked = next(each for each in problems("test", seed=1) if each.parts)
-    from mvspec.runtime.adaptive_demo import OPTIONS
-    from mvspec.runtime.arithmetic import ask
-
-    trace = engine.run(ask(forked), OPTIONS).trace
+    trace = engine.run(ask(forked), UNHELD).trace
     found = measure(engine, [trace], rounds=1)
     assert found.forwards < found.forwards_alone
     assert min(found.seconds, found.seconds_alone) > 0

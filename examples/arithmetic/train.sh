@@ -6,12 +6,12 @@ out=build/arithmetic
 here=examples/arithmetic
 python $here/vocabulary.py $out/tokenizer
 for split in train validation; do
-    count=18000
+    count=15000
     [ $split = train ] || count=100
     [ -e $out/$split.jsonl ] || python $here/generate.py $out/$split.jsonl --split $split --count $count
     mvspec compile $out/$split.jsonl --tokenizer $out/tokenizer -o $out/$split
 done
 [ -e $out/test.jsonl ] || python $here/generate.py $out/test.jsonl --split test --count 1000 --questions
-mvspec train fit --config $here/tiny.yaml --ckpt_path last
-mvspec train export $out -o $out/model --dtype bfloat16
+mvspec train fit --config $here/tiny.yaml
+mvspec train export $out/checkpoints -o $out/model --dtype bfloat16
 python $here/evaluate.py $out/model
