@@ -291,7 +291,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--report", action="store_true", help="write the report, and no more")
     parser.add_argument("--only", nargs="+", metavar="ARM:SEED", default=None,
-                        help="do only these, or base; one call for each GPU, in the same folder")  # fmt: skip
+                        help="do only these, or base: a call for each GPU")  # fmt: skip
     parser.add_argument("--smoke", action="store_true", help="every stage in miniature")
     parser.add_argument("--url", action="append", default=[], metavar="ARM=URL",
                         help="measure an arm that a server of SGLang serves")  # fmt: skip
