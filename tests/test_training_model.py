@@ -86,11 +86,15 @@ def folder(path: Path, *, tied: bool = True, tokenizer: Any = PLAIN) -> Path:
     return path
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
-def test_tags_start_as_the_words_that_they_name(tmp_path: Path, tied: bool) -> None:
+def test_tags_start_as_the_words_that_they_name(tmp_path: Path, tied: bool, compiled: bool) -> None:
     path = folder(tmp_path / "model", tied=tied)
     before: Any = LlamaForCausalLM.from_pretrained(path)
-    module = LanguageModel(str(path), add_tags=True)
+    # As `mvspec compile --add-tags` leaves it beside the shards, or the model's own.
+    save_tokenizer(TOKENIZER, tmp_path / "tags")
+    tokenizer = str(tmp_path / "tags") if compiled else None
+    module = LanguageModel(str(path), tokenizer, add_tags=True)
     model = module.built().base
     vocabulary = Vocabulary.of(module.tokenizer)
     assert len(module.new_tags) == len(TAGS)
@@ -113,10 +117,13 @@ def test_a_tokenizer_without_tags_is_refused(tmp_path: Path) -> None:
         LanguageModel(str(path))
     with pytest.raises(VerifyError, match="give the one that the data was compiled with"):
         LanguageModel(CONFIG)
-    # The tags' ids lie beyond the model's embeddings, and nobody said that they are new to it.
+    # Its embeddings may have rows for them, and nobody said that they were never trained.
     save_tokenizer(TOKENIZER, tmp_path / "tags")
+    with pytest.raises(Unsupported, match=r"<Think>.* are new to the model"):
+        LanguageModel(str(path), str(tmp_path / "tags"))
+    model = LlamaForCausalLM.from_pretrained(path)
     with pytest.raises(VerifyError, match="rows, the tokenizer's ids need"):
-        LanguageModel(str(path), str(tmp_path / "tags")).built()
+        LanguageModel(model, TOKENIZER).built()
 
 
 @pytest.mark.parametrize(
@@ -231,6 +238,8 @@ def test_an_exported_folder_is_served(tied: bool, tmp_path: Path) -> None:
         assert torch.equal(logits_of(served.model.model), logits_of(module.built().base))
         assert served.model.ends == {TOKENIZER.eos_token_id}
     assert TorchEngine.load(tmp_path / "half", dtype="bfloat16").run(question, options).trace.ids
+    # It knows its tags: nothing is initialised when it is trained on.
+    assert LanguageModel(str(tmp_path / "file"), add_tags=True).new_tags == []
     with pytest.raises(CheckpointError, match="there is no such checkpoint"):
         export(tmp_path / "none.ckpt", tmp_path / "x")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
@@ -394,11 +403,13 @@ def test_half_precision_leaves_positions_alone(precision: Any, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.environ.get("MVSPEC_PROFILE") != "nightly", reason="it compiles")
-def test_compiled_layers_attend_as_the_mask_says() -> None:
+def test_compiled_layers_attend_as_the_mask_says(tmp_path: Path) -> None:
     """FlexAttention inside one compiled graph for all layers, lists and intervals as data."""
     torch._dynamo.utils.counters.clear()
     compiled = LanguageModel(CONFIG, TOKENIZER, attention="flex", compile=True)
-    plain = LanguageModel(CONFIG, TOKENIZER, attention="sdpa")
+    # A model in memory is told how to attend.
+    given = LanguageModel(CONFIG, TOKENIZER, attention="flex").built().base
+    plain = LanguageModel(given, TOKENIZER, attention="sdpa")
     networks = [module.built().eval() for module in (compiled, plain)]
     for layout in documents(3):
         batch = Batch([Row(layout, ("a",))], 256)
@@ -410,3 +421,11 @@ def test_compiled_layers_attend_as_the_mask_says() -> None:
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert not torch._dynamo.utils.counters["graph_break"]
+    # Forward and backward; FlexAttention has no backward pass on a CPU.
+    losses = []
+    for fast, small in ((False, False), (True, False), (True, True)):
+        module = LanguageModel(CONFIG, TOKENIZER, compile=fast, gradient_checkpointing=small)
+        run = trainer(tmp_path, max_steps=4, max_epochs=-1)
+        run.fit(module, LayoutData(documents(), batch_size=4, pack=True, length=700))
+        losses.append(float(run.callback_metrics["train/loss"]))
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)

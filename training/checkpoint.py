@@ -90,7 +90,8 @@ class Checkpoints(ModelCheckpoint):
         """Save the last step too, wherever it falls."""
         super().on_train_end(trainer, pl_module)
         path = self.format_checkpoint_name({"step": torch.tensor(trainer.global_step)})
-        if not Path(path).exists():
+        # All ranks save, or none: one may already see what another has written.
+        if not trainer.strategy.broadcast(Path(path).exists()):
             trainer.save_checkpoint(path)
             if self.save_top_k == 1 and self.best_model_path not in ("", path):
                 trainer.strategy.remove_checkpoint(self.best_model_path)

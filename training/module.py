@@ -50,8 +50,8 @@ class LanguageModel(LightningModule):
         model: a folder or hub name; or a config, as {"model_type": "llama", ...}, for weights
             from scratch; or a transformers model.
         tokenizer: a folder, file or hub name, or a tokenizer; by default the model's folder.
-        add_tags: extend a tokenizer that lacks tags; their embeddings start as the mean of the
-            words that they name.
+        add_tags: let tags be new to the model: a tokenizer that lacks them is extended, and
+            their embeddings start as the mean of the words that they name.
         dtype: of the weights, as "float32".
         attention: "flex" (a GPU's default), "sdpa" (a CPU's) or "eager".
         kernel_options: for FlexAttention, such as {"BACKEND": "FLASH"}.
@@ -65,7 +65,7 @@ class LanguageModel(LightningModule):
 
     Raises:
         Unsupported: the model's attention is not the mask's, or the tokenizer lacks tags.
-        VerifyError: the loss or a gradient is not finite; the message names the documents.
+        NotFinite: the loss or a gradient is not finite; the message names the documents.
     """
 
     def __init__(
@@ -92,9 +92,10 @@ class LanguageModel(LightningModule):
         if tokenizer is None:
             raise VerifyError("tokenizer", "give the one that the data was compiled with")
         if isinstance(tokenizer, str | os.PathLike):
-            tokenizer = load_tokenizer(os.fspath(tokenizer))
+            # A copy, since the loaded one is kept for others and may be extended here.
+            tokenizer = deepcopy(load_tokenizer(os.fspath(tokenizer)))
         self.tokenizer = tokenizer
-        self.new_tags = extend_tokenizer(tokenizer, add=add_tags)
+        self.new_tags = extend_tokenizer(tokenizer, model, add=add_tags)
         self.weights_dtype = dtype
         if attention is not None and attention not in ATTENTIONS:
             raise VerifyError("attention", f"{attention!r} is not one of {', '.join(ATTENTIONS)}")
@@ -117,6 +118,8 @@ class LanguageModel(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Let checkpoints appear whole or not at all; Lightning calls it."""
+        self._window.clear()
+        self._evaluated.clear()
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = WholeCheckpoints()
@@ -138,6 +141,7 @@ class LanguageModel(LightningModule):
         network = Network(
             model, loss=self.loss, chunk=self.chunk, kernel_options=self.kernel_options
         )
+        network.to(torch_dtype(self.weights_dtype))
         network.train()
         if self.gradient_checkpointing:
             network.base.gradient_checkpointing_enable({"use_reentrant": False})

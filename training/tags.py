@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.compiler.vocabulary import Vocabulary, add_tags
 from mvspec.errors import Unsupported
+from mvspec.records import InputError
 from mvspec.syntax import Tag
 
 __all__ = ["extend_tokenizer", "initialise_tags", "tag_words"]
@@ -25,20 +28,20 @@ def tag_words(tag: Tag) -> str:
     return f" end {name}" if tag.value.startswith("</") else name
 
 
-def extend_tokenizer(tokenizer: Any, *, add: bool) -> list[int]:
-    """Return the ids of tags that a tokenizer lacked and now has.
+def extend_tokenizer(tokenizer: Any, source: Any, *, add: bool) -> list[int]:
+    """Return the ids of the tags that a model has to learn anew.
 
     Args:
-        tokenizer: changed in place.
-        add: whether it may be extended.
+        tokenizer: that the model is to be trained with; extended in place where tags are missing.
+        source: of the model: a folder or hub name, whose own tokenizer says which tags it knows.
+        add: whether tags may be new to the tokenizer and the model.
 
     Raises:
-        Unsupported: it lacks tags and may not be extended, or the compiler cannot use it.
+        Unsupported: tags are new and may not be, or the compiler cannot use the tokenizer.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    missing = [tag for tag in Tag if backend.token_to_id(tag.value) is None]
+    missing = _missing(tokenizer)
+    name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
     if missing and not add:
-        name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         raise Unsupported(
             f"tokenizer {name} has no token for {', '.join(missing)}: give the tokenizer that the "
             "data was compiled with (mvspec compile --add-tags saves it beside the shards), or "
@@ -46,11 +49,32 @@ def extend_tokenizer(tokenizer: Any, *, add: bool) -> list[int]:
         )
     if missing:
         add_tags(tokenizer)
-    Vocabulary.of(tokenizer)
-    return [backend.token_to_id(tag.value) for tag in missing]
+    ids = Vocabulary.of(tokenizer).tag_ids
+    own = _own_tokenizer(source)
+    unknown = (list(Tag) if add else []) if own is None else _missing(own)
+    if unknown and not add:
+        raise Unsupported(
+            f"{', '.join(unknown)} are new to the model {source}, whose embeddings of them were "
+            "never trained: set add_tags: true"
+        )
+    return [ids[tag] for tag in unknown]
 
 
-def initialise_tags(model: Any, tokenizer: Any, ids: list[int], size: int | None = None) -> None:
+def _missing(tokenizer: Any) -> list[Tag]:
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    return [tag for tag in Tag if backend.token_to_id(tag.value) is None]
+
+
+def _own_tokenizer(source: Any) -> Any:
+    if not isinstance(source, str | os.PathLike):
+        return None
+    try:
+        return load_tokenizer(os.fspath(source))
+    except InputError:
+        return None  # a folder of weights alone
+
+
+def initialise_tags(model: Any, tokenizer: Any, ids: list[int]) -> None:
     """Give rows of a model's embeddings and head the mean of those of the words they name.
 
     A tied head needs no more; an untied one gets the mean of its own rows. Biases too.
@@ -59,13 +83,10 @@ def initialise_tags(model: Any, tokenizer: Any, ids: list[int], size: int | None
         model: of transformers; its embeddings grow to the tokenizer's size where they are smaller.
         tokenizer: with the tags.
         ids: of the tags that are new to the model.
-        size: rows of the embeddings; by default what the tokenizer needs, never fewer than are
-            there.
     """
     vocabulary = Vocabulary.of(tokenizer)
-    rows = max(vocabulary.size, size or 0)
-    if model.get_input_embeddings().weight.shape[0] < rows:
-        model.resize_token_embeddings(rows, mean_resizing=False)
+    if model.get_input_embeddings().weight.shape[0] < vocabulary.size:
+        model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
     head = model.get_output_embeddings()
     tables: list[Tensor] = [model.get_input_embeddings().weight]
     if head is not None and head.weight is not tables[0]:

@@ -63,7 +63,6 @@ def build_model(
     attention: str,
     lora: Lora | None = None,
     seed: int = 0,
-    weights: bool = True,
 ) -> Any:
     """Return a transformers model whose embeddings have the tokenizer's tags.
 
@@ -74,14 +73,13 @@ def build_model(
         dtype, attention: of the model.
         lora: adapters to put around it.
         seed: of fresh weights.
-        weights: whether to load a folder's weights; without, they are fresh.
 
     Raises:
         VerifyError: the source cannot be loaded, or its vocabulary does not hold the tokenizer's.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = _load(source, tokenizer, dtype, attention, weights=weights)
+        model = _load(source, tokenizer, dtype, attention)
         rows = model.get_input_embeddings().weight.shape[0]
         size = Vocabulary.of(tokenizer).size
         if rows < size and not new_tags:
@@ -89,15 +87,17 @@ def build_model(
                 "model", f"its embeddings have {rows} rows, the tokenizer's ids need {size}: "
                 "give the model's own tokenizer and add_tags: true"
             )  # fmt: skip
-        if new_tags and weights:
+        if new_tags:
             initialise_tags(model, tokenizer, new_tags)
         return _adapted(model, lora, new_tags) if lora else model
 
 
-def _load(source: Any, tokenizer: Any, dtype: torch.dtype, attention: str, *, weights: bool) -> Any:
+def _load(source: Any, tokenizer: Any, dtype: torch.dtype, attention: str) -> Any:
     if not isinstance(source, str | os.PathLike | Mapping):
         check_model(source)
-        return source.to(dtype)
+        if source.config._attn_implementation != attention:
+            source.set_attn_implementation(attention)
+        return source
     try:
         if isinstance(source, Mapping):
             config = _config(source, tokenizer)
@@ -105,7 +105,7 @@ def _load(source: Any, tokenizer: Any, dtype: torch.dtype, attention: str, *, we
         else:
             config = AutoConfig.from_pretrained(os.fspath(source))
         check_model(config)
-        if isinstance(source, Mapping) or not weights:
+        if isinstance(source, Mapping):
             make: Any = AutoModelForCausalLM.from_config
             model: Any = make(config, attn_implementation=attention, dtype=dtype)
         else:
