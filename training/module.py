@@ -141,7 +141,8 @@ class LanguageModel(LightningModule):
         network = Network(
             model, loss=self.loss, chunk=self.chunk, kernel_options=self.kernel_options
         )
-        network.to(torch_dtype(self.weights_dtype))
+        if not self.lora:  # adapters stay in float32 beside weights in half precision
+            network.to(torch_dtype(self.weights_dtype))
         network.train()
         if self.gradient_checkpointing:
             network.base.gradient_checkpointing_enable({"use_reentrant": False})

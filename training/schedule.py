@@ -136,8 +136,8 @@ class Schedule:
         most = np.argsort(-(exact - counts), kind="stable")[: count - counts.sum()]
         counts[most] += 1
         times = [
-            np.interp(np.arange(each) + 0.5, np.concatenate([[0], total_]), np.arange(count + 1))
-            for each, total_ in zip(counts, sums, strict=True)
+            np.interp(np.arange(each) + 0.5, np.concatenate([[0], running]), np.arange(count + 1))
+            for each, running in zip(counts, sums, strict=True)
         ]
         which = np.repeat(np.arange(len(names), dtype=np.int32), counts)
         return counts, which[np.argsort(np.concatenate(times), kind="stable")]
