@@ -21,6 +21,7 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -33,7 +34,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
 
 from mvspec.compiler import compile_document
 from mvspec.training import Batch, LanguageModel, LayoutData, Optimizer
@@ -42,7 +43,7 @@ from mvspec.training.throughput import step_flops
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 
-COMMON = {"model_type": "llama", "tie_word_embeddings": True, "max_position_embeddings": 1 << 17}
+COMMON = {"tie_word_embeddings": True, "max_position_embeddings": 1 << 17}
 SHAPES: dict[str, dict[str, Any]] = {
     "0.5B": COMMON | {
         "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
@@ -119,6 +120,15 @@ def tokenizer() -> Any:
     return chat_tokenizer()
 
 
+def fresh(name: str, dtype: torch.dtype, device: str) -> Any:
+    """A model with random weights, made where it is used: on a CPU that takes longer than a run."""
+    config = LlamaConfig(**SHAPES[name])
+    make: Any = AutoModelForCausalLM.from_config
+    torch.manual_seed(0)
+    with torch.device(device):
+        return make(config, dtype=dtype)
+
+
 def trainer(root: Path, **more: Any) -> Trainer:
     return Trainer(
         default_root_dir=root, logger=False, enable_checkpointing=False, max_epochs=-1,
@@ -129,8 +139,9 @@ def trainer(root: Path, **more: Any) -> Trainer:
 def steps(name: str, length: int, variant: str, checkpointing: bool, given: Any) -> dict[str, Any]:
     """Time training steps of one kind; return what is reported."""
     torch._dynamo.reset()
+    dtype = torch.float32 if given.smoke else torch.bfloat16
     model = Model(
-        SHAPES[name],
+        fresh(name, dtype, "cpu" if given.smoke else "cuda"),
         tokenizer(),
         dtype="float32" if given.smoke else "bfloat16",
         attention={"flash": "flex", "dense": "sdpa"}.get(variant, variant),
@@ -142,7 +153,7 @@ def steps(name: str, length: int, variant: str, checkpointing: bool, given: Any)
     layout = synthetic.layout(length, given.coverage, block=min(2048, length // 4))
     clock = Clock(given.warmup)
     run = trainer(
-        Path("/tmp"), accelerator="cpu" if given.smoke else "gpu", devices=1,
+        Path(tempfile.gettempdir()), accelerator="cpu" if given.smoke else "gpu", devices=1,
         precision="32-true" if given.smoke else "bf16-true", callbacks=[clock],
         max_steps=given.warmup + given.steps,
     )  # fmt: skip
@@ -265,12 +276,12 @@ def curve(given: Any) -> None:
         else "auto"
     )
     run = trainer(
-        Path("/tmp"), accelerator="cpu" if given.smoke else "gpu", devices=devices,
+        Path(tempfile.gettempdir()), accelerator="cpu" if given.smoke else "gpu", devices=devices,
         strategy=sharded, precision="32-true" if given.smoke else "bf16-mixed",
         accumulate_grad_batches=accumulate, callbacks=[losses], max_steps=given.curve_steps,
     )  # fmt: skip
     model = Model(
-        SHAPES["toy" if given.smoke else "0.1B"], made,
+        fresh("toy" if given.smoke else "0.1B", torch.float32, "cpu"), made,
         compile=not given.no_compile and not given.smoke,
         optimizer=Optimizer(lr=1e-3, schedule="constant", warmup=10),
     )  # fmt: skip
@@ -283,7 +294,7 @@ def curve(given: Any) -> None:
 
 def curves(given: Any) -> None:
     """Compare two devices with one, and one with itself in another order of summation."""
-    folder = Path(given.out).parent if given.out else Path("/tmp")
+    folder = Path(given.out).parent if given.out else Path(tempfile.gettempdir())
     found: dict[str, list[float]] = {}
     for name in ("one", "again", "two"):
         file = folder / f"curve-{os.getpid()}-{name}.json"
