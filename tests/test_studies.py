@@ -299,6 +299,24 @@ def test_sharing_is_the_law_where_rounds_outlast_the_paths(tmp_path: Path) -> No
     assert np.abs(first).max() < 1e-4  # a first path of the first block reads the same in both
 
 
+def test_documents_of_a_corpus_are_those_of_the_problems(tmp_path: Path) -> None:
+    model = str(saved(tmp_path / "model"))
+    some = [each.document for each in problems(6)]
+    corpus = tmp_path / "documents.jsonl"
+    rows = [{"id": str(i), **json.loads(each.to_json())} for i, each in enumerate(some)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    assert list(study.read_documents(corpus, ".")) == some
+    with pytest.raises(MvspecError, match=r"documents.jsonl:1: no field 'document': there is"):
+        list(study.read_documents(corpus, "document"))
+    sharing.main(model, documents=2, output=tmp_path / "made")
+    sharing.main(model, documents=2, corpus=corpus, field=".", output=tmp_path / "read")
+    made, read = (
+        (tmp_path / name / "losses.jsonl").read_text("utf-8").splitlines()[1:]
+        for name in ("made", "read")
+    )
+    assert made == read
+
+
 def test_studies_say_what_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from problems import CONNECTIVES, problems
 from rich.progress import track
-from study import Records, mean_error, publish, sequential_reading, start, table
+from study import Records, mean_error, publish, read_documents, sequential_reading, start, table
 
 import mvspec
 from mvspec import Document, Message, MvspecError
@@ -246,6 +246,8 @@ def accuracy(
         some = np.random.default_rng(seed).choice(other, min(int(rare.sum()), len(other)), False)
         train = rare.copy()
         train[some] = True
+    if len(set(labels[train].tolist())) < 2:
+        return float("nan")  # one wording has one random label: no control
     best, chosen = -1.0, None
     for strength in STRENGTHS:
         probe = (
@@ -334,9 +336,8 @@ def main(
         some = [(each.question, each.solution) for each in problems(documents)]
         given = [marked_text(words, f"Question: {q}\nSolution:\n", t, max_tokens) for q, t in some]
     elif source == "law":
-        with corpus.open(encoding="utf-8") as lines:
-            rows = [json.loads(line)[field] for line in islice(lines, documents)]
-        given = [marked_document(words, Document.from_json(json.dumps(row))) for row in rows]
+        turns = islice(read_documents(corpus, field), documents)
+        given = [marked_document(words, document) for document in turns]
     else:
         some = list(islice(read_corpus(corpus, field), documents))
         given = [marked_text(words, f"Question: {q}\nSolution:\n", t, max_tokens) for q, t in some]
@@ -358,7 +359,7 @@ def report(results: dict[str, Any]) -> str:
 
     def shown(values: list[float]) -> str:
         mean, error = mean_error([100 * value for value in values])
-        return f"{mean:.1f} ± {error:.1f}"
+        return "-" if np.isnan(mean) else f"{mean:.1f} ± {error:.1f}"
 
     rows = []
     for name, result in results.items():
