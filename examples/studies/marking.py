@@ -176,7 +176,8 @@ def read_part(model: Any, given: Sequence[Marked], path: Path | None) -> NDArray
     kept = [list(marked.chosen) for marked in given]
     read = read_layouts(model, [marked.layout for marked in given], hidden=kept, batch=4)
     parts = [reading.hidden for reading in read if reading.hidden is not None]
-    states = np.concatenate(parts, axis=1).astype(np.float16)
+    most = np.finfo(np.float16).max  # a few dimensions of large models pass it
+    states = np.concatenate(parts, axis=1).clip(-most, most).astype(np.float16)
     if path is not None:
         with path.with_suffix(".part").open("wb") as file:
             np.save(file, states)
