@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -28,26 +27,6 @@ PAGES = {
 
 LINK = re.compile(r"(\]\()(?!\w+:|#)([^)\s#]+)((?:#[^)]*)?\))")
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".toml": "toml", ".json": "json"}
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave out of the navigation what is not there yet."""
-
-    def there(entry: Any) -> bool:
-        uri = next(iter(entry.values())) if isinstance(entry, dict) else entry
-        return not isinstance(uri, str) or uri in PAGES.values() or (DOCS / uri).is_file()
-
-    def kept(entries: list[Any]) -> list[Any]:
-        return [
-            {name: kept(value) if isinstance(value, list) else value for name, value in e.items()}
-            if isinstance(e, dict)
-            else e
-            for e in entries
-            if there(e)
-        ]
-
-    config.nav = kept(config.nav or [])
-    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

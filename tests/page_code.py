@@ -135,8 +135,7 @@ def simple_commands(code: str) -> list[list[str]]:
 def in_process(commands: Sequence[Sequence[str]]) -> tuple[int, str]:
     """Run commands through their own entry points.
 
-    Not one of them does anything else in a process of its own, but it takes seconds to import
-    torch in each.
+    In a process of its own each would do the same, after seconds of importing torch.
     """
     out = StringIO()
     before = sys.argv

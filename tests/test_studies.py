@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("sklearn")
 
 import implicit
+import marking
 import probing
 import prompting
 import sharing
@@ -98,7 +99,7 @@ def test_a_reading_is_the_models_own_loss() -> None:
         list(read_layouts(model, layouts, hidden=kept[:2]))
 
 
-def planted(strength: float) -> probing.Examples:
+def planted(strength: float) -> marking.Examples:
     """Examples of which layer 1 has the label in a direction, and layer 0 nothing."""
     draw = np.random.default_rng(0)
     labels = draw.random(400) < 0.4
@@ -107,7 +108,7 @@ def planted(strength: float) -> probing.Examples:
     direction = draw.normal(size=16)
     hidden[1] += strength * np.outer(np.where(labels, 1, -1), direction).astype(np.float32)
     documents = np.repeat(np.arange(80), 5).tolist()
-    return probing.Examples(
+    return marking.Examples(
         labels.tolist(), documents, [{"matched"}] * 400, contexts, [0] * 400, hidden
     )
 
@@ -147,7 +148,7 @@ def test_probing_runs_on_problems_and_on_a_corpus(tmp_path: Path) -> None:
         model, documents=31, seeds=1, source="corpus", corpus=corpus, output=out, page=page
     )
     results = json.loads((tmp_path / "out/results.json").read_text("utf-8"))
-    assert set(results) == set(probing.SETS)
+    assert set(results) == set(marking.SETS)
     blocks = sum(each.stages.count("block") for each in problems(30))
     assert results["line ends"]["positive"] == blocks
     assert results["matched"]["tokens"] == sum(len(each.stages) for each in problems(30))
@@ -158,7 +159,7 @@ def test_probing_runs_on_problems_and_on_a_corpus(tmp_path: Path) -> None:
 def test_under_the_law_the_token_before_a_block_is_the_one_that_chooses_it(tmp_path: Path) -> None:
     tokenizer = chat_tokenizer()
     for problem in problems(6):
-        marked = probing.marked_document(tokenizer, problem.document)
+        marked = marking.marked_document(tokenizer, problem.document)
         opening = tokenizer.convert_tokens_to_ids("<Parallel>")
         layout = marked.layout
         chosen = {
@@ -178,11 +179,11 @@ def test_under_the_law_the_token_before_a_block_is_the_one_that_chooses_it(tmp_p
     )  # fmt: skip
     results = json.loads((tmp_path / "out/results.json").read_text("utf-8"))
     assert set(results) == {"any token"}  # no turn begins with a block
-    given = [probing.marked_document(tokenizer, problem.document) for problem in problems(20)]
+    given = [marking.marked_document(tokenizer, problem.document) for problem in problems(20)]
     (tmp_path / "out/states-000016.npy").unlink()  # as a kill leaves it
     loaded = tiny_model("Llama", len(tokenizer)).float()
-    again = probing.collect(loaded, given, tmp_path / "out").hidden
-    assert np.array_equal(again, probing.collect(loaded, given).hidden)
+    again = marking.collect(loaded, given, tmp_path / "out").hidden
+    assert np.array_equal(again, marking.collect(loaded, given).hidden)
     with pytest.raises(MvspecError, match="read more documents"):
         probing.main(model, documents=2, output=tmp_path / "few")
 
@@ -297,6 +298,24 @@ def test_sharing_is_the_law_where_rounds_outlast_the_paths(tmp_path: Path) -> No
     assert np.abs(sharing.differences(rows, "shared(1)", "later")).max() > 1e-4
     first = sharing.differences(rows, "sequential", "first")
     assert np.abs(first).max() < 1e-4  # a first path of the first block reads the same in both
+
+
+def test_documents_of_a_corpus_are_those_of_the_problems(tmp_path: Path) -> None:
+    model = str(saved(tmp_path / "model"))
+    some = [each.document for each in problems(6)]
+    corpus = tmp_path / "documents.jsonl"
+    rows = [{"id": str(i), **json.loads(each.to_json())} for i, each in enumerate(some)]
+    corpus.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    assert list(study.read_documents(corpus, ".")) == some
+    with pytest.raises(MvspecError, match=r"documents.jsonl:1: no field 'document': there is"):
+        list(study.read_documents(corpus, "document"))
+    sharing.main(model, documents=2, output=tmp_path / "made")
+    sharing.main(model, documents=2, corpus=corpus, field=".", output=tmp_path / "read")
+    made, read = (
+        (tmp_path / name / "losses.jsonl").read_text("utf-8").splitlines()[1:]
+        for name in ("made", "read")
+    )
+    assert made == read
 
 
 def test_studies_say_what_is_wrong(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from problems import problems
 from rich.progress import track
-from study import Records, mean_error, publish, start, table
+from study import Records, mean_error, publish, read_documents, start, table
 
-from mvspec import Document
+from mvspec import Document, Parallel
 from mvspec.compiler import Layout, Vocabulary
 from mvspec.compiler.stages import compile_stages
 from mvspec.runtime.model import load
@@ -71,6 +72,8 @@ def main(
     model: str | None = None,
     device: str = "cpu",
     documents: int = 40,
+    corpus: Path | None = None,
+    field: str = "document",
     batch: int = 4,
     output: Path = Path("build/studies/sharing"),
     page: Path | None = None,
@@ -81,14 +84,18 @@ def main(
         model: a folder or a hub name; by default SmolLM2-135M-Instruct. One whose tokenizer has
             the tags reads the multiverse form, any other the prose that plans run on.
         device: where it runs.
-        documents: problems with a block.
+        documents: how many are scored; all have a block.
+        corpus: JSONL of documents as JSON to score instead of made-up problems.
+        field: of the corpus, that has the document; "." for the row itself.
         batch: documents that are read at once.
         output: the folder for losses.jsonl and the plot.
         page: a Markdown page whose results are renewed.
     """
-    records = Records(output / "losses.jsonl", {"model": model, "documents": documents})
-    some = [each.document for each in problems(3 * documents) if "block" in each.stages]
-    some = some[:documents]
+    settings = {"model": model, "documents": documents, "corpus": corpus}
+    records = Records(output / "losses.jsonl", settings)
+    made = (each.document for each in problems(3 * documents))
+    given = read_documents(corpus, field) if corpus else made
+    some = list(islice((each for each in given if any(each.walk(Parallel))), documents))
     names = [f"{lowering}/{index}" for lowering in LOWERINGS for index in range(len(some))]
     if any(name not in records for name in names):
         loaded, tokenizer = load(model, device=device)
@@ -108,7 +115,8 @@ def main(
                 }
                 records.add(f"{lowering}/{index}", {"lowering": lowering, **row})
     rows = list(records.rows.values())
-    publish("sharing", report(rows), page, plot(rows), output)
+    name = "sharing-corpus" if corpus else "sharing"
+    publish(name, report(rows), page, plot(rows), output)
 
 
 def syntax_of(tokenizer: Any) -> Syntax:

@@ -6,19 +6,20 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mvspec import Message, MvspecError, Parallel, Think
+from mvspec import Document, Message, MvspecError, Parallel, Think
 from mvspec.node import Node
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Records", "mean_error", "publish", "sequential_reading", "start", "table"]
+__all__ = ["Records", "mean_error", "publish", "read_documents", "sequential_reading", "start",
+           "table"]  # fmt: skip
 
 HERE = Path(__file__).parent
 TRIGGER = re.compile(r"\s*Let's think in parallel[.!:]?\s*$")
@@ -108,6 +109,24 @@ def sequential_reading(message: Message) -> tuple[str, list[int]]:
 
     walk(message.body)
     return "".join(parts), starts
+
+
+def read_documents(corpus: Path, field: str) -> Iterator[Document]:
+    """Yield the documents of a JSONL file.
+
+    Args:
+        field: of a row, that has the document as JSON; "." for the row itself, with its name.
+
+    Raises:
+        MvspecError: a row has none.
+    """
+    with corpus.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            row = json.loads(line)
+            if field != "." and field not in row:
+                raise MvspecError(f"{corpus}:{number}: no field {field!r}: there is {list(row)}")
+            value = row[field] if field != "." else {k: v for k, v in row.items() if k != "id"}
+            yield Document.from_json(json.dumps(value))
 
 
 def mean_error(values: Sequence[float]) -> tuple[float, float]:
