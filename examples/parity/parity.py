@@ -46,11 +46,19 @@ class Comparison:
         folder: where everything is kept.
         workers: processes that compile documents.
         seconds: of this call; without end where it is None.
+        only: (arm, seed) that this call does, where others do the rest; None for all.
     """
 
     def __init__(
-        self, settings: Settings, folder: Path, *, workers: int, seconds: float | None
+        self,
+        settings: Settings,
+        folder: Path,
+        *,
+        workers: int,
+        seconds: float | None,
+        only: set[tuple[str, int]] | None = None,
     ) -> None:
+        self.only = only
         self.settings = settings
         self.folder = folder
         # One pool for all runs: a worker takes seconds to import what it needs.
@@ -103,13 +111,15 @@ class Comparison:
             self.train("base", find_arm("autoregressive"), source, BASE_SEED, base)
         for seed in self.settings.seeds:
             for arm in arms:
+                if self.only is not None and (arm.name, seed) not in self.only:
+                    continue
                 model = self.model(arm, seed)
                 if not model.is_dir():
                     self.train(arm.name, arm, str(base), seed, model)
                 self.examine(arm, seed, arm.prompt)
                 if arm.structured and self.settings.evaluation.asks_zero(arm.name):
                     self.examine(arm, seed, STEPWISE)
-            if seed == self.settings.seeds[0]:
+            if seed == self.settings.seeds[0] and self.only is None:
                 self.time_alone([arm for arm in arms if self.settings.evaluation.times(arm.name)])
 
     def model(self, arm: Arm, seed: int) -> Path:
@@ -248,6 +258,25 @@ def device() -> str:
     return "CPU, one thread" if threads == 1 else f"CPU, {threads} threads"
 
 
+def chosen(only: Sequence[str] | None) -> set[tuple[str, int]] | None:
+    """Read what `--only` names.
+
+    Raises:
+        VerifyError: it is no arm and seed.
+    """
+    if only is None:
+        return None
+    found = set()
+    for each in only:
+        name, _, seed = each.partition(":")
+        if each == "base":
+            continue
+        if not seed.isdecimal():
+            raise VerifyError(f"--only {each}", "is not ARM:SEED, as multiverse:0, nor base")
+        found.add((find_arm(name).name, int(seed)))
+    return found
+
+
 def tell(line: str) -> None:
     """Say on a terminal or in a log how far things are."""
     print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
@@ -261,6 +290,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, help="stop after so many; call again to go on")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--report", action="store_true", help="write the report, and no more")
+    parser.add_argument("--only", nargs="+", metavar="ARM:SEED", default=None,
+                        help="do only these, or base: a call for each GPU")  # fmt: skip
     parser.add_argument("--smoke", action="store_true", help="every stage in miniature")
     parser.add_argument("--url", action="append", default=[], metavar="ARM=URL",
                         help="measure an arm that a server of SGLang serves")  # fmt: skip
@@ -271,7 +302,7 @@ def main() -> None:
         seconds = None if given.minutes is None else 60 * given.minutes
         comparison = Comparison(
             settings.smoke() if given.smoke else settings, given.out,
-            workers=given.workers, seconds=seconds,
+            workers=given.workers, seconds=seconds, only=chosen(given.only),
         )  # fmt: skip
         try:
             if not given.report:
