@@ -60,7 +60,7 @@ class LanguageModel(LightningModule):
         gradient_checkpointing: compute activations again in the backward pass.
         compile: compile the decoder's layers.
         lora: train adapters, and the new tags' embeddings, instead of all weights.
-        optimizer: AdamW's settings and the learning rate's schedule.
+        optimizer: its settings, and the learning rate's schedule.
         seed: of fresh weights and of dropout.
 
     Raises:

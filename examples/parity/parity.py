@@ -119,9 +119,8 @@ class Comparison:
                 self.examine(arm, seed, arm.prompt)
                 if arm.structured and self.settings.evaluation.asks_zero(arm.name):
                     self.examine(arm, seed, STEPWISE)
-        if self.only is not None:
-            return
-        self.time_alone([arm for arm in arms if self.settings.evaluation.times(arm.name)])
+            if seed == self.settings.seeds[0] and self.only is None:
+                self.time_alone([arm for arm in arms if self.settings.evaluation.times(arm.name)])
 
     def model(self, arm: Arm, seed: int) -> Path:
         """Return the folder of an arm's weights."""
@@ -255,7 +254,8 @@ def device() -> str:
     """Return what computes, in words."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"CPU, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return "CPU, one thread" if threads == 1 else f"CPU, {threads} threads"
 
 
 def chosen(only: Sequence[str] | None) -> set[tuple[str, int]] | None:
