@@ -187,7 +187,9 @@ class Strand:
                 self.paths = [Strand(self.family, live, self) for live in block]
             for path in self.paths:
                 yield from path.advance()
-            if self.live.paths or not all(path.done for path in self.paths):
+            # While a family is rebuilt this may be an earlier block than its thread's open one.
+            is_open = bool(self.live.paths) and len(self._read) == len(self.live.items) - 1
+            if is_open or not all(path.done for path in self.paths):
                 return
             self._join()
         self.feeding = self.pending()

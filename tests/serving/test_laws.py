@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from reference import Reference, random_document
 from served import Served, serve
 from soak import Soak
+from transformers import AutoTokenizer
 
 import mvspec as mv
 from mvspec.compiler import plan_document, plan_layout
@@ -41,10 +43,35 @@ def test_random_requests_are_as_in_training(name: str, folder: Path, tmp_path: P
         soak = Soak(served.url, str(folder), seed=5, give_up=0.15)
         requests = 2500 if NIGHTLY else 60
         assert asyncio.run(soak.run(requests, 24)), soak.wrong
+        rebuilt = press(served, folder)
+        assert rebuilt or name == "two ranks"
         state = httpx.get(f"{served.url}/server_info", timeout=60).json()["internal_states"][0]
         assert state["mvspec"]["counters"]["faults"] == 0
         assert state["mvspec"]["requests"] == []
         assert soak.sums["paths"] > 20
+
+
+def press(served: Served, folder: Path) -> int:
+    """Send turns with two blocks that do not fit in memory together; say how many were rebuilt.
+
+    Those that were given up in their second block read their first one again.
+    """
+    reference = Reference(str(folder))
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+
+    def block(words: int) -> mv.Parallel:
+        text = " ".join(["It is one"] * words)
+        return mv.parallel(mv.branch("One", text), mv.branch("Two", text), conclusion="Both.")
+
+    document = mv.document(mv.user("Well?"), mv.assistant(block(2), "\nSo.\n", block(20)))
+    plan = plan_document(document, tokenizer, template=True)
+    order = Order.of(plan, Options(decode=True), live=False)
+    with ThreadPoolExecutor() as pool:
+        traces = list(pool.map(lambda _: replay(served, *order), range(8)))
+    assert all(reference.worst(trace)[1] < 5e-5 for trace in traces)
+    state = httpx.get(f"{served.url}/server_info", timeout=60).json()["internal_states"][0]
+    rebuilt: int = state["mvspec"]["counters"]["rebuilt"]
+    return rebuilt
 
 
 def replay(server: Served, ids: list[int], order: Order) -> Trace:
