@@ -86,6 +86,17 @@ def folder(path: Path, *, tied: bool = True, tokenizer: Any = PLAIN) -> Path:
     return path
 
 
+def test_a_seed_means_the_same_weights_wherever_a_strategy_makes_tensors() -> None:
+    def weights(device: str) -> list[Tensor]:
+        model = LanguageModel(CONFIG, TOKENIZER, seed=3)
+        with torch.device(device):
+            model.configure_model()
+        return list(model.parameters())
+
+    for here, there in zip(weights("cpu"), weights("meta"), strict=True):
+        assert torch.equal(here, there)
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 def test_tags_start_as_the_words_that_they_name(tmp_path: Path, tied: bool, compiled: bool) -> None:

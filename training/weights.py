@@ -77,7 +77,9 @@ def build_model(
     Raises:
         VerifyError: the source cannot be loaded, or its vocabulary does not hold the tokenizer's.
     """
-    with torch.random.fork_rng():
+    # A strategy may make tensors on its device, whose random numbers are others: a seed means the
+    # same weights under all of them.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         model = _load(source, tokenizer, dtype, attention)
         rows = model.get_input_embeddings().weight.shape[0]
