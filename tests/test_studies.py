@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def test_under_the_law_the_token_before_a_block_is_the_one_that_chooses_it(tmp_p
     assert set(results) == {"any token"}  # no turn begins with a block
     given = [marking.marked_document(tokenizer, problem.document) for problem in problems(20)]
     (tmp_path / "out/states-000016.npy").unlink()  # as a kill leaves it
-    loaded = tiny_model("Llama", len(tokenizer)).float()
+    loaded = deepcopy(tiny_model("Llama", len(tokenizer))).float()
     again = marking.collect(loaded, given, tmp_path / "out").hidden
     assert np.array_equal(again, marking.collect(loaded, given).hidden)
     with pytest.raises(MvspecError, match="read more documents"):
