@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -319,6 +320,8 @@ def test_interrupt_waits_for_what_is_paid_and_goes_on_later(tmp_path: Path) -> N
             command(source, out, server.url, "--concurrency", "4"),
             env=os.environ | {"GEMINI_API_KEY": KEY},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # A shell's background jobs ignore Ctrl-C.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         ) as process:  # fmt: skip
             while server.seen.total() < 8:
                 time.sleep(0.02)

@@ -171,6 +171,8 @@ def test_an_interrupt_at_any_time_leaves_whole_traces() -> None:
     engine = tiny_engine(bias=dict.fromkeys([chat().eos_token_id], -99.0))
     document, found = forked(200), 0
     before = signal.signal(signal.SIGALRM, lambda *args: signal.raise_signal(signal.SIGINT))
+    # A shell's background jobs ignore Ctrl-C.
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         for count in range(60):
             signal.setitimer(signal.ITIMER_REAL, 0.004 + 0.001 * (count % 30))
@@ -189,6 +191,7 @@ def test_an_interrupt_at_any_time_leaves_whole_traces() -> None:
             found += any(trace.finish == "interrupted" for trace in traces)
     finally:
         signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGINT, ctrl_c)
     assert found
     assert engine.run(forked(3)).trace.finish == "end"
 
