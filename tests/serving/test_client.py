@@ -240,9 +240,14 @@ def test_an_interrupt_keeps_the_trace(server: Served, engine: Any, several: bool
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
 
+    # A shell's background jobs ignore Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=interrupt).start()
-    with pytest.raises(Interrupted) as stop:
-        engine.run_many(documents, LONG)
+    try:
+        with pytest.raises(Interrupted) as stop:
+            engine.run_many(documents, LONG)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(stop.value.traces) == len(documents)
     trace = stop.value.trace
     assert trace.finish == "interrupted"
