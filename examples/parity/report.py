@@ -18,6 +18,9 @@ __all__ = ["Records", "write_report"]
 
 Row = dict[str, Any]
 
+SHARES = ("right", "well_formed", "forked")
+"""Measurements that tables show in percent."""
+
 
 class Records:
     """Lines of JSON, each of which is whole or not there.
@@ -84,16 +87,18 @@ def _spread(values: Sequence[float], scale: float = 1.0, digits: int = 1) -> str
     return middle if len(values) < 2 else f"{middle} ± {scale * stdev(values):.{digits}f}"
 
 
+def _scores(found: list[Row]) -> list[str]:
+    shares = [_spread([row[name] for row in found], 100) for name in SHARES]
+    return [*shares, _spread([row["parallelism"] for row in found], digits=2)]
+
+
 def _main_table(own: dict[str, list[Row]], settings: Settings, device: str) -> str:
     head = ["arm", "exact match, %", "well-formed, %", "forked, %", "# parallel", "tokens",
             "critical path", "seeds"]  # fmt: skip
     lines = [
         [
             name,
-            _spread([row["right"] for row in found], 100),
-            _spread([row["well_formed"] for row in found], 100),
-            _spread([row["forked"] for row in found], 100),
-            _spread([row["parallelism"] for row in found], digits=2),
+            *_scores(found),
             f"{mean(row['tokens'] for row in found):.0f}",
             f"{mean(row['critical_path'] for row in found):.0f}",
             str(len(found)),
@@ -113,10 +118,7 @@ def _zero_table(zero: dict[str, list[Row]]) -> str:
     lines = [
         [
             name,
-            _spread([row["right"] for row in found], 100),
-            _spread([row["well_formed"] for row in found], 100),
-            _spread([row["forked"] for row in found], 100),
-            _spread([row["parallelism"] for row in found], digits=2),
+            *_scores(found),
         ]
         for name, found in zero.items()
         if found

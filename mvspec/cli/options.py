@@ -21,6 +21,7 @@ __all__ = [
     "Json",
     "Lowering",
     "Model",
+    "OnlyRecords",
     "Timeline",
     "Tokenizer",
     "Workers",
@@ -54,6 +55,13 @@ Field = Annotated[
 Form = Annotated[
     str,
     typer.Option(help=f"Surface form: {', '.join(READABLE)}.", callback=known_form),
+]
+OnlyRecords = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--record",
+        help="Show only the record of this id or place (runs.jsonl:3); repeatable.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 Workers = Annotated[int, typer.Option(min=1, help="Processes to work in.")]

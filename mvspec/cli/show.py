@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mvspec.check import read_document, report
-from mvspec.cli.options import Field, Form, Inputs, Lowering, apart, needs
+from mvspec.cli.options import Field, Form, Inputs, Lowering, OnlyRecords, apart, needs
 from mvspec.errors import Source
 from mvspec.html.notebook import HTML_LIMIT, tree_html
 from mvspec.ir import Document
@@ -27,10 +27,7 @@ def show(
     inputs: Inputs,
     field: Field = None,
     form: Form = MULTIVERSE.name,
-    record: Annotated[
-        list[str] | None,
-        typer.Option(help="Show only the record of this id or place (runs.jsonl:3); repeatable."),
-    ] = None,
+    record: OnlyRecords = None,
     limit: Annotated[
         int | None,
         typer.Option(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mvspec.cli.options import Field, Form, Inputs, Workers, apart, as_given, needs
+from mvspec.cli.options import Field, Form, Inputs, OnlyRecords, Workers, apart, as_given, needs
 from mvspec.cli.show import selected
 from mvspec.console import progress
 from mvspec.html.page import Page, own_output
@@ -32,10 +32,7 @@ def view(
     ] = None,
     field: Field = None,
     form: Form = MULTIVERSE.name,
-    record: Annotated[
-        list[str] | None,
-        typer.Option(help="Show only the record of this id or place (runs.jsonl:3); repeatable."),
-    ] = None,
+    record: OnlyRecords = None,
     tokenizer: Annotated[
         str | None,
         typer.Option(help="Count texts in its tokens, not in words; as for compile."),
