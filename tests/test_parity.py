@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,10 +24,11 @@ from sets import mixture, packed
 from settings import Settings, load_settings
 
 import mvspec
+from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import MvspecError
 from mvspec.runtime.arithmetic import TINY, arithmetic_model, ask, problems, solve
 from mvspec.runtime.examination import is_canonical
-from mvspec.syntax import UNTAGGED
+from mvspec.syntax import UNTAGGED, Tag
 
 FOLDER = Path(__file__).parents[1] / "examples" / "parity"
 
@@ -41,7 +44,10 @@ def test_the_committed_settings_load_and_shrink() -> None:
         assert [find_arm(arm).name for arm in whole.arms] == list(whole.arms)
         small = whole.smoke()
         assert small.arms == whole.arms
-        assert small.base.documents < whole.base.documents
+        assert small.fit.documents < whole.fit.documents
+        if whole.base is not None:
+            assert small.base is not None
+            assert small.base.documents < whole.base.documents
 
 
 @pytest.mark.parametrize(
@@ -120,6 +126,26 @@ def test_a_run_that_is_out_of_time_goes_on_from_its_checkpoint(
     assert once.keys() == pieces.keys()
     for name, tensor in once.items():
         assert torch.equal(tensor, pieces[name]), name
+
+
+def test_without_a_base_arms_start_from_a_folder_whose_tokenizer_gets_tags(
+    tmp_path: Path, settings: Settings
+) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(arithmetic_model(), source)
+    table = json.loads((source / "tokenizer.json").read_text("utf-8"))
+    tags = set(map(str, Tag))
+    table["added_tokens"] = [t for t in table["added_tokens"] if t["content"] not in tags]
+    table["model"]["vocab"] = {w: i for w, i in table["model"]["vocab"].items() if w not in tags}
+    (source / "tokenizer.json").write_text(json.dumps(table), encoding="utf-8")
+    more = {"model": str(source), "base": None, "arms": ("multiverse",)}
+    out = tmp_path / "out"
+    Comparison(
+        settings.model_copy(update=more), out, workers=1, seconds=None, only={("multiverse", 0)}
+    ).run()
+    assert [row["kind"] for row in Records(out / "results.jsonl").rows] == ["fit", "exam", "exam"]
+    assert tags <= set(load_tokenizer(str(out / "models" / "multiverse-0")).get_vocab())
+    assert not (out / "models" / "base").exists()
 
 
 def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, settings: Settings) -> None:

@@ -97,6 +97,7 @@ def fit(
     module = LanguageModel(
         source,
         loaded,
+        add_tags=isinstance(source, str),  # a model of another make may lack them
         compile=settings.compile,
         optimizer=Optimizer(
             lr=how.lr, muon=how.muon, weight_decay=how.weight_decay, warmup=how.warmup

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -22,8 +21,9 @@ from typing import Any
 
 import torch
 
+from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import MvspecError, VerifyError
-from mvspec.runtime import Options
+from mvspec.runtime import Options, default_model
 from mvspec.runtime.adaptive_demo import measure
 from mvspec.runtime.arithmetic import STEPWISE, Problem, arithmetic_model, ask, problems
 from mvspec.runtime.examination import mark, means
@@ -79,14 +79,18 @@ class Comparison:
         if known.exists() and known.read_text(encoding="utf-8") != said:
             raise VerifyError(str(self.folder), "is of other settings: name another folder")
         if not self.tokenizer.is_dir():
-            source = Path(self.settings.tokenizer or arithmetic_model())
+            initial = self.initial()
+            own = initial if isinstance(initial, str) else arithmetic_model()
             part = self.folder / "tokenizer.part"
-            part.mkdir(exist_ok=True)
-            for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-                if (source / name).is_file():
-                    shutil.copy(source / name, part)
+            source = self.settings.tokenizer or str(own)
+            load_tokenizer(source, tags=True).save_pretrained(part)
             part.replace(self.tokenizer)
         known.write_text(said, encoding="utf-8")
+
+    def initial(self) -> Any:
+        """Return what weights are made of: a config, or a folder."""
+        model = self.settings.model
+        return str(default_model()) if model == "default" else model
 
     def left(self) -> float | None:
         """Return the seconds that are left.
@@ -105,17 +109,19 @@ class Comparison:
         """Do all that is not done yet."""
         arms = [find_arm(name) for name in self.settings.arms]
         self.begin()
-        base = self.folder / "models" / "base"
-        if not base.is_dir():
-            source = self.settings.model
-            self.train("base", find_arm("autoregressive"), source, BASE_SEED, base)
+        source = self.initial()
+        if self.settings.base is not None:
+            base = self.folder / "models" / "base"
+            if not base.is_dir():
+                self.train("base", find_arm("autoregressive"), source, BASE_SEED, base)
+            source = str(base)
         for seed in self.settings.seeds:
             for arm in arms:
                 if self.only is not None and (arm.name, seed) not in self.only:
                     continue
                 model = self.model(arm, seed)
                 if not model.is_dir():
-                    self.train(arm.name, arm, str(base), seed, model)
+                    self.train(arm.name, arm, source, seed, model)
                 self.examine(arm, seed, arm.prompt)
                 if arm.structured and self.settings.evaluation.asks_zero(arm.name):
                     self.examine(arm, seed, STEPWISE)
@@ -130,7 +136,8 @@ class Comparison:
     def train(self, name: str, arm: Arm, source: Any, seed: int, folder: Path) -> None:
         """Train one model."""
         self.left()
-        how = self.settings.base if name == "base" else self.settings.fit
+        base = self.settings.base
+        how = base if name == "base" and base is not None else self.settings.fit
         started = time.perf_counter()
         cpu = time.process_time()
         items = mixture(how, arm.lowering, seed, self.settings.difficulty)

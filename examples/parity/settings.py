@@ -70,10 +70,13 @@ class Settings(_Part):
     """The whole comparison.
 
     Args:
-        model: a config, as {"model_type": "llama", ...}, for weights from scratch; or a folder.
-        tokenizer: a folder; by default that of the model that comes with the package.
+        model: a config, as {"model_type": "llama", ...}, for weights from scratch; or a folder, or
+            "default": SmolLM2-135M-Instruct, as `mvspec.runtime.default_model` has it.
+        tokenizer: a folder; by default the model's own, with tags, and for weights from scratch
+            that of the model that comes with the package.
         difficulty: of the problems.
-        base: how the weights are trained that all arms start from: on the baseline's documents.
+        base: how the weights are trained that all arms start from, on the baseline's documents;
+            without it they start from `model`.
         fit: how each arm is trained.
         arms: names of `arms.ARMS`, or `shared(k)`.
         seeds: of the order of problems; each arm is trained once for each.
@@ -85,7 +88,7 @@ class Settings(_Part):
     model: dict[str, Any] | str
     tokenizer: str | None = None
     difficulty: Difficulty = TINY
-    base: Fit
+    base: Fit | None = None
     fit: Fit
     arms: tuple[str, ...] = (
         "autoregressive", "multiverse", "sequential", "shared(1)", "shared(8)", "shared(64)",
@@ -111,7 +114,7 @@ class Settings(_Part):
         return self.model_copy(
             update={
                 "model": model,
-                "base": self.base.model_copy(update=small),
+                "base": self.base and self.base.model_copy(update=small),
                 "fit": self.fit.model_copy(update=small),
                 "seeds": self.seeds[:2],
                 "evaluation": tiny,
