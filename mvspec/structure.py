@@ -169,7 +169,9 @@ class Structure:
         before = self._thread(thread)
         if not (self.strict or self._bounded or isinstance(event, Tag)):
             return self._write(before, event, width)
-        after = before.copy()
+        # A thread that refuses an event is unchanged: a copy is for what is refused afterwards.
+        limited = self._bounded or event is Tag.PARALLEL or event is Tag.OUTLINE
+        after = before.copy() if limited else before
         self._take(after, event)
         if isinstance(event, Tag):
             self._check_counts(after, event)
@@ -179,20 +181,20 @@ class Structure:
                 f"cannot be closed within the budget (positions {self.limits.max_position}, "
                 f"tokens {self.limits.max_tokens})"
             )
-        index = self.count
-        step = Step(thread, index, before.position, before.last, before.chain)
+        index, position, last = self.count, before.position, before.last
         self.count += width
         after.position += width
         if width:
             after.last = index + width - 1
         self.threads[thread] = after
-        if event is Tag.END_GOAL:
-            step = step._replace(forked=self._fork(after))
-        self._reserve += self._total(after) - self._total(before)
-        self._reserve += sum(self._total(self.threads[child]) for child in step.forked)
+        forked = self._fork(after) if event is Tag.END_GOAL else ()
+        if self._bounded:
+            self._reserve += self._total(after) - self._total(before)
+            self._reserve += sum(self._total(self.threads[child]) for child in forked)
+        joined = None
         if after.done and after.parent is not None:
-            step = step._replace(joined=self._join(self.threads[after.parent]))
-        return step
+            joined = self._join(self.threads[after.parent])
+        return Step(thread, index, position, last, after.chain, forked, joined)
 
     def _write(self, thread: Thread, text: str, width: int) -> Step:
         """Take text that only a thread that waits can refuse: an engine does it for every token."""
@@ -316,12 +318,14 @@ class Structure:
         return self.limits.max_position is not None or self.limits.max_tokens is not None
 
     def _check_counts(self, thread: Thread, tag: Tag) -> None:
-        where = f"thread {thread.id}, position {thread.position}"
-        if tag is Tag.PARALLEL and len(thread.chain) >= self.limits.max_depth:
-            raise LimitExceeded(f"{where}: blocks nest deeper than {self.limits.max_depth}")
         most = self.limits.max_paths
-        if tag is Tag.OUTLINE and most is not None and thread.outlines > most:
-            raise LimitExceeded(f"{where}: more than {most} paths in a block")
+        if tag is Tag.PARALLEL and len(thread.chain) >= self.limits.max_depth:
+            wrong = f"blocks nest deeper than {self.limits.max_depth}"
+        elif tag is Tag.OUTLINE and most is not None and thread.outlines > most:
+            wrong = f"more than {most} paths in a block"
+        else:
+            return
+        raise LimitExceeded(f"thread {thread.id}, position {thread.position}: {wrong}")
 
     def _fits(self, before: Thread, after: Thread, width: int) -> bool:
         """Whether all that is open can still be closed once `before` has become `after`."""

@@ -20,6 +20,7 @@ Event = Tag | str
 
 _BODIES = (None, Tag.THINK, Tag.PATH)
 _NONE: frozenset[Tag] = frozenset()
+_NEXT = {Tag.PARALLEL: Tag.GOAL, Tag.GOAL: Tag.OUTLINE, Tag.END_CONCLUSION: Tag.END_PARALLEL}
 
 
 @dataclass(slots=True)
@@ -188,16 +189,15 @@ class Thread:
             self.frames = self.frames[:-1]
         elif tag is not Tag.PATH:  # a path's thread is made with its frame
             self.frames = (*self.frames, tag)
-        after: dict[Tag, tuple[Event, ...]] = {
-            Tag.PARALLEL: (separator, Tag.GOAL),
-            Tag.GOAL: (separator, Tag.OUTLINE),
-            Tag.OUTLINE: (separator, self.number(self.outlines) + syntax.label_end),
-            Tag.PATH: (separator, self.label + syntax.label_end.rstrip()),
-            Tag.END_CONCLUSION: (separator, Tag.END_PARALLEL),
-            Tag.END_GOAL: (),
-            Tag.END_PATH: (),
-        }
-        self.pending = after.get(tag, (syntax.after(tag),))
+        if tag in _NEXT:
+            self.pending = (separator, _NEXT[tag])
+        elif tag is Tag.OUTLINE:
+            self.pending = (separator, self.number(self.outlines) + syntax.label_end)
+        elif tag is Tag.PATH:
+            self.pending = (separator, self.label + syntax.label_end.rstrip())
+        else:
+            forks = tag is Tag.END_GOAL or tag is Tag.END_PATH
+            self.pending = () if forks else (syntax.after(tag),)
         self._tags_only()
         self.length, self.tail = 0, ""
         self.inline = tag in (Tag.PATH, Tag.CONCLUSION)
