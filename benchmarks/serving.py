@@ -185,7 +185,7 @@ async def _run(engine: Any, requests: list[Request], logprob: bool) -> dict[str,
 
 def trace_of(out: dict[str, Any]) -> dict[str, Any]:
     """Return the trace of an answer."""
-    found: dict[str, Any] = out["meta_info"]["finish_reason"][KEY]["trace"]
+    found: dict[str, Any] = json.loads(out["meta_info"]["finish_reason"][KEY])["trace"]
     return found
 
 

@@ -60,7 +60,8 @@ class Interpreter:
         ends = [n for n in (limits.max_position, self.context) if n is not None]
         limits = limits.model_copy(update={"max_position": min(ends) if ends else None})
         if limits.max_tokens is not None:  # holes before this turn have taken their share
-            own = sum(t.author != "prompt" for _, t in self.request.root.tokens())
+            stretches = self.request.root.stretches()
+            own = sum(token.author != "prompt" for _, found in stretches for token in found)
             limits = limits.model_copy(update={"max_tokens": max(limits.max_tokens - own, 0)})
         lexicon = self.request.lexicon
         if not self.strict:

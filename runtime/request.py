@@ -90,7 +90,8 @@ class Request(Threads):
                 token.logits = row
             if not live.unread:
                 live.logits = row
-                self.release(live)
+                if live.ended:
+                    self.release(live)
         seconds = self.options.limits.max_seconds
         if seconds is not None and self.ends[-1] >= seconds:
             self.cut = "time"
@@ -106,16 +107,13 @@ class Request(Threads):
 
     def wants(self, live: Live) -> bool:
         """Whether a thread waits for a draw."""
-        return (
-            not (live.unread or live.paths or live.ended)
-            and bool(
-                (live.hole and not live.hole.rest)
-                or live.given
-                or (live.adaptive and not live.script)
-            )
-            and self.room(live) > 0
-            and live.predicting is not None
-        )
+        if live.unread or live.paths or live.ended:
+            return False
+        if not (
+            live.given or (live.hole and not live.hole.rest) or (live.adaptive and not live.script)
+        ):
+            return False
+        return (not self.rounds or self.room(live) > 0) and live.predicting is not None
 
     def allowed(self, live: Live) -> Tensor | None:
         """Return what may be drawn for a thread: bool [at most vocabulary]; None for anything."""
@@ -150,7 +148,8 @@ class Request(Threads):
         if live.given:
             live.given.popleft()
             self.append(live, draw.id, self.push(live, 1), "model", draw=draw)
-            self.ready.append(live)
+            if not live.given:
+                self.ready.append(live)
             return True
         return (self.interpreter if live.adaptive else self.filling).choose(live, draw)
 

@@ -73,14 +73,15 @@ class Result:
 
 def result_of(request: Request, model: str) -> Result:
     """Return the result of a request that has finished, or was interrupted."""
-    tokens = list(request.root.tokens())
+    stretches = list(request.root.stretches())
+    tokens = [token for _, found in stretches for token in found]
     threads = sorted(request.root.threads(), key=lambda live: live.number)
     filling = request.filling
     order = [hole.name for hole in request.plan.holes]
     texts = {name: filling.texts[name] for name in order if name in filling.texts}
     values = {name: filling.values[name] for name in order if name in filling.values}
     spans: dict[str, list[int]] = {}
-    for index, (_, token) in enumerate(tokens):
+    for index, token in enumerate(tokens if texts else ()):
         if token.hole:
             spans.setdefault(token.hole, []).append(index)
     holes = tuple(
@@ -99,12 +100,13 @@ def result_of(request: Request, model: str) -> Result:
     diagnostics: tuple[Diagnostic, ...] = ()
     if adaptive:
         if not interrupted:
-            document, diagnostics = _written(request, [token for _, token in tokens])
+            document, diagnostics = _written(request, tokens)
     elif request.plan.document is not None:
         document = request.plan.document
         if not interrupted:
             document = document.fill(texts)
-    trace = Trace(
+    # Not validated again, and through lists, for speed: many requests may end in one step.
+    trace = Trace.model_construct(
         model=model,
         form=request.plan.form,
         seed=request.options.sampling.seed,
@@ -115,18 +117,18 @@ def result_of(request: Request, model: str) -> Result:
             )
             for live in threads
         ),
-        ids=tuple(token.id for _, token in tokens),
-        texts=tuple(token.text for _, token in tokens),
-        owners=tuple(live.number for live, _ in tokens),
-        position_ids=tuple(token.position for _, token in tokens),
-        authors=tuple(token.author for _, token in tokens),
-        logprobs=tuple(token.logprob for _, token in tokens),
-        steps=tuple(token.step for _, token in tokens),
+        ids=tuple([token.id for token in tokens]),
+        texts=tuple([token.text for token in tokens]),
+        owners=tuple([live.number for live, found in stretches for _ in found]),
+        position_ids=tuple([token.position for token in tokens]),
+        authors=tuple([token.author for token in tokens]),  # type: ignore[misc]
+        logprobs=tuple([token.logprob for token in tokens]),
+        steps=tuple([token.step for token in tokens]),
         ends=tuple(request.ends),
         rows=tuple(request.rows),
         holes=holes,
         document=document,
-        finish="interrupted" if interrupted else request.finish,
+        finish="interrupted" if interrupted else request.finish,  # type: ignore[arg-type]
         seconds=time.perf_counter() - request.started,
     )  # fmt: skip
     return Result(
@@ -135,10 +137,8 @@ def result_of(request: Request, model: str) -> Result:
         texts=texts,
         trace=trace,
         diagnostics=diagnostics,
-        top_logprobs=(
-            [token.top for _, token in tokens] if request.options.sampling.logprobs else ()
-        ),
-        logits=[token.logits for _, token in tokens] if request.options.logits else None,
+        top_logprobs=([token.top for token in tokens] if request.options.sampling.logprobs else ()),
+        logits=[token.logits for token in tokens] if request.options.logits else None,
         errors=dict(filling.errors),
     )
 

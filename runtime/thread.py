@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
@@ -66,7 +67,7 @@ class Live:
         plan_thread: its number in the plan, which changes with every join.
         items: its tokens, and the lists of paths that it forked, in surface order.
         count: how many tokens it has.
-        blocks: how many blocks it has forked.
+        forks: where in its items it has forked.
         paths: those of its open block; it waits for them.
         unread: how many of its tokens the model has not read.
         ended: whether it takes no more tokens.
@@ -96,7 +97,7 @@ class Live:
     plan_thread: int = 0
     items: list[Token | list[Live]] = field(default_factory=list)
     count: int = 0
-    blocks: int = 0
+    forks: list[int] = field(default_factory=list)
     paths: list[Live] = field(default_factory=list)
     unread: int = 0
     ended: bool = False
@@ -133,7 +134,7 @@ class Live:
     def predicting(self) -> Tensor | None:
         """The logits that its next token is drawn from; None before they are there."""
         live = self
-        while live.parent is not None and not live.count:  # a path is predicted by its fork
+        while not live.count and live.parent is not None:  # a path is predicted by its fork
             live = live.parent
         return live.logits
 
@@ -185,22 +186,33 @@ class Live:
                     yield item.id
                 else:
                     for path in item:
-                        yield from (token.id for _, token in path.tokens())
+                        for _, tokens in path.stretches():
+                            yield from (token.id for token in tokens)
             at = at.parent
 
-    def tokens(self) -> Iterator[tuple[Live, Token]]:
-        """Yield its tokens and those of the paths that it forked, in surface order."""
-        # By a stack of iterators: a run may nest deeper than Python's own stack likes.
-        stack: list[tuple[Live, Iterator[Token | list[Live]]]] = [(self, iter(self.items))]
+    def stretches(self) -> Iterator[tuple[Live, list[Token]]]:
+        """Yield its tokens and those of the paths that it forked, in surface order.
+
+        Those between two forks come at once, with their thread.
+        """
+        # By a stack: a run may nest deeper than Python's own stack likes.
+        stack: list[tuple[Live, int]] = [(self, 0)]
         while stack:
-            live, items = stack[-1]
-            item = next(items, None)
-            if item is None:
-                stack.pop()
-            elif isinstance(item, Token):
-                yield live, item
-            else:
-                stack += [(path, iter(path.items)) for path in reversed(item)]
+            live, at = stack.pop()
+            found, paths = live.stretch(at)
+            if found:
+                yield live, found
+            if paths is not None:
+                stack.append((live, at + len(found) + 1))
+                stack += [(path, 0) for path in reversed(paths)]
+
+    def stretch(self, start: int) -> tuple[list[Token], list[Live] | None]:
+        """Return its tokens from an item on, up to a fork, and what is forked there."""
+        items: list[Any] = self.items
+        for at in self.forks:
+            if at >= start:
+                return items[start:at], items[at]
+        return items[start:], None
 
     def threads(self) -> Iterator[Live]:
         """Yield it and all threads below it."""

@@ -180,13 +180,13 @@ class Threads:
         for index, (id, (label, title)) in enumerate(zip(ids, names, strict=True)):
             row = self.store.row(live.row)
             path = Live(self._threads, live.machine, id, row, _stream(), parent=live)
-            path.place = (*live.place, (live.blocks, index))
+            path.place = (*live.place, (len(live.forks), index))
             path.label, path.title, path.block = label, title, self._forks
             path.adaptive, path.predicted = live.adaptive, live.predicted
             self._threads += 1
             live.paths.append(path)
         self._forks += 1
-        live.blocks += 1
+        live.forks.append(len(live.items))
         live.items.append(list(live.paths))
         if self.rounds:
             self.rounds.threads += live.paths

@@ -8,16 +8,24 @@ from __future__ import annotations
 import copy
 from array import array
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mvspec.runtime.serving.marks import is_strand
+from mvspec.runtime.serving.marks import classes, is_strand
 from mvspec.runtime.serving.memory import Memory
+
+if TYPE_CHECKING:
+    from mvspec.runtime.serving.strand import Strand
 
 __all__ = ["Adapter"]
 
 
 class Adapter(Memory):
     """One scheduler of SGLang, as the plugin uses it."""
+
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__(scheduler)
+        self._chunks: set[int] = set()
+        """Of the forward under way: ids of requests that do not read the end of their prompt."""
 
     @property
     def is_first(self) -> bool:
@@ -98,15 +106,18 @@ class Adapter(Memory):
 
     def note_chunks(self, batch: Any) -> None:
         """Note which requests of a batch do not read the end of their prompt yet."""
-        extend = batch.forward_mode.is_extend()
+        self._chunks = set()
+        if not batch.forward_mode.is_extend():
+            return
         for req in batch.reqs:
             if is_strand(req):
-                end = req.extend_end if self.ends_alone else extend and req.extend_range.end
-                req.mvspec_chunk = extend and end < len(req.full_untruncated_fill_ids)
+                end = req.extend_end if self.ends_alone else req.extend_range.end
+                if end < len(req.full_untruncated_fill_ids):
+                    self._chunks.add(id(req))
 
     def is_chunk(self, req: Any) -> bool:
         """Whether a request's forward under way does not read the end of its prompt."""
-        return bool(getattr(req, "mvspec_chunk", False))
+        return id(req) in self._chunks
 
     def keep_chunked(self, strand: Callable[[Any], Any]) -> None:
         """Let a long prompt be read to its end: its family goes after that."""
@@ -116,24 +127,24 @@ class Adapter(Memory):
 
     # Requests
 
-    def request(self, face: Any, rid: str, tokens: array[int], grammar: Any, budget: int) -> Any:
+    def request(self, face: Any, rid: str, tokens: array[int], strand: Strand, budget: int) -> Any:
         """Return a new request of SGLang's for one thread.
 
         Args:
             face: the client's request.
             rid: its own name, which begins with the client's, so that aborts find it.
             tokens: all that it sees, and what it reads next.
-            grammar: its `BaseGrammarObject`.
+            strand: whose it is.
             budget: how many tokens more it may take: what admission of others counts on.
         """
-        from sglang.srt.managers.schedule_batch import Req
-
+        made, grammar = classes()
         sampling = copy.copy(face.sampling_params)
         sampling.max_new_tokens = budget
         # Structure and penalties are the plugin's matter.
         sampling.stop_strs, sampling.stop_regex_strs = [], []
         sampling.repetition_penalty = 1.0
-        req = Req(
+        sampling.custom_params = None  # SGLang would copy all of it once more
+        req = made(
             rid=rid,
             origin_input_text="",
             origin_input_ids=tokens,
@@ -149,9 +160,9 @@ class Adapter(Memory):
             http_worker_ipc=face.http_worker_ipc,
         )
         req.tokenizer = face.tokenizer
-        req.grammar = grammar
+        req.strand, req.shift = strand, strand.shift
+        req.grammar = grammar(req)
         req.logprob_start_len = len(tokens) if face.return_logprob else -1
-        grammar.req = req
         return req
 
     def plan(self, batch: Any, running: Any) -> Any:
@@ -178,12 +189,14 @@ class Adapter(Memory):
         req.finished_reason.err_type = kind or None
         self.send([req])
 
-    def finish(self, face: Any, reason: str, *, matched: Any = None, extra: Any = None) -> None:
+    def finish(
+        self, face: Any, reason: str, *, matched: Any = None, extra: str | None = None
+    ) -> None:
         """Say how a client's request ended: "stop", "length" or "abort".
 
         Args:
             matched: the token or the string that ended it; the message of an abort.
-            extra: JSON for our own client, put beside the reason.
+            extra: JSON text for our own client, put beside the reason.
         """
         from sglang.srt.managers import schedule_batch as made
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mvspec.runtime.events import Forked, Joined, Written
@@ -55,46 +55,51 @@ class Answer:
             return False
         before = len(self.family.face.output_ids)
         events = self.family.run.events
-        self._counters.forks += sum(isinstance(event, Forked) for event in events)
-        self._counters.joins += sum(isinstance(event, Joined) for event in events)
+        if events:
+            self._counters.forks += sum(isinstance(event, Forked) for event in events)
+            self._counters.joins += sum(isinstance(event, Joined) for event in events)
         if self.order.live:
             self._tell_events()
         else:
             events.clear()
-            for token in self._settled():
-                self._add(token.id, token.logprob, token.top)
+            if self.family.face.stream or self.family.run.finish:
+                for tokens in self._settled():
+                    self._add(tokens)
         self._sent = self.over
         return self.over or len(self.family.face.output_ids) > before
 
-    def _add(self, id: int, logprob: float | None, top: Any) -> None:
+    def _add(self, tokens: Sequence[Token | Written]) -> None:
         face = self.family.face
-        face.output_ids.append(id)
+        ids = [token.id for token in tokens]
+        face.output_ids.extend(ids)
         if not face.return_logprob:
             return
+        held = face.logprob
         # What was written by force is certain.
-        face.logprob.output_token_logprobs_val.append(0.0 if logprob is None else logprob)
-        face.logprob.output_token_logprobs_idx.append(id)
-        if face.logprob.top_logprobs_num > 0:
-            face.logprob.output_top_logprobs_val.append([value for _, value in top] or [0.0])
-            face.logprob.output_top_logprobs_idx.append([other for other, _ in top] or [id])
+        held.output_token_logprobs_val += [token.logprob or 0.0 for token in tokens]
+        held.output_token_logprobs_idx += ids
+        if held.top_logprobs_num > 0:
+            tops = [getattr(token, "top", ()) for token in tokens]
+            held.output_top_logprobs_val += [[value for _, value in top] or [0.0] for top in tops]
+            held.output_top_logprobs_idx += [
+                [other for other, _ in top] or [id] for top, id in zip(tops, ids, strict=True)
+            ]
 
-    def _settled(self) -> Iterator[Token]:
+    def _settled(self) -> Iterator[list[Token]]:
         """Yield new tokens in surface order, as far as they cannot be taken back."""
         run = self.family.run
         while True:
             live, at = self._stack[-1]
-            held = 0
-            if not run.finish:
+            tokens, paths = live.stretch(at)
+            if paths is None and not (live.ended or run.finish):
                 held = len(live.hole.ids) if live.hole else 0
                 held = max(held, min(len(live.run), self._longest))
-            if at < len(live.items) - held:
-                item = live.items[at]
-                self._stack[-1] = (live, at + 1)
-                if isinstance(item, Token):
-                    if item.author != "prompt":
-                        yield item
-                else:
-                    self._stack += [(path, 0) for path in reversed(item)]
+                tokens = tokens[: max(len(tokens) - held, 0)]
+            at += len(tokens)
+            self._stack[-1] = (live, at + (paths is not None))
+            yield [token for token in tokens if token.author != "prompt"]
+            if paths is not None:
+                self._stack += [(path, 0) for path in reversed(paths)]
             elif (live.ended or run.finish) and len(self._stack) > 1:
                 self._stack.pop()
             else:
@@ -106,7 +111,7 @@ class Answer:
             event = events.popleft()
             self._events.append(encode_event(event))
             if isinstance(event, Written):
-                self._add(event.id, event.logprob, ())
+                self._add([event])
                 face.customized_info[KEY].append(self._events)
                 self._events = []
 
@@ -121,10 +126,8 @@ class Answer:
             self.abort(str(run.error))
             return
         self._counters.forced += run.finish != "end"
-        extra = None if self.order.native else encode_result(result_of(run, ""))
         self.grow()
-        if extra is not None and self._events:
-            extra["events"] = self._events
+        extra = None if self.order.native else encode_result(result_of(run, ""), self._events)
         reason = "stop" if run.finish == "end" else "length"
         self.family.adapter.finish(self.family.face, reason, matched=self._matched(), extra=extra)
         self.over = True

@@ -65,10 +65,9 @@ class Exposition:
 def request_line(family: Family) -> str:
     """Return how a request ended, as one line of JSON."""
     run = family.run
-    own: list[int] = []
-    given: list[int] = []
-    for _, token in run.root.tokens():
-        (given if token.author == "prompt" else own).append(token.position)
+    tokens = [token for _, found in run.root.stretches() for token in found]
+    own = [token.position for token in tokens if token.author != "prompt"]
+    given = [token.position for token in tokens if token.author == "prompt"]
     path = 0
     if own:
         low, high = min(own), max(own)

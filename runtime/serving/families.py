@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -32,15 +33,11 @@ class Families(Space):
     Args:
         adapter: of the scheduler.
         lexicon: of its tokenizer.
-        grammar: makes what marks a request of the server as a strand's.
     """
 
-    def __init__(
-        self, adapter: Adapter, lexicon: Lexicon, grammar: Callable[[Strand], Any]
-    ) -> None:
+    def __init__(self, adapter: Adapter, lexicon: Lexicon) -> None:
         super().__init__(adapter)
         self.lexicon = lexicon
-        self._grammar = grammar
         self._made = 0
 
     # Arrival and end
@@ -67,7 +64,7 @@ class Families(Space):
         run = Run(order.name, plan, options, self.lexicon, Columns(), context=adapter.context)
         run.quiet = not order.live
         face.sampling_params.max_new_tokens = min(most, order.bound(plan, options))
-        family = Family(adapter, face, run, self._made, self._grammar)
+        family = Family(adapter, face, run, self._made)
         family.seeded = seeded
         req = family.start()
         if len(req.origin_input_ids) > adapter.longest_prompt:
@@ -99,14 +96,18 @@ class Families(Space):
     def step(self, batches: Sequence[Any]) -> None:
         """Let strands go out, fork and join, and take them out of the server's batches."""
         self._waiting = []
+        # All that end in one step are answered at once, before their memory is given back.
+        ended = [answer for answer in self._answers.values() if answer.over]
+        self.adapter.send([answer.family.face for answer in ended if answer.grow()])
         gone: set[int] = set()
         queue = self.adapter.queue
-        for family in list(self._families.values()):
-            family.gone = gone
-            try:
-                self._step(family, queue)
-            except Exception as error:
-                self._broken(family, error)
+        with self.adapter.freeing():
+            for family in list(self._families.values()):
+                family.gone = gone
+                try:
+                    self._step(family, queue)
+                except Exception as error:
+                    self._broken(family, error)
         self._come_back()
         self.adapter.drop(batches, gone)
 
@@ -150,11 +151,10 @@ class Families(Space):
 
     def land(self, strands: Sequence[Strand]) -> None:
         """Take what one forward has read, and settle which of its draws count."""
-        by_family: dict[int, list[Strand]] = {}
+        by_family: defaultdict[Family, list[Strand]] = defaultdict(list)
         for strand in strands:
-            by_family.setdefault(id(strand.family), []).append(strand)
-        for each in by_family.values():
-            family = each[0].family
+            by_family[strand.family].append(strand)
+        for family, each in by_family.items():
             answer = self._answers.get(family.face.rid)
             if answer is None or answer.over or family.aborted:
                 for strand in each:
@@ -172,19 +172,20 @@ class Families(Space):
             except Exception as error:
                 self._broken(family, error)
 
-    def given(self, strand: Strand, id: int, logprob: float | None, top: Any) -> None:
-        """Take the token that was sampled for a strand, and its logprob under the model."""
-        family = strand.family
-        answer = self._answers.get(family.face.rid)
-        if not strand.drawing or answer is None or answer.over or family.aborted:
-            return
-        strand.drawing = False
-        try:
-            strand.take(Draw(id, logprob, top))
-        except MvspecError as error:
-            answer.abort(str(error))
-        except Exception as error:
-            self._broken(family, error)
+    def take(self, draws: Iterable[tuple[Strand, Draw]]) -> None:
+        """Take the tokens that were sampled for strands, with their logprobs under the model."""
+        for strand, draw in draws:
+            family = strand.family
+            strand.drawing = False
+            answer = self._answers.get(family.face.rid)
+            if answer is None or answer.over or family.aborted:
+                continue
+            try:
+                strand.take(draw)
+            except MvspecError as error:
+                answer.abort(str(error))
+            except Exception as error:
+                self._broken(family, error)
 
     def stuck(self, strand: Strand) -> None:
         """Nothing may come next in a thread: its run would have closed it, so this is a fault."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ import torch
 from mvspec.runtime.serving.adapter import Adapter
 from mvspec.runtime.serving.run import Run
 from mvspec.runtime.serving.strand import Strand
-from mvspec.runtime.thread import Token
 
 __all__ = ["Family"]
 
@@ -24,14 +23,13 @@ class Family:
         face: the client's request of SGLang's: it never runs, but is answered.
         run: of its plan.
         number: in the order of arrival.
-        grammar: makes what tells the server that a request is a strand's.
 
     Attributes:
         anchor: the first request of the root, which holds the lock on the prefix in the cache.
         gone: ids of the server's requests that have to leave its batches.
     """
 
-    def __init__(self, adapter: Adapter, face: Any, run: Run, number: int, grammar: Any) -> None:
+    def __init__(self, adapter: Adapter, face: Any, run: Run, number: int) -> None:
         self.adapter = adapter
         self.face = face
         self.run = run
@@ -45,7 +43,6 @@ class Family:
         """Whether its tokens are drawn from the random streams of its seed, and not by SGLang."""
         self.swapped = False
         """Whether its keys and values were given up for others."""
-        self._grammar = grammar
         self._entries = 0
         self._seen: set[int] = set()
         self.root = Strand(self, run.root, None)
@@ -75,18 +72,19 @@ class Family:
         left = self.face.sampling_params.max_new_tokens - written
         budget = max(left, 0) // max(len(self.run.active), 1) + 8
         budget = max(min(budget, self.adapter.capacity - len(tokens) - 16), 1)
-        return self.adapter.request(self.face, rid, tokens, self._grammar(strand), budget)
+        return self.adapter.request(self.face, rid, tokens, strand, budget)
 
     def advance(self) -> Iterator[Strand]:
         """Yield the strands that have tokens to read and no row."""
         if not self.swapped:
             yield from self.root.advance()
 
-    def count_new(self, tokens: Sequence[Token]) -> int:
-        """Return how many tokens are read for the first time: a rebuilt family reads again."""
-        before = len(self._seen)
-        self._seen.update(token.column for token in tokens)
-        return len(self._seen) - before
+    def count_new(self, column: int) -> int:
+        """Return 1 for a token that is read for the first time: a rebuilt family reads again."""
+        if column in self._seen:
+            return 0
+        self._seen.add(column)
+        return 1
 
     def take_cached(self) -> None:
         """Tell the client how much of its prompt was found in the cache."""

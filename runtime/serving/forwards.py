@@ -33,7 +33,7 @@ class Forwards:
         families = self.families
         if not families or forward.positions is None:
             return
-        shifts = [s.shift if (s := families.strand(req)) else 0 for req in batch.reqs]
+        shifts = [getattr(req, "shift", 0) for req in batch.reqs]
         if not any(shifts):
             return
         moved = np.array(shifts, dtype=np.int64)

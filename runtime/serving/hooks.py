@@ -60,7 +60,6 @@ HOOKS = {
     "abort": Hook(f"{_SCHEDULER}.abort_request", ("recv_req",)),
     "idle": Hook(f"{_SCHEDULER}.is_fully_idle", ()),
     "state": Hook(f"{_SCHEDULER}.get_internal_state", ("recv_req",)),
-    "finish": Hook(f"{_BATCH}.Req.update_finish_state", ("new_accepted_len",)),
     "retract": Hook(f"{_BATCH}.ScheduleBatch.retract_decode", ()),
     "place": Hook(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
@@ -93,7 +92,7 @@ FRONT_HOOKS = {
 """What it wraps besides, where requests fork by themselves."""
 
 _NEEDED = {
-    f"{_BATCH}.Req": (("_refresh_fill_ids", "refresh_fill_ids"),),
+    f"{_BATCH}.Req": (("_refresh_fill_ids", "refresh_fill_ids"), ("update_finish_state",)),
     f"{_BATCH}.ScheduleBatch": (("prepare_for_extend",), ("filter_batch",), ("merge_batch",)),
     "sglang.srt.mem_cache.base_prefix_cache.BasePrefixCache": (
         ("cache_unfinished_req", "checkpoint"),

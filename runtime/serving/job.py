@@ -126,12 +126,12 @@ class Job:
             self._tell(events or ())
         self._seen = max(total, self._seen)
         if told is not None:
-            self._tell(told.get("events", ()))
             try:
-                self._result = decode_result(told, self.plan, self._model)
+                self._result, events = decode_result(told, self.plan, self._model)
             except MvspecError as error:
                 self.fail(error)
                 return
+            self._tell(events)
         if aborted:
             self._aborted(finish)
         elif self._result is not None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from mvspec.runtime.sampling import Draw
 from mvspec.syntax import Tag
 
 if TYPE_CHECKING:
     from mvspec.runtime.serving.strand import Strand
 
 __all__ = [
-    "grammar_of",
+    "classes",
+    "drawn",
     "has_tags",
     "is_strand",
     "put_logprobs",
@@ -30,39 +33,30 @@ def has_tags(tokenizer: Any) -> bool:
     return all(tag.value in held for tag in Tag)
 
 
-def grammar_of(strand: Strand, given: Callable[[Strand, int, float | None, Any], None]) -> Any:
-    """Return what SGLang takes for the grammar of a strand's next request.
-
-    A request with a grammar is sampled after the results of the step before are known, and its
-    grammar is told of every token that was sampled for it: all that the plugin needs.
-    """
+@cache
+def classes() -> tuple[type[Any], type[Any]]:
+    """Return the classes of a strand's request of SGLang's, and of what it has for a grammar."""
     from sglang.srt.constrained.base_grammar_backend import BaseGrammarObject
+    from sglang.srt.managers.schedule_batch import Req
+
+    class StrandReq(Req):  # type: ignore[misc]
+        """A request whose family says what becomes of it, and answers its client."""
+
+        strand: Strand
+        shift = 0
+
+        def update_finish_state(self, new_accepted_len: int = 1) -> None:
+            """It ends when its run says so."""
 
     class StrandGrammar(BaseGrammarObject):  # type: ignore[misc]
-        req: Any = None
+        """Lets its request be sampled after the results of the step before are known."""
 
-        def __init__(self) -> None:
+        def __init__(self, req: Any) -> None:
             super().__init__()
-            self.strand = strand
+            self.req = req
 
         def accept_token(self, token: int) -> None:
-            req = self.req
-            if self.strand.req is not req:
-                return  # it was sampled for a request that has left since
-            logprob: float | None = None
-            top: Any = ()
-            if req.return_logprob:
-                held = req.logprob
-                logprob = held.output_token_logprobs_val[-1]
-                if held.top_logprobs_num > 0:
-                    top = tuple(
-                        zip(
-                            held.output_top_logprobs_idx[-1],
-                            held.output_top_logprobs_val[-1],
-                            strict=True,
-                        )
-                    )
-            given(self.strand, int(token), logprob, top)
+            """`Families.take` takes the tokens of all strands at once."""
 
         def is_terminated(self) -> bool:
             return False
@@ -70,21 +64,41 @@ def grammar_of(strand: Strand, given: Callable[[Strand, int, float | None, Any],
         def copy(self) -> Any:
             return self
 
-    return StrandGrammar()
+    return StrandReq, StrandGrammar
 
 
 def is_strand(req: Any) -> bool:
     """Whether a request of SGLang is, or was, a strand's."""
-    return hasattr(req.grammar, "strand")
+    return hasattr(req, "strand")
 
 
 def strand_rows(grammars: Any) -> list[tuple[int, Strand]]:
     """Return the rows of a batch that are strands' which are still in."""
+    made = classes()[1]
     return [
-        (row, grammar.strand)
+        (row, grammar.req.strand)
         for row, grammar in enumerate(grammars or ())
-        if hasattr(grammar, "strand") and grammar.strand.req is grammar.req
+        if type(grammar) is made and grammar.req.strand.req is grammar.req
     ]
+
+
+def drawn(reqs: Iterable[Any]) -> Iterator[tuple[Strand, Draw]]:
+    """Yield the strands of a batch that have drawn a token there, with its logprob."""
+    for req in reqs:
+        if not hasattr(req, "strand"):
+            continue
+        strand = req.strand
+        if strand.req is not req or not strand.drawing:
+            continue  # it was sampled for a request that has left since, or does not count
+        logprob: float | None = None
+        top: Any = ()
+        if req.return_logprob:
+            held = req.logprob
+            logprob = held.output_token_logprobs_val[-1]
+            if held.top_logprobs_num > 0:
+                indices, values = held.output_top_logprobs_idx, held.output_top_logprobs_val
+                top = tuple(zip(indices[-1], values[-1], strict=True))
+        yield strand, Draw(req.output_ids[-1], logprob, top)
 
 
 @contextmanager
@@ -94,7 +108,8 @@ def without_strands(info: Any) -> Iterator[None]:
     if before is None:
         yield
         return
-    own = [None if hasattr(grammar, "strand") else grammar for grammar in before]
+    made = classes()[1]
+    own = [None if type(grammar) is made else grammar for grammar in before]
     info.grammars = own if any(grammar is not None for grammar in own) else None
     try:
         yield

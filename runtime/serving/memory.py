@@ -5,7 +5,8 @@ What differs between versions is answered once, by looking at what is there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -30,6 +31,7 @@ class Memory:
         """Whether the fields of a row are on `Req.kv` (0.5.20 and later) or on `Req`."""
         self.ends_alone = hasattr(Req, "refresh_fill_ids")
         """Whether a prefix is a length and read off the row (0.5.22 and later), or slots."""
+        self._freed: list[Tensor] | None = None
 
     @property
     def pool(self) -> Any:
@@ -73,7 +75,7 @@ class Memory:
         held: Tensor = self.pool.req_to_token[row.req_pool_idx, : self.committed(req)]
         slots = held.to(torch.int64)
         if len(slots) > keep:
-            self.allocator.free(slots[keep:])
+            self.free(slots[keep:])
         self.pool.free(req)
         if self.rows_on_kv:
             req.kv.mark_kv_released()
@@ -121,7 +123,22 @@ class Memory:
     def free(self, slots: Tensor) -> None:
         """Give slots back."""
         if len(slots):
-            self.allocator.free(slots)
+            if self._freed is None:
+                self.allocator.free(slots)
+            else:
+                self._freed.append(slots)
+
+    @contextmanager
+    def freeing(self) -> Iterator[None]:
+        """Give slots back at the end, all at once: the allocator copies all that are free."""
+        freed: list[Tensor] = []
+        self._freed = freed
+        try:
+            yield
+        finally:
+            self._freed = None
+            if freed:
+                self.allocator.free(torch.cat(freed))
 
     def room(self) -> int:
         """Return how many slots can be had, what the prefix cache would give up included."""

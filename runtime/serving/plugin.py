@@ -25,7 +25,6 @@ from mvspec.runtime.serving.front import Front
 from mvspec.runtime.serving.masks import Masks
 from mvspec.runtime.serving.native import native_limits, native_options, native_order
 from mvspec.runtime.serving.order import KEY, Order
-from mvspec.runtime.serving.strand import Strand
 
 __all__ = ["register"]
 
@@ -57,7 +56,6 @@ def register() -> None:
         ("abort", "around"),
         ("idle", "after"),
         ("state", "after"),
-        ("finish", "around"),
         ("retract", "around"),
         ("place", "after"),
         ("sample", "around"),
@@ -101,23 +99,22 @@ class Plugin(Forwards):
             vocabulary = Vocabulary.of(tokenizer, tagged=marks.has_tags(tokenizer))
             ends = set(scheduler.model_config.hf_eos_token_id or ()) | {tokenizer.eos_token_id}
             lexicon = Lexicon(vocabulary, scheduler.model_config.vocab_size, ends - {None})
-            self.families = Families(adapter, lexicon, self._grammar)
+            self.families = Families(adapter, lexicon)
             self.masks = Masks(lexicon, scheduler.model_config.vocab_size)
             self._tags = frozenset(vocabulary.tag_ids.values())
             if labels := adapter.labels:
                 self.exposition = Exposition(self.families.counters, labels)
             # Threads are made of many small objects, and a full collection that they cause would
             # walk through all of the server's modules each time: half a second without a step.
+            # What they make lives until its request ends, so that looking often finds nothing.
             gc.collect()
             gc.freeze()
+            if not getattr(scheduler.server_args, "gc_threshold", None):
+                gc.set_threshold(50_000, 10, 10)
         except MvspecError as error:
             self.reason = str(error)
             _refuse(error)
         return self.families
-
-    def _grammar(self, strand: Strand) -> Any:
-        assert self.families is not None
-        return marks.grammar_of(strand, self.families.given)
 
     def begin(self, scheduler: Any, *args: Any, **kw: Any) -> None:
         """Refuse a server that cannot fork before it answers anybody."""
@@ -244,9 +241,10 @@ class Plugin(Forwards):
         if self.families:
             self.families.adapter.note_chunks(batch)
 
-    def processed(self, result: Any, scheduler: Any, *args: Any, **kw: Any) -> None:
-        """Tell the clients what is new."""
+    def processed(self, result: Any, scheduler: Any, batch: Any, *args: Any, **kw: Any) -> None:
+        """Take what was drawn, and tell the clients what is new."""
         if self.families:
+            self.families.take(marks.drawn(batch.reqs))
             self.families.tell()
         if self.exposition is not None and self.families is not None:
             self.exposition.update(self.families.live_threads)
@@ -257,12 +255,6 @@ class Plugin(Forwards):
             return None  # results of threads come even after their family has gone
         shown = [req for req in reqs if not marks.is_strand(req)]
         return (streamer, shown, *args), kw
-
-    def finish(self, original: Callable[..., Any], req: Any, *args: Any, **kw: Any) -> Any:
-        """A thread ends when its run says so."""
-        if marks.is_strand(req):
-            return None
-        return original(req, *args, **kw)
 
     # Checks
 

@@ -69,14 +69,22 @@ class Run(Request):
         """How many tokens the run has, those of the prompt included."""
         return self.store.used
 
+    def forget(self) -> None:
+        """Let go of all tokens: threads refer to each other, and would wait for a collection."""
+        for live in list(self.root.threads()):
+            live.items.clear()
+            live.forks.clear()
+
     def was_read(self, threads: Sequence[tuple[Live, int, Token]]) -> None:
         """Say what one forward has read, and go on as far as that allows.
 
         Args:
             threads: for each thread how many tokens were read for the first time, and the last.
         """
+        total = 0
         for live, count, _ in threads:
             live.unread -= count
-            self._unread -= count
+            total += count
+        self._unread -= total
         kept = [(live, token) for live, _, token in threads]
-        self.read(kept, [_READ] * len(kept), sum(count for _, count, _ in threads))
+        self.read(kept, [_READ] * len(kept), total)

@@ -46,7 +46,7 @@ class Space:
 
     def strand(self, req: Any) -> Strand | None:
         """Return the strand of a request of the server that is in; None for others."""
-        strand = getattr(req.grammar, "strand", None)
+        strand: Strand | None = getattr(req, "strand", None)
         return strand if strand is not None and strand.req is req else None
 
     @property
@@ -58,9 +58,10 @@ class Space:
 
     def forget(self, family: Family) -> None:
         """Drop a request that was answered and that holds nothing."""
-        if self.adapter.is_first:
+        if log.isEnabledFor(logging.INFO) and self.adapter.is_first:
             log.info("mvspec %s", request_line(family))
         del self._families[family.face.rid], self._answers[family.face.rid]
+        family.run.forget()
 
     def _end(self, family: Family) -> None:
         if self._answers[family.face.rid].grow():
@@ -81,7 +82,7 @@ class Space:
             return
         family = swapped[0]
         here = any(not f.swapped and not f.waits_for_prefill for f in self._families.values())
-        needed = sum(1 for _ in family.run.root.tokens()) + 64
+        needed = sum(len(found) for _, found in family.run.root.stretches()) + 64
         if (here or self.adapter.busy()) and self.adapter.room() < needed:
             return
         self.adapter.queue.insert(0, family.start())

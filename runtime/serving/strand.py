@@ -61,8 +61,8 @@ class Strand:
         self.paths: list[Strand] = []
         self.entering = False
         """Whether its extend has not been sampled yet."""
-        self._given = False
-        """Whether it was given a token that its next decode step reads."""
+        self._given: Token | None = None
+        """The token that its next decode step reads."""
         self._again = False
         """Whether its first own slot holds its parent's last token once more."""
 
@@ -73,7 +73,8 @@ class Strand:
         flags = [
             name
             for name, there in (
-                ("entering", self.entering), ("drawing", self.drawing), ("given", self._given),
+                ("entering", self.entering), ("drawing", self.drawing),
+                ("given", self._given is not None),
                 ("ended", live.ended), ("wants", self.family.run.wants(live)),
             )
             if there
@@ -155,7 +156,8 @@ class Strand:
             self.family.anchor = req
             self.start = adapter.publish(req, len(self.tokens))
         self.slots = adapter.leave(req, len(self.tokens))
-        self.drawing = self.entering = self._given = False
+        self.drawing = self.entering = False
+        self._given = None
         self.feeding = []
 
     def _stays(self) -> bool:
@@ -163,7 +165,7 @@ class Strand:
         if self.entering or self.drawing:
             return True
         live = self.live
-        if not self._given or live.paths or live.ended or live.script:
+        if self._given is None or live.paths or live.ended or live.script:
             return False
         return len(self.pending()) == 1
 
@@ -249,28 +251,31 @@ class Strand:
         Returns:
             How many tokens were read for the first time, and the last; None where it was none.
         """
-        given, self._given = self._given, False
+        given, self._given = self._given, None
         if self.entering:
             self.entering = False
             tokens, self.feeding = self.feeding, []
             if not tokens:
                 self.tokens.append(self._before().id)
                 return 0, self._before()
-        elif given:
-            tokens = self.pending()[:1]
-        else:  # it was launched before a refused token was known
+        elif given is None:  # it was launched before a refused token was known
             return None
-        self.tokens.extend(token.id for token in tokens)
+        else:
+            self.tokens.append(given.id)
+            self._read.append(given.column)
+            return self.family.count_new(given.column), given
+        self.tokens.extend([token.id for token in tokens])
         self._read += [token.column for token in tokens]
-        return self.family.count_new(tokens), tokens[-1]
+        return sum(self.family.count_new(token.column) for token in tokens), tokens[-1]
 
     def take(self, draw: Draw) -> None:
         """Let its thread take the token that was sampled for it."""
-        before = len(self._read)
+        at, items = len(self._read), self.live.items
         self.family.run.choose(self.live, draw)
-        pending = self.pending()
+        self._forget()
+        item = items[at] if at < len(items) and len(self._read) == at else None
         # Refused, or an end that leaves no token: then what the server reads next is nothing.
-        self._given = bool(pending) and pending[0].id == draw.id and len(self._read) == before
+        self._given = item if isinstance(item, Token) and item.id == draw.id else None
 
     # Memory
 

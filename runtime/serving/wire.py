@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from operator import attrgetter
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic_core import to_json
 
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.errors import Diagnostic, MvspecError, VerifyError
@@ -29,6 +31,18 @@ _KINDS: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (Written, TakenBack, Forked, PathEnded, Joined, HoleFilled)
 }
 
+# JSON as they are: pydantic's dump would copy every number.
+_COLUMNS = {
+    "ids", "texts", "owners", "position_ids", "authors", "logprobs", "steps", "ends", "rows",
+}  # fmt: skip
+
+
+# `asdict` would copy every value, and take ten times as long.
+_FIELDS = {
+    kind: (names := [field.name for field in fields(kind)], attrgetter(*names))
+    for kind in _KINDS.values()
+}
+
 
 def encode_event(event: Event) -> dict[str, Any]:
     """Return an event as JSON, with its kind.
@@ -36,7 +50,8 @@ def encode_event(event: Event) -> dict[str, Any]:
     >>> encode_event(PathEnded("0", 2, 7))
     {'kind': 'PathEnded', 'request': '0', 'thread': 2, 'step': 7}
     """
-    return {"kind": type(event).__name__, **asdict(event)}
+    names, values = _FIELDS[type(event)]
+    return {"kind": type(event).__name__, **dict(zip(names, values(event), strict=True))}
 
 
 def decode_event(told: Mapping[str, Any], plan: ExecutionPlan) -> Event:
@@ -61,19 +76,30 @@ def decode_event(told: Mapping[str, Any], plan: ExecutionPlan) -> Event:
     return event
 
 
-def encode_result(result: Result) -> dict[str, Any]:
-    """Return a result as JSON; its values are made again from the texts."""
-    return {
-        "trace": result.trace.model_dump(mode="json", exclude_none=True),
+def encode_result(result: Result, events: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return a result as JSON text; its values are made again from the texts.
+
+    As text, since it passes through two more processes of the server.
+
+    Args:
+        events: JSON of those that belong to no token.
+    """
+    trace = result.trace.model_dump(mode="json", exclude_none=True, exclude=_COLUMNS)
+    told = {
+        "trace": trace | {name: getattr(result.trace, name) for name in _COLUMNS},
         "texts": dict(result.texts),
         "errors": dict(result.errors),
         "diagnostics": [asdict(each) for each in result.diagnostics],
-        "top_logprobs": [list(each) for each in result.top_logprobs],
+        "top_logprobs": result.top_logprobs,
+        "events": events,
     }
+    return to_json(told, inf_nan_mode="constants").decode()
 
 
-def decode_result(told: Mapping[str, Any], plan: ExecutionPlan, model: str) -> Result:
-    """Return the result that `encode_result` wrote.
+def decode_result(
+    text: Any, plan: ExecutionPlan, model: str
+) -> tuple[Result, list[Mapping[str, Any]]]:
+    """Return the result and the events that `encode_result` wrote.
 
     Args:
         plan: as for `decode_event`.
@@ -83,14 +109,16 @@ def decode_result(told: Mapping[str, Any], plan: ExecutionPlan, model: str) -> R
         MvspecError: the server has another version of mvspec, whose trace cannot be read.
     """
     try:
+        told = json.loads(text)
         trace = Trace.model_validate({**told["trace"], "model": model})
         diagnostics = tuple(Diagnostic(**each) for each in told["diagnostics"])
-    except (KeyError, TypeError, ValidationError) as error:
+        events: list[Mapping[str, Any]] = told["events"]
+    except (KeyError, TypeError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise MvspecError(f"the server runs another version of mvspec: {reason}") from None
     texts = dict(told["texts"])
     values, errors = _values(plan, texts, told["errors"])
-    return Result(
+    result = Result(
         document=trace.document,
         values=values,
         texts=texts,
@@ -99,6 +127,7 @@ def decode_result(told: Mapping[str, Any], plan: ExecutionPlan, model: str) -> R
         top_logprobs=[tuple((id, lp) for id, lp in each) for each in told["top_logprobs"]],
         errors=errors,
     )
+    return result, events
 
 
 def _values(

@@ -130,7 +130,7 @@ class Soak:
             logprobs = [each[0] for each in answer["meta_info"]["output_token_logprobs"]]
             count, worst = len(ids), self.reference.worst_plain(prompt, ids, logprobs)
         else:
-            trace = Trace.model_validate(told["trace"])
+            trace = Trace.model_validate(json.loads(told)["trace"])
             count, worst = self.reference.worst(trace)
             self.sums["paths"] += len(trace.threads) - 1
             if trace.document is None:

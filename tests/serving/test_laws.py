@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
@@ -91,7 +92,7 @@ def replay(server: Served, ids: list[int], order: Order) -> Trace:
         },
         timeout=120,
     ).json()
-    told = answer["meta_info"]["finish_reason"][KEY]
+    told = json.loads(answer["meta_info"]["finish_reason"][KEY])
     return Trace.model_validate(told["trace"])
 
 
