@@ -207,22 +207,22 @@ class ExecutionPlan(BaseModel):
         names: set[str] = set()
         adaptive: set[int] = set()
         for index, op in enumerate(self.ops):
-            where = f"ops[{index}] ({_brief(str(op))})"
             takes = op.paths if isinstance(op, Join) else (op.thread,)
             for thread in takes:
                 if thread not in live:
                     state = "was used up" if thread in made else "was not made"
-                    raise VerifyError(where, f"%{thread} {state} before")
+                    raise VerifyError(_where(index, op), f"%{thread} {state} before")
                 if thread in adaptive:
-                    raise VerifyError(where, f"%{thread} is adaptive: nothing can follow there")
+                    wrong = f"%{thread} is adaptive: nothing can follow there"
+                    raise VerifyError(_where(index, op), wrong)
             if isinstance(op, Generate):
                 if op.hole.name in names:
-                    raise VerifyError(where, f"hole {op.hole.name!r} occurs twice")
+                    raise VerifyError(_where(index, op), f"hole {op.hole.name!r} occurs twice")
                 names.add(op.hole.name)
             elif isinstance(op, Adaptive):
                 adaptive.add(op.thread)
             elif isinstance(op, Fork):
-                self._make(op.paths, made, where)
+                self._make(op.paths, made, index, op)
                 live -= {op.thread}
                 live |= set(op.paths)
                 forks.update(dict.fromkeys(op.paths, op))
@@ -230,8 +230,9 @@ class ExecutionPlan(BaseModel):
                 fork = forks.get(op.paths[0])
                 if fork is None or fork.paths != op.paths:
                     want = f"; %{op.paths[0]} was forked with {_brief(str(fork))}" if fork else ""
-                    raise VerifyError(where, f"a join takes all paths of one fork in order{want}")
-                self._make((op.thread,), made, where)
+                    wrong = f"a join takes all paths of one fork in order{want}"
+                    raise VerifyError(_where(index, op), wrong)
+                self._make((op.thread,), made, index, op)
                 live -= set(op.paths)
                 live |= {op.thread}
                 if fork.thread in forks:  # the thread goes on in the place of the forked one
@@ -245,11 +246,15 @@ class ExecutionPlan(BaseModel):
         return self
 
     @staticmethod
-    def _make(threads: tuple[int, ...], made: set[int], where: str) -> None:
+    def _make(threads: tuple[int, ...], made: set[int], index: int, op: Op) -> None:
         for thread in threads:
             if thread in made:
-                raise VerifyError(where, f"%{thread} is made twice")
+                raise VerifyError(_where(index, op), f"%{thread} is made twice")
             made.add(thread)
+
+
+def _where(index: int, op: Op) -> str:
+    return f"ops[{index}] ({_brief(str(op))})"
 
 
 def _brief(text: str, limit: int = 200) -> str:

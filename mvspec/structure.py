@@ -122,6 +122,8 @@ class Structure:
     ) -> None:
         self.syntax = syntax
         self.limits = limits or Limits()
+        bounds = self.limits.max_position, self.limits.max_tokens
+        self._bounded = any(bound is not None for bound in bounds)
         self.tokens = tokens
         self.strict = strict
         self.threads: dict[int, Thread] = {0: Thread(position=position, strict=strict)}
@@ -168,7 +170,8 @@ class Structure:
         """
         before = self._thread(thread)
         if not (self.strict or self._bounded or isinstance(event, Tag)):
-            return self._write(before, event, width)
+            index, last = self.count, before.last
+            return Step(thread, index, self._write(before, event, width), last, before.chain)
         # A thread that refuses an event is unchanged: a copy is for what is refused afterwards.
         limited = self._bounded or event is Tag.PARALLEL or event is Tag.OUTLINE
         after = before.copy() if limited else before
@@ -196,15 +199,21 @@ class Structure:
             joined = self._join(self.threads[after.parent])
         return Step(thread, index, position, last, after.chain, forked, joined)
 
-    def _write(self, thread: Thread, text: str, width: int) -> Step:
+    def write(self, thread: int, text: str, width: int = 1) -> int:
+        """Return the position of a thread's text, which is taken as `push` takes it."""
+        if self.strict or self._bounded:
+            return self.push(thread, text, width).position
+        return self._write(self._thread(thread), text, width)
+
+    def _write(self, thread: Thread, text: str, width: int) -> int:
         """Take text that only a thread that waits can refuse: an engine does it for every token."""
-        step = Step(thread.id, self.count, thread.position, thread.last, thread.chain)
+        position = thread.position
         thread.text(text)
         if width:
             thread.last = self.count + width - 1
         thread.position += width
         self.count += width
-        return step
+        return position
 
     def _thread(self, thread: int) -> Thread:
         if thread not in self.threads:
@@ -312,10 +321,6 @@ class Structure:
                 text = ""
 
     # Limits
-
-    @property
-    def _bounded(self) -> bool:
-        return self.limits.max_position is not None or self.limits.max_tokens is not None
 
     def _check_counts(self, thread: Thread, tag: Tag) -> None:
         most = self.limits.max_paths

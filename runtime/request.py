@@ -155,7 +155,7 @@ class Request(Threads):
 
     def push(self, live: Live, width: int) -> int:
         """Tell a static plan's machine of tokens; return the first one's position."""
-        return live.machine.push(live.id, "x", width).position
+        return live.machine.write(live.id, "x", width)
 
     # Running
 

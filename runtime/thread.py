@@ -145,7 +145,8 @@ class Live:
         self.unread += 1
         self.logits = None
         self.predicted = True
-        self.banned.clear()
+        if self.banned:
+            self.banned.clear()
         self.tail = "" if control else (self.tail + token.text)[-32:]
 
     def rewind(self, count: int) -> list[Token]:
@@ -220,6 +221,6 @@ class Live:
         while stack:
             live = stack.pop()
             yield live
-            for item in live.items:
-                if not isinstance(item, Token):
-                    stack += item
+            for at in live.forks:
+                paths: Any = live.items[at]
+                stack += paths

@@ -102,9 +102,8 @@ class Threads:
         draw: Draw | None = None,
     ) -> Token:
         """Write one token into a thread; the model reads it later."""
-        column = self.store.take(1)
-        step = -1 if author == "prompt" else self.step
-        token = Token(id, position, author, column, step, hole)
+        step = -1 if author == "prompt" else len(self.ends) - 1
+        token = Token(id, position, author, self.store.take(1), step, hole)
         if draw is not None:
             token.logprob, token.top = draw.logprob, draw.top
         token.text = live.decoder.step(self.lexicon.backend, id) or ""
@@ -128,8 +127,8 @@ class Threads:
 
     def extend(self, live: Live, ids: Sequence[int], position: int, author: str) -> None:
         """Write several tokens."""
-        for offset, id in enumerate(ids):
-            self.append(live, id, position + offset, author)
+        for place, id in enumerate(ids, position):
+            self.append(live, id, place, author)
 
     def rewind(self, live: Live, count: int) -> list[Token]:
         """Take back a thread's last tokens, which the model has read; nobody sees them now."""

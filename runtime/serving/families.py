@@ -26,6 +26,9 @@ __all__ = ["Families"]
 
 log = logging.getLogger("mvspec")
 
+_TOGETHER = 16
+"""How many answers that have ended are sent at a time."""
+
 
 class Families(Space):
     """What the hooks of one scheduler drive.
@@ -96,9 +99,6 @@ class Families(Space):
     def step(self, batches: Sequence[Any]) -> None:
         """Let strands go out, fork and join, and take them out of the server's batches."""
         self._waiting = []
-        # All that end in one step are answered at once, before their memory is given back.
-        ended = [answer for answer in self._answers.values() if answer.over]
-        self.adapter.send([answer.family.face for answer in ended if answer.grow()])
         gone: set[int] = set()
         queue = self.adapter.queue
         with self.adapter.freeing():
@@ -120,6 +120,9 @@ class Families(Space):
             answer.abort(family.aborted, asked=True)
         if answer.over:
             self._end(family)
+            return
+        if family.run.finish:
+            family.release()  # `tell` makes its answer
             return
         self._waiting += family.advance()
 
@@ -166,18 +169,22 @@ class Families(Space):
                 read = [(s.live, *found) for s, found in landed if found is not None]
                 if read:
                     family.run.was_read(read)
+                run = family.run
                 for strand, found in landed:
-                    strand.drawing = bool(found and strand.whole and family.run.wants(strand.live))
-                answer.check()
+                    strand.drawing = bool(
+                        found and not run.finish and strand.whole and run.wants(strand.live)
+                    )
             except Exception as error:
                 self._broken(family, error)
 
     def take(self, draws: Iterable[tuple[Strand, Draw]]) -> None:
         """Take the tokens that were sampled for strands, with their logprobs under the model."""
+        family: Family | None = None
         for strand, draw in draws:
-            family = strand.family
             strand.drawing = False
-            answer = self._answers.get(family.face.rid)
+            if strand.family is not family:
+                family = strand.family
+                answer = self._answers.get(family.face.rid)
             if answer is None or answer.over or family.aborted:
                 continue
             try:
@@ -194,21 +201,28 @@ class Families(Space):
         self._broken(strand.family, RuntimeError(f"nothing may come next: {state}"))
 
     def tell(self) -> None:
-        """Go on as far as the tokens of a step allow, and send what is new to the clients."""
+        """Go on as far as the tokens of a step allow, and send what is new to the clients.
+
+        A forward is under way here, which answers do not delay.
+        """
+        told: list[Any] = []
         for answer in list(self._answers.values()):
             family = answer.family
-            if answer.over or family.aborted:
-                continue
-            try:
-                family.run.pump()
-                answer.check()
-            except MvspecError as error:
-                answer.abort(str(error))
-            except Exception as error:
-                self._broken(family, error)
-        self.adapter.send(
-            [answer.family.face for answer in self._answers.values() if answer.grow()]
-        )
+            if not (answer.over or family.aborted):
+                try:
+                    family.run.pump()
+                    answer.check()
+                except MvspecError as error:
+                    answer.abort(str(error))
+                except Exception as error:
+                    self._broken(family, error)
+            if answer.grow():
+                told.append(family.face)
+                # Whoever decodes them for the clients begins while others are made.
+                if answer.over and len(told) >= _TOGETHER:
+                    self.adapter.send(told)
+                    told = []
+        self.adapter.send(told)
 
     @property
     def live_threads(self) -> int:

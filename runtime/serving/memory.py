@@ -71,6 +71,7 @@ class Memory:
         What it holds past `keep` is free again.
         """
         req.skip_radix_cache_insert = True  # a result of it may still be on its way
+        req.grammar = None  # which refers to it
         row = self.row(req)
         held: Tensor = self.pool.req_to_token[row.req_pool_idx, : self.committed(req)]
         slots = held.to(torch.int64)
@@ -119,6 +120,7 @@ class Memory:
         else:
             release_kv_cache(req, self.tree)
         req.skip_radix_cache_insert = True  # a result of it may still be on its way
+        req.grammar = None  # which refers to it
 
     def free(self, slots: Tensor) -> None:
         """Give slots back."""

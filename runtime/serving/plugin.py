@@ -106,11 +106,11 @@ class Plugin(Forwards):
                 self.exposition = Exposition(self.families.counters, labels)
             # Threads are made of many small objects, and a full collection that they cause would
             # walk through all of the server's modules each time: half a second without a step.
-            # What they make lives until its request ends, so that looking often finds nothing.
+            # What they make lives until its request ends, and then goes without a collection.
             gc.collect()
             gc.freeze()
             if not getattr(scheduler.server_args, "gc_threshold", None):
-                gc.set_threshold(50_000, 10, 10)
+                gc.set_threshold(500_000, 4, 4)
         except MvspecError as error:
             self.reason = str(error)
             _refuse(error)

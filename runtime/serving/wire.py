@@ -8,8 +8,6 @@ from dataclasses import asdict, fields, replace
 from operator import attrgetter
 from typing import Any
 
-from pydantic_core import to_json
-
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.errors import Diagnostic, MvspecError, VerifyError
 from mvspec.runtime.constraint import value_of
@@ -93,7 +91,12 @@ def encode_result(result: Result, events: Sequence[Mapping[str, Any]] = ()) -> s
         "top_logprobs": result.top_logprobs,
         "events": events,
     }
-    return to_json(told, inf_nan_mode="constants").decode()
+    from orjson import dumps  # SGLang has it
+
+    try:
+        return bytes(dumps(told)).decode()
+    except TypeError:  # a hole's value is a number of more than 64 bits
+        return json.dumps(told)
 
 
 def decode_result(
