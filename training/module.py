@@ -25,7 +25,7 @@ from mvspec.training.checkpoint import WholeCheckpoints
 from mvspec.training.faults import NotFinite
 from mvspec.training.folder import EXPORTED, recipe
 from mvspec.training.gradients import gradient_norm, scale_gradients
-from mvspec.training.loss import LOSSES
+from mvspec.training.loss import check_loss
 from mvspec.training.network import Network
 from mvspec.training.optimizer import Optimizer
 from mvspec.training.parallel import parallelize
@@ -64,7 +64,8 @@ class LanguageModel(LightningModule):
         seed: of fresh weights and of dropout.
 
     Raises:
-        Unsupported: the model's attention is not the mask's, or the tokenizer lacks tags.
+        Unsupported: the model's attention is not the mask's, the tokenizer lacks tags, or the
+            loss is not installed.
         NotFinite: the loss or a gradient is not finite; the message names the documents.
     """
 
@@ -99,8 +100,7 @@ class LanguageModel(LightningModule):
         self.weights_dtype = dtype
         if attention is not None and attention not in ATTENTIONS:
             raise VerifyError("attention", f"{attention!r} is not one of {', '.join(ATTENTIONS)}")
-        if loss not in LOSSES:
-            raise VerifyError("loss", f"{loss!r} is not one of {', '.join(LOSSES)}")
+        check_loss(loss)
         torch_dtype(dtype)
         self.attention = attention
         self.kernel_options = kernel_options
