@@ -12,12 +12,16 @@ from typing import Any
 import openai
 import pytest
 import torch
+from clock import Clock
 from lightning.pytorch import Trainer
+from report import Records, write_report
 from served import Served, serve
+from settings import load_settings
 from typer.testing import CliRunner
 
 from mvspec.cli import app
 from mvspec.compiler import compile_document
+from mvspec.errors import MvspecError
 from mvspec.limits import Limits
 from mvspec.runtime import Options, Result, SGLangEngine, TorchEngine
 from mvspec.runtime.arithmetic import (
@@ -126,3 +130,30 @@ def test_the_command_asks_the_server(trained: Served, tmp_path: Path) -> None:
     assert found.exit_code == 0, found.stderr
     assert found.stdout.count("<Path>") == 2
     assert "Answer: 164" in found.stdout
+
+
+def test_the_comparison_measures_both_engines(
+    trained: Served, exported: Path, tmp_path: Path
+) -> None:
+    file = Path(__file__).parents[2] / "examples" / "parity" / "tiny.yaml"
+    settings = load_settings(file).smoke()
+    records = Records(tmp_path / "results.jsonl")
+    clock = Clock(settings, records, lambda arm: exported, tmp_path / "words")
+    for wrong, message in (
+        ("multiverse", "is not ARM=URL"),
+        (f"sequential={trained.url}", r"has tags, .*--tokenizer-path .*words"),
+        (f"shared(8)={trained.url}", "share"),
+    ):
+        with pytest.raises(MvspecError, match=message):
+            clock.both([wrong])
+    clock.both([f"multiverse={trained.url}"])
+    clock.both([f"multiverse={trained.url}"])  # what is measured is kept
+    local, served = records.rows
+    assert (local["engine"], served["engine"]) == ("torch", "sglang")
+    for name in ("right", "well_formed", "tokens", "critical_path", "parallelism", "problems"):
+        assert local[name] == served[name]
+    assert local["seconds"] > 0 < served["together_seconds"]
+    write_report(records.rows, settings, tmp_path, device="CPU")
+    report = (tmp_path / "results.md").read_text("utf-8")
+    assert "| multiverse | in process |" in report
+    assert "| multiverse | SGLang |" in report
