@@ -38,7 +38,7 @@ from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
 
 from mvspec.compiler import compile_document
 from mvspec.training import Batch, LanguageModel, LayoutData, Optimizer
-from mvspec.training.module import ATTENTIONS
+from mvspec.training.attention import ATTENTIONS
 from mvspec.training.throughput import step_flops
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import multiprocessing
 import signal
@@ -27,6 +28,7 @@ from typer.testing import CliRunner
 import mvspec
 from mvspec.cli import app
 from mvspec.compiler import Layout, compile_document
+from mvspec.errors import MvspecError
 from mvspec.runtime import TorchEngine
 from mvspec.training import Batch, LanguageModel, LayoutData, Optimizer, Row, export
 from mvspec.training.checkpoint import WholeCheckpoints, newest_checkpoint
@@ -240,6 +242,33 @@ def test_configurations_of_the_package_are_valid(
         main(["fit", "--config", path.stem, "--print_config"])
     assert caught.value.code == 0
     assert yaml.safe_load(capsys.readouterr().out)["ckpt_path"] == "last"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        # Twice two devices where there are two: said before a rank is started.
+        (["--config", "fsdp", "--trainer.accelerator", "cpu",
+          "--trainer.strategy.init_args.tensor_parallel_size", "2"],
+         r"^trainer\.strategy: data_parallel_size 2 x tensor_parallel_size 2 are 4 devices, .* 2"),
+        (["--config", "tiny", "--trainer.strategy", "foo"], r"^trainer: .*strategy='foo'"),
+        # The trainer's parser makes callbacks, and buries what they say.
+        (["--config", "finetune", "--trainer.accelerator", "cpu"],
+         r"^data/validation\.jsonl: No such file"),
+        (["--config", "tiny", "--model.loss", "foo"], "^loss: 'foo' is not one of chunked, liger"),
+        pytest.param(
+            ["--config", "tiny", "--model.loss", "liger"],
+            r"^loss 'liger' needs: pip install liger-kernel \(.*\); or use loss: chunked",
+            marks=pytest.mark.skipif(
+                importlib.util.find_spec("liger_kernel") is not None, reason="it is installed"
+            ),
+        ),
+    ],
+)  # fmt: skip
+def test_wrong_configurations_say_where(compiled: Path, arguments: list[str], message: str) -> None:
+    model = ["--model.model", str(CONFIG), "--model.tokenizer", str(compiled / "tokenizer")]
+    with pytest.raises(MvspecError, match=message):
+        main(["fit", *arguments, *model])
 
 
 def test_the_staged_mix_is_one_configuration(

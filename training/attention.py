@@ -11,7 +11,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-__all__ = ["FLEX", "attend"]
+__all__ = ["ATTENTIONS", "FLEX", "attend"]
 
 FLEX = "mvspec_flex"
 """The name of `attend` in transformers' attention interface.
@@ -19,6 +19,9 @@ FLEX = "mvspec_flex"
 Transformers' own "flex_attention" repeats keys for each query head where their number is no power
 of two, as Qwen2.5's is not, and keeps the log of every sum.
 """
+
+ATTENTIONS = {"flex": FLEX, "sdpa": "sdpa", "eager": "eager"}
+"""How a model may attend, and what transformers calls it."""
 
 _compiled: Any = torch.compile(flex_attention)
 

@@ -8,8 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.strategies import ModelParallelStrategy
 
+from mvspec.errors import MvspecError, VerifyError
 from mvspec.training.checkpoint import newest_checkpoint
 from mvspec.training.data import LayoutData
 from mvspec.training.folder import export
@@ -22,7 +26,21 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 class TrainingCLI(LightningCLI):
-    """`ckpt_path: last` is the newest whole checkpoint, and nothing where there is none."""
+    """`ckpt_path: last` is the newest whole checkpoint, and nothing where there is none.
+
+    Raises:
+        MvspecError: trainer, model or data cannot be made of their settings.
+    """
+
+    def instantiate_classes(self) -> None:
+        """Make trainer, model and data, and see that the devices are as many as are used."""
+        try:
+            super().instantiate_classes()
+        except (
+            MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError
+        ) as error:  # fmt: skip
+            raise _refusal(error) from error
+        _check_mesh(self.trainer)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is given: a checkpoint's does not replace it."""
@@ -36,11 +54,45 @@ class TrainingCLI(LightningCLI):
         return given
 
 
+def _refusal(error: BaseException) -> MvspecError:
+    """Return what stands at the bottom of an error of Lightning or jsonargparse."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, MvspecError):  # of a callback, say, which the trainer's parser made
+            return found
+        found = found.__cause__ or found.__context__
+    return VerifyError("trainer", " ".join(str(error).split()))
+
+
+def _check_mesh(trainer: Trainer) -> None:
+    """Refuse a mesh that is not all of the devices, before any rank is started.
+
+    Raises:
+        VerifyError: it is of more of them, or of fewer.
+    """
+    strategy: Any = trainer.strategy
+    if not isinstance(strategy, ModelParallelStrategy):
+        return
+    nodes, devices = trainer.num_nodes, trainer.num_devices
+    data, tensor = strategy._data_parallel_size, strategy._tensor_parallel_size
+    data = nodes if data == "auto" else data
+    tensor = devices if tensor == "auto" else tensor
+    if data * tensor != nodes * devices:
+        raise VerifyError(
+            "trainer.strategy",
+            f"data_parallel_size {data} x tensor_parallel_size {tensor} are {data * tensor} "
+            f"devices, and trainer.devices x trainer.num_nodes are {nodes * devices}: "
+            "give sizes whose product they are",
+        )
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run `mvspec train` with these arguments."""
     # What Lightning says of data and of itself that is not for its user's user.
     warnings.filterwarnings("ignore", message=r".*(Total length of `list`|LightningCLI's args).*")
     warnings.filterwarnings("ignore", message=r".*treespec.*", module="lightning")
+    # What is logged is the sum over all ranks already.
+    warnings.filterwarnings("ignore", message=r".*sync_dist=True.*")
     if arguments and arguments[0] == "export":
         _export(arguments[1:])
         return

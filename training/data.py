@@ -12,6 +12,7 @@ from mvspec.compiler.layout import Layout
 from mvspec.compiler.tokenizer import pad_id
 from mvspec.errors import VerifyError
 from mvspec.training.loader import Loader
+from mvspec.training.ranks import Ranks
 from mvspec.training.schedule import Schedule, Stage
 from mvspec.training.source import Documents, Source
 
@@ -164,19 +165,14 @@ class LayoutData(LightningDataModule):
         return self._loader_of(sources, schedule, None)
 
     def _loader_of(self, sources: list[Source], schedule: Schedule, length: int | None) -> Loader:
-        rank, ranks = 0, 1
-        if self.trainer is not None and self.trainer.world_size > 1:
-            # A mesh has more ranks than shares of data where tensors are split too.
-            kwargs = getattr(self.trainer.strategy, "distributed_sampler_kwargs", None) or {}
-            rank = kwargs.get("rank", self.trainer.global_rank)
-            ranks = kwargs.get("num_replicas", self.trainer.world_size)
+        ranks = Ranks.of(self.trainer)
         tokenizer = self.tokenizer
         return Loader(
             sources,
             schedule,
             self.batch_size,
-            rank=rank,
-            ranks=ranks,
+            rank=ranks.rank,
+            ranks=ranks.count,
             length=length,
             pad_id=0 if tokenizer is None else pad_id(tokenizer),
             workers=self.workers,

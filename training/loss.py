@@ -9,14 +9,27 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from mvspec.errors import Unsupported
+from mvspec.errors import Unsupported, VerifyError
 
-__all__ = ["LOSSES", "head_loss"]
+__all__ = ["LOSSES", "check_loss", "head_loss"]
 
 LOSSES = ("chunked", "liger")
 """How the loss is computed: in plain torch, or by liger-kernel's fused kernel on a GPU."""
 
 _CHUNK = 1 << 28  # logits of a chunk: 1 GiB in float32
+
+
+def check_loss(how: str) -> None:
+    """See that a loss is one of `LOSSES`, and installed.
+
+    Raises:
+        VerifyError: there is no such loss.
+        Unsupported: it is not installed.
+    """
+    if how not in LOSSES:
+        raise VerifyError("loss", f"{how!r} is not one of {', '.join(LOSSES)}")
+    if how == "liger":
+        _liger_kernel()
 
 
 def head_loss(
@@ -132,16 +145,27 @@ class _LinearLoss(torch.autograd.Function):
         return (*found, None, None)
 
 
-def _liger(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+def _liger_kernel() -> Any:
     try:
         from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
-    except ImportError:
+    except ImportError as error:
         raise Unsupported(
-            "loss 'liger' needs: pip install liger-kernel; or use loss: chunked"
+            f"loss 'liger' needs: pip install liger-kernel ({error}); or use loss: chunked"
         ) from None
+    return liger_fused_linear_cross_entropy
+
+
+def _liger(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     if type(head) is not nn.Linear or not hidden.is_cuda:
         raise Unsupported("loss 'liger' needs a plain linear head on a GPU: use loss: chunked")
-    loss: Tensor = liger_fused_linear_cross_entropy(
-        hidden, head.weight, targets, head.bias, reduction="sum"
+    weight: Tensor = head.weight
+    bias: Tensor | None = head.bias
+    if torch.is_autocast_enabled(hidden.device.type):
+        # Once, here: in its loop the kernel would convert the whole matrix for every chunk.
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    loss: Tensor = _liger_kernel()(
+        hidden, weight, targets, bias, reduction="sum", accum_dtype=torch.float32
     )
     return loss

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -16,26 +16,22 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
-from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import VerifyError
 from mvspec.runtime import TorchEngine
-from mvspec.training.attention import FLEX
+from mvspec.training.attention import ATTENTIONS
 from mvspec.training.batch import Batch
 from mvspec.training.checkpoint import WholeCheckpoints
-from mvspec.training.faults import NotFinite
 from mvspec.training.folder import EXPORTED, recipe
-from mvspec.training.gradients import gradient_norm, scale_gradients
-from mvspec.training.loss import LOSSES
+from mvspec.training.loss import check_loss
 from mvspec.training.network import Network
 from mvspec.training.optimizer import Optimizer
 from mvspec.training.parallel import parallelize
-from mvspec.training.tags import extend_tokenizer
+from mvspec.training.ranks import Ranks
+from mvspec.training.step import Step
+from mvspec.training.tags import extend_tokenizer, own_copy
 from mvspec.training.weights import Lora, build_model, save_model, torch_dtype
 
-__all__ = ["ATTENTIONS", "LanguageModel"]
-
-ATTENTIONS = {"flex": FLEX, "sdpa": "sdpa", "eager": "eager"}
-"""How a model may attend, and what transformers calls it."""
+__all__ = ["LanguageModel"]
 
 _ADAMW = Optimizer()
 
@@ -64,7 +60,8 @@ class LanguageModel(LightningModule):
         seed: of fresh weights and of dropout.
 
     Raises:
-        Unsupported: the model's attention is not the mask's, or the tokenizer lacks tags.
+        Unsupported: the model's attention is not the mask's, the tokenizer lacks tags, or the
+            loss is not installed.
         NotFinite: the loss or a gradient is not finite; the message names the documents.
     """
 
@@ -87,20 +84,12 @@ class LanguageModel(LightningModule):
     ) -> None:
         super().__init__()
         self.source = model
-        if tokenizer is None and isinstance(model, str | os.PathLike):
-            tokenizer = os.fspath(model)
-        if tokenizer is None:
-            raise VerifyError("tokenizer", "give the one that the data was compiled with")
-        if isinstance(tokenizer, str | os.PathLike):
-            # A copy, since the loaded one is kept for others and may be extended here.
-            tokenizer = deepcopy(load_tokenizer(os.fspath(tokenizer)))
-        self.tokenizer = tokenizer
-        self.new_tags = extend_tokenizer(tokenizer, model, add=add_tags)
+        self.tokenizer = own_copy(tokenizer, model)
+        self.new_tags = extend_tokenizer(self.tokenizer, model, add=add_tags)
         self.weights_dtype = dtype
         if attention is not None and attention not in ATTENTIONS:
             raise VerifyError("attention", f"{attention!r} is not one of {', '.join(ATTENTIONS)}")
-        if loss not in LOSSES:
-            raise VerifyError("loss", f"{loss!r} is not one of {', '.join(LOSSES)}")
+        check_loss(loss)
         torch_dtype(dtype)
         self.attention = attention
         self.kernel_options = kernel_options
@@ -111,14 +100,14 @@ class LanguageModel(LightningModule):
         self.optimizer = optimizer
         self.seed = seed
         self.network: Network | None = None
-        self._window: list[tuple[Batch, Tensor]] = []
+        self._step = Step()
         self._evaluated: list[tuple[Tensor, int]] = []
 
     # Building
 
     def setup(self, stage: str) -> None:
         """Let checkpoints appear whole or not at all; Lightning calls it."""
-        self._window.clear()
+        self._step = Step()
         self._evaluated.clear()
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
@@ -195,43 +184,30 @@ class LanguageModel(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let dropout depend on seed, rank and step alone, so that a resumed run draws the same."""
-        rank, _ = self.data_share()
-        words = [self.seed, rank, self.current_epoch, batch_idx]
+        words = [self.seed, Ranks.of(self._trainer).rank, self.current_epoch, batch_idx]
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the summed loss of a batch; `on_before_optimizer_step` divides."""
         loss = self.losses(batch)
-        self._window.append((batch, loss.detach()))
+        self._step.add(batch, loss)
         return loss
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Divide gradients of summed losses by the tokens of all ranks and batches; clip them.
+        """Make the gradients those of the mean loss of all ranks and batches, and log.
 
         Raises:
             NotFinite: the loss or the gradient is not; no weight has changed.
         """
-        window, self._window = self._window, []
-        _, ranks = self.data_share()
-        gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        # Numbers meet the host once a step, here.
-        loss, count, norm = self.summed(
-            [
-                torch.stack([loss for _, loss in window]).sum(),
-                sum(batch.loss_tokens for batch, _ in window),
-                gradient_norm(gradients) / ranks,
-            ]
+        trainer: Any = self.trainer
+        ended, self._step = self._step, Step()
+        loss, norm = ended.end(
+            [p.grad for p in self.parameters() if p.grad is not None],
+            Ranks.of(trainer),
+            batches=trainer.accumulate_grad_batches,
+            clip=self.optimizer.clip,
+            number=trainer.global_step,
         )
-        loss /= max(count, 1)
-        # The trainer has divided by its batches, and the ranks have taken their mean.
-        factor = ranks * self.trainer.accumulate_grad_batches / max(count, 1)
-        norm *= factor
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            self._stop(window, "gradient" if math.isfinite(loss) else "loss")
-        clip = self.optimizer.clip
-        if clip is not None and norm > clip:
-            factor *= clip / norm
-        scale_gradients(gradients, factor)
         found = {
             "train/loss": loss,
             "train/gradient_norm": norm,
@@ -240,42 +216,10 @@ class LanguageModel(LightningModule):
         self.log_dict(found, logger=False)
         self.log("loss", loss, prog_bar=True, logger=False)
         # Lightning itself would log after the step's checkpoint, and a kill lose the row.
-        trainer: Any = self.trainer
         step = trainer.global_step
         if (step + 1) % trainer.log_every_n_steps == 0:
             for logger in trainer.loggers:
                 logger.log_metrics(found, step=step)
-
-    def _stop(self, window: list[tuple[Batch, Tensor]], what: str) -> None:
-        """Raise `NotFinite` on every rank, with the names that all of them know."""
-        bad = [batch for batch, loss in window if not bool(torch.isfinite(loss))]
-        some = bad if what == "loss" else [batch for batch, _ in window]
-        names = [name for batch in some for row in batch.names for name in row]
-        if self.trainer.world_size > 1:
-            of_all: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(of_all, names)
-            names = [name for each in of_all for name in each]
-        raise NotFinite(self.trainer.global_step, what, names)
-
-    def data_share(self) -> tuple[int, int]:
-        """Return this rank's number in the group that shares the data, and the group's size."""
-        if self._trainer is None or self.trainer.world_size == 1:
-            return 0, 1
-        strategy: Any = self.trainer.strategy
-        kwargs = strategy.distributed_sampler_kwargs
-        return int(kwargs["rank"]), int(kwargs["num_replicas"])
-
-    def summed(self, values: Sequence[float | Tensor]) -> list[float]:
-        """Return numbers summed over the ranks that share the data."""
-        total = torch.stack(
-            [torch.as_tensor(value, dtype=torch.float64, device=self.device) for value in values]
-        )
-        if self.data_share()[1] > 1:
-            mesh = getattr(self.trainer.strategy, "_device_mesh", None)
-            group = None if mesh is None else mesh["data_parallel"].get_group()
-            torch.distributed.all_reduce(total, group=group)
-        found: list[float] = total.tolist()
-        return found
 
     # Checkpoints and use
 
@@ -345,7 +289,8 @@ class LanguageModel(LightningModule):
         sums, self._evaluated = self._evaluated, []
         if sums:
             losses, counts = zip(*sums, strict=True)
-            loss, count = self.summed([torch.stack(losses).sum(), sum(counts)])
+            total = [torch.stack(losses).sum(), sum(counts)]
+            loss, count = Ranks.of(self._trainer).summed(total, self.device)
             mean = loss / max(count, 1)
             self.log(f"{split}/loss", mean, prog_bar=True)
             self.log(f"{split}/perplexity", math.exp(min(mean, 700.0)))

@@ -1,9 +1,10 @@
-"""The tags in a model: rows of its embeddings that start as the words they name."""
+"""The tags in a tokenizer and a model: rows of its embeddings start as the words they name."""
 
 from __future__ import annotations
 
 import os
 import re
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -11,11 +12,11 @@ from torch import Tensor
 
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.compiler.vocabulary import Vocabulary, add_tags
-from mvspec.errors import Unsupported
+from mvspec.errors import Unsupported, VerifyError
 from mvspec.records import InputError
 from mvspec.syntax import Tag
 
-__all__ = ["extend_tokenizer", "initialise_tags", "tag_words"]
+__all__ = ["extend_tokenizer", "initialise_tags", "own_copy", "tag_words"]
 
 
 def tag_words(tag: Tag) -> str:
@@ -26,6 +27,25 @@ def tag_words(tag: Tag) -> str:
     """
     name = re.sub(r"[</>]", "", tag.value)
     return f" end {name}" if tag.value.startswith("</") else name
+
+
+def own_copy(tokenizer: Any, source: Any) -> Any:
+    """Return the tokenizer of a model; a copy where it is loaded, since others hold that too.
+
+    Args:
+        tokenizer: a folder, file or hub name, or a tokenizer; None for the source's.
+        source: of the model, as a folder or hub name, or else without a tokenizer.
+
+    Raises:
+        VerifyError: there is none.
+    """
+    if tokenizer is None and isinstance(source, str | os.PathLike):
+        tokenizer = source
+    if tokenizer is None:
+        raise VerifyError("tokenizer", "give the one that the data was compiled with")
+    if isinstance(tokenizer, str | os.PathLike):
+        return deepcopy(load_tokenizer(os.fspath(tokenizer)))
+    return tokenizer
 
 
 def extend_tokenizer(tokenizer: Any, source: Any, *, add: bool) -> list[int]:

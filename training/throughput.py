@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from mvspec.training.batch import Batch
 from mvspec.training.module import LanguageModel
 from mvspec.training.network import Network
+from mvspec.training.ranks import Ranks
 
 __all__ = ["Throughput", "step_flops"]
 
@@ -111,7 +112,7 @@ class Throughput(Callback):
         now = time.perf_counter()
         if self._last is None:  # the first batch compiles and allocates
             self._last = now
-            self.tokens += int(pl_module.summed([float(batch.tokens)])[0])
+            self.tokens += int(Ranks.of(trainer).summed([batch.tokens], pl_module.device)[0])
             return
         self._sums.add(batch)
         if trainer.fit_loop._should_accumulate():
@@ -129,7 +130,8 @@ class Throughput(Callback):
 
     def _log(self, trainer: Trainer, module: LanguageModel) -> None:
         seconds = self._sums.seconds
-        sums = _Sums(*module.summed(self._sums.values()))  # type: ignore[arg-type]
+        summed = Ranks.of(trainer).summed(self._sums.values(), module.device)
+        sums = _Sums(*summed)  # type: ignore[arg-type]
         self._sums = _Sums()
         self.tokens += int(sums.tokens)
         found = {

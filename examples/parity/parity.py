@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,12 @@ import torch
 
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import MvspecError, VerifyError
-from mvspec.runtime import Options, default_model
-from mvspec.runtime.adaptive_demo import measure
-from mvspec.runtime.arithmetic import STEPWISE, Problem, arithmetic_model, ask, problems
-from mvspec.runtime.examination import mark, means
+from mvspec.runtime import default_model
+from mvspec.runtime.arithmetic import STEPWISE, arithmetic_model
+from mvspec.runtime.examination import means
 
-from arms import Arm, find_arm  # isort: skip
+from arms import Arm, find_arm, worded  # isort: skip
+from clock import Clock, held_out  # isort: skip
 from fitting import OutOfTime, fit  # isort: skip
 from report import Records, write_report  # isort: skip
 from sets import mixture, packed  # isort: skip
@@ -66,6 +66,9 @@ class Comparison:
         self.end = None if seconds is None else time.monotonic() + seconds
         self.records = Records(folder / "results.jsonl")
         self.tokenizer = folder / "tokenizer"
+        self.clock = Clock(
+            settings, self.records, lambda arm: self.model(arm, settings.seeds[0]), folder / "words"
+        )
 
     def begin(self) -> None:
         """Make the folder, or see that it is of the same comparison.
@@ -78,19 +81,23 @@ class Comparison:
         known = self.folder / "settings.json"
         if known.exists() and known.read_text(encoding="utf-8") != said:
             raise VerifyError(str(self.folder), "is of other settings: name another folder")
-        if not self.tokenizer.is_dir():
-            initial = self.initial()
-            own = initial if isinstance(initial, str) else arithmetic_model()
-            part = self.folder / "tokenizer.part"
-            source = self.settings.tokenizer or str(own)
-            load_tokenizer(source, tags=True).save_pretrained(part)
-            part.replace(self.tokenizer)
+        make(self.tokenizer, self.first_tokenizer)
+        if any(find_arm(name).serving == "text" for name in self.settings.arms):
+            make(self.clock.words, lambda: worded(self.tokenizer))
         known.write_text(said, encoding="utf-8")
 
     def initial(self) -> Any:
         """Return what weights are made of: a config, or a folder."""
         model = self.settings.model
         return str(default_model()) if model == "default" else model
+
+    def first_tokenizer(self) -> Any:
+        """Return the tokenizer of all arms, with tags."""
+        source = self.settings.tokenizer
+        if source is None:
+            initial = self.initial()
+            source = initial if isinstance(initial, str) else str(arithmetic_model())
+        return load_tokenizer(source, tags=True)
 
     def left(self) -> float | None:
         """Return the seconds that are left.
@@ -126,7 +133,9 @@ class Comparison:
                 if arm.structured and self.settings.evaluation.asks_zero(arm.name):
                     self.examine(arm, seed, STEPWISE)
             if seed == self.settings.seeds[0] and self.only is None:
-                self.time_alone([arm for arm in arms if self.settings.evaluation.times(arm.name)])
+                self.left()
+                times = self.settings.evaluation.times
+                self.clock.in_process([arm for arm in arms if times(arm.name)])
 
     def model(self, arm: Arm, seed: int) -> Path:
         """Return the folder of an arm's weights."""
@@ -168,7 +177,7 @@ class Comparison:
         started = time.perf_counter()
         marks = list(
             arm.examine(
-                engine, self.asked(how.problems), prompt=prompt, batch=how.batch,
+                engine, held_out(self.settings, how.problems), prompt=prompt, batch=how.batch,
                 max_tokens=how.max_tokens,
             )
         )  # fmt: skip
@@ -178,83 +187,21 @@ class Comparison:
              f"# parallel {found['parallelism']:.2f}")  # fmt: skip
         self.report()
 
-    def asked(self, count: int) -> list[Problem]:
-        """Return held-out problems, the same ones for every model."""
-        return list(islice(problems("test", 0, self.settings.difficulty), count))
-
-    def time_alone(self, arms: Sequence[Arm]) -> None:
-        """Ask one problem at a time, arm after arm in turns; then the same tokens in turn."""
-        seed = self.settings.seeds[0]
-        todo = [arm for arm in arms if not self.records.find(kind="alone", arm=arm.name)]
-        if not todo:
-            return
-        how = self.settings.evaluation
-        self.left()
-        engines = {arm.name: arm.engine(self.model(arm, seed)) for arm in todo}
-        sums = {arm.name: [0.0, 0, 0, 0] for arm in todo}
-        asked = self.asked(how.latency)
-        traces = []
-        for arm in todo:  # warm: kernels, graphs
-            self.alone(arm, engines[arm.name], asked[0])
-        for problem in asked:
-            for arm in todo:
-                result, seconds = self.alone(arm, engines[arm.name], problem)
-                found = mark(result, problem)
-                row = sums[arm.name]
-                row[0] += seconds
-                row[1] += found.tokens
-                row[2] += found.forwards
-                row[3] += found.right
-                if arm.name == "multiverse":
-                    traces.append(result.trace)
-        for arm in todo:
-            seconds, tokens, forwards, right = sums[arm.name]
-            self.records.add(
-                kind="alone", arm=arm.name, engine="torch", problems=len(asked), seconds=seconds,
-                tokens=tokens, forwards=forwards, right=right,
-            )  # fmt: skip
-        if traces:
-            same = measure(engines["multiverse"], traces, rounds=1)
-            self.records.add(
-                kind="replay", arm="multiverse", engine="torch", forwards=same.forwards,
-                seconds=same.seconds, forwards_alone=same.forwards_alone,
-                seconds_alone=same.seconds_alone,
-            )  # fmt: skip
-
-    def alone(self, arm: Arm, engine: Any, problem: Problem) -> tuple[Any, float]:
-        """Ask one problem; return what came and how long it took."""
-        options: Options = arm.options(self.settings.evaluation.max_tokens)
-        started = time.perf_counter()
-        result = engine.run(ask(problem, arm.prompt), options)
-        return result, time.perf_counter() - started
-
-    def serve(self, urls: Sequence[str]) -> None:
-        """Measure arms that servers of SGLang serve: ARM=URL each."""
-        if not urls:
-            return
-        from mvspec.runtime import SGLangEngine  # it needs httpx
-
-        how = self.settings.evaluation
-        for each in urls:
-            name, _, url = each.partition("=")
-            arm = find_arm(name)
-            engine = SGLangEngine(url)
-            asked = self.asked(how.problems)
-            options = arm.options(how.max_tokens)
-            started = time.perf_counter()
-            results = engine.run_many([ask(problem, arm.prompt) for problem in asked], options)
-            together = time.perf_counter() - started
-            marks = [mark(*pair) for pair in zip(results, asked, strict=True)]
-            alone = [self.alone(arm, engine, problem)[1] for problem in asked[: how.latency]]
-            self.records.add(
-                kind="served", arm=name, engine="sglang", problems=len(asked),
-                together_seconds=together, alone_problems=len(alone), seconds=sum(alone),
-                **means(marks),
-            )  # fmt: skip
-
     def report(self) -> None:
         """Write the tables and the plot of what there is."""
         write_report(self.records.rows, self.settings, self.folder, device=device())
+
+
+def make(folder: Path, tokenizer: Callable[[], Any]) -> None:
+    """Write a tokenizer's folder where there is none; several calls may do so at once."""
+    if folder.is_dir():
+        return
+    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    tokenizer().save_pretrained(part)
+    try:
+        part.replace(folder)
+    except OSError:  # another was faster
+        shutil.rmtree(part)
 
 
 def device() -> str:
@@ -314,7 +261,7 @@ def main() -> None:
         try:
             if not given.report:
                 comparison.run()
-                comparison.serve(given.url)
+                comparison.clock.both(given.url)
         except OutOfTime:
             tell("out of time: run the same command again to go on")
         comparison.report()

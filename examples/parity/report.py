@@ -147,21 +147,16 @@ def _clock_tables(rows: Sequence[Row], device: str) -> list[str]:
         ]
         found.append(f"Wall clock in the in-process engine, all arms in turns; {device}.\n\n"
                      + _table(head, lines))  # fmt: skip
-    for row in rows:
-        if row["kind"] == "replay":
-            found.append(
-                f"The same tokens of the Multiverse arm: {row['seconds']:.2f} s in "
-                f"{row['forwards']} forwards with paths at once, {row['seconds_alone']:.2f} s in "
-                f"{row['forwards_alone']} one path after the other: "
-                f"{row['seconds_alone'] / row['seconds']:.2f} times faster, "
-                f"{row['forwards_alone'] / row['forwards']:.2f} times fewer forwards."
-            )
-        if row["kind"] == "served":
-            found.append(
-                f"{row['arm']} in SGLang: {row['seconds'] / row['alone_problems']:.3f} s a "
-                f"problem alone, {row['together_seconds']:.1f} s for {row['problems']} at once, "
-                f"{100 * row['right']:.1f} % right, # parallel {row['parallelism']:.2f}."
-            )
+    found += [
+        f"The same tokens of the Multiverse arm: {row['seconds']:.2f} s in "
+        f"{row['forwards']} forwards with paths at once, {row['seconds_alone']:.2f} s in "
+        f"{row['forwards_alone']} one path after the other: "
+        f"{row['seconds_alone'] / row['seconds']:.2f} times faster, "
+        f"{row['forwards_alone'] / row['forwards']:.2f} times fewer forwards."
+        for row in rows
+        if row["kind"] == "replay"
+    ]
+    found += _served_table([row for row in rows if row["kind"] == "served"], device)
     fits = [row for row in rows if row["kind"] == "fit"]
     if fits:
         head = ["training", "seed", "problems", "tokens", "steps", "loss", "seconds", "of them CPU"]
@@ -173,6 +168,31 @@ def _clock_tables(rows: Sequence[Row], device: str) -> list[str]:
         ]  # fmt: skip
         found.append(_table(head, lines))
     return found
+
+
+def _served_table(served: Sequence[Row], device: str) -> list[str]:
+    """Return the table of both engines, where servers were asked."""
+    if not served:
+        return []
+    alone, together = served[-1]["alone_problems"], served[-1]["problems"]
+    head = ["arm", "engine", "seconds a problem, alone", f"{together} at once, s",
+            "exact match, %", "well-formed, %", "# parallel"]  # fmt: skip
+    lines = [
+        [
+            row["arm"],
+            {"torch": "in process", "sglang": "SGLang"}[row["engine"]],
+            f"{row['seconds'] / row['alone_problems']:.3f}",
+            f"{row['together_seconds']:.1f}",
+            f"{100 * row['right']:.1f}",
+            f"{100 * row['well_formed']:.1f}",
+            f"{row['parallelism']:.2f}",
+        ]
+        for row in served
+    ]
+    return [
+        f"Wall clock in both engines: {alone} problems one at a time, arms and engines in turns, "
+        f"then {together} at once; {device}.\n\n" + _table(head, lines)
+    ]
 
 
 def _draw(own: dict[str, list[Row]], rows: Sequence[Row], folder: Path) -> None:

@@ -22,9 +22,9 @@ FLAGS = (
     "--device", "cpu", "--attention-backend", "torch_native", "--sampling-backend", "pytorch",
     "--dtype", "float32", "--disable-cuda-graph", "--mem-fraction-static", "0.1",
     "--max-total-tokens", "8192", "--max-running-requests", "32", "--host", "127.0.0.1",
-    "--log-level", "info",
+    "--log-level", "info", "--sleep-on-idle",
 )  # fmt: skip
-"""What lets SGLang serve a small model on a CPU, exactly."""
+"""What lets SGLang serve a small model on a CPU, exactly; one that has nothing to do takes none."""
 
 
 @dataclass(frozen=True)
