@@ -203,6 +203,10 @@ def convert(gguf: Path, folder: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
+        # Its weights are whole by now; transformers 5.17 takes it for a quantized one all the same,
+        # which it does not write.
+        if getattr(model, "hf_quantizer", None) is not None:
+            model.hf_quantizer.remove_quantization_config(model)
         model.save_pretrained(folder)
 
 

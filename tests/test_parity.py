@@ -39,7 +39,7 @@ def settings() -> Settings:
 
 
 def test_the_committed_settings_load_and_shrink() -> None:
-    for name in ("tiny", "h200"):
+    for name in ("tiny", "h200", "smollm2"):
         whole = load_settings(FOLDER / f"{name}.yaml")
         assert [find_arm(arm).name for arm in whole.arms] == list(whole.arms)
         small = whole.smoke()
@@ -146,6 +146,21 @@ def test_without_a_base_arms_start_from_a_folder_whose_tokenizer_gets_tags(
     assert [row["kind"] for row in Records(out / "results.jsonl").rows] == ["fit", "exam", "exam"]
     assert tags <= set(load_tokenizer(str(out / "models" / "multiverse-0")).get_vocab())
     assert not (out / "models" / "base").exists()
+
+
+def test_calls_at_once_train_one_base(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, str(FOLDER / "parity.py"), str(FOLDER / "tiny.yaml"), "--smoke"]
+    command += ["--out", str(out), "--workers", "1", "--only"]
+    calls = [
+        subprocess.Popen([*command, only], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        for only in ("autoregressive:0", "sequential:1")
+    ]
+    assert [call.wait(120) for call in calls] == [0, 0]
+    rows = Records(out / "results.jsonl").rows
+    assert sorted(row["arm"] for row in rows if row["kind"] == "fit") == [
+        "autoregressive", "base", "sequential",
+    ]  # fmt: skip
 
 
 def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, settings: Settings) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import MvspecError, VerifyError
@@ -81,10 +82,11 @@ class Comparison:
         known = self.folder / "settings.json"
         if known.exists() and known.read_text(encoding="utf-8") != said:
             raise VerifyError(str(self.folder), "is of other settings: name another folder")
-        make(self.tokenizer, self.first_tokenizer)
-        if any(find_arm(name).serving == "text" for name in self.settings.arms):
-            make(self.clock.words, lambda: worded(self.tokenizer))
-        known.write_text(said, encoding="utf-8")
+        with FileLock(self.folder / "settings.lock"):
+            make(self.tokenizer, self.first_tokenizer)
+            if any(find_arm(name).serving == "text" for name in self.settings.arms):
+                make(self.clock.words, lambda: worded(self.tokenizer))
+            known.write_text(said, encoding="utf-8")
 
     def initial(self) -> Any:
         """Return what weights are made of: a config, or a folder."""
@@ -119,16 +121,13 @@ class Comparison:
         source = self.initial()
         if self.settings.base is not None:
             base = self.folder / "models" / "base"
-            if not base.is_dir():
-                self.train("base", find_arm("autoregressive"), source, BASE_SEED, base)
+            self.train("base", find_arm("autoregressive"), source, BASE_SEED, base)
             source = str(base)
         for seed in self.settings.seeds:
             for arm in arms:
                 if self.only is not None and (arm.name, seed) not in self.only:
                     continue
-                model = self.model(arm, seed)
-                if not model.is_dir():
-                    self.train(arm.name, arm, source, seed, model)
+                self.train(arm.name, arm, source, seed, self.model(arm, seed))
                 self.examine(arm, seed, arm.prompt)
                 if arm.structured and self.settings.evaluation.asks_zero(arm.name):
                     self.examine(arm, seed, STEPWISE)
@@ -143,7 +142,19 @@ class Comparison:
         return self.folder / "models" / f"{name}-{seed}"
 
     def train(self, name: str, arm: Arm, source: Any, seed: int, folder: Path) -> None:
-        """Train one model."""
+        """Train one model, or wait for the call that does; nothing where it is there."""
+        if folder.is_dir():
+            return
+        left = self.left()
+        folder.parent.mkdir(exist_ok=True)
+        try:
+            with FileLock(folder.with_suffix(".lock"), timeout=-1 if left is None else left):
+                if not folder.is_dir():
+                    self._train(name, arm, source, seed, folder)
+        except Timeout:
+            raise OutOfTime from None
+
+    def _train(self, name: str, arm: Arm, source: Any, seed: int, folder: Path) -> None:
         self.left()
         base = self.settings.base
         how = base if name == "base" and base is not None else self.settings.fit
@@ -153,7 +164,6 @@ class Comparison:
         rows = packed(items, how, str(self.tokenizer), self.pool)
         compiled = time.perf_counter() - started
         tell(f"{name}, seed {seed}: {len(items)} problems in {len(rows)} rows of {how.length}")
-        folder.parent.mkdir(exist_ok=True)
         fitted = fit(
             source, rows, folder, self.settings, how,
             tokenizer=str(self.tokenizer), seconds=self.left(),
