@@ -216,8 +216,8 @@ class Thread:
         self._tags_only()
 
     def _tags_only(self) -> None:
-        if not self.strict:
-            self.pending = tuple(event for event in self.pending if isinstance(event, Tag))
+        if self.pending and not self.strict:
+            self.pending = tuple([event for event in self.pending if isinstance(event, Tag)])
 
     def next_closing(self) -> Event | None:
         """The next event of the shortest way to close what is open, None at the end."""

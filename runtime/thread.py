@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,9 @@ from mvspec.structure import Structure
 from mvspec.thread import Event
 
 __all__ = ["Forced", "Live", "Token"]
+
+_TAIL = 32
+"""Characters of a thread's tail: more than a tag has."""
 
 
 @dataclass(slots=True)
@@ -147,7 +150,24 @@ class Live:
         self.predicted = True
         if self.banned:
             self.banned.clear()
-        self.tail = "" if control else (self.tail + token.text)[-32:]
+        self.tail = "" if control else (self.tail + token.text)[-_TAIL:]
+
+    def extend(self, tokens: Sequence[Token], control: Container[int]) -> None:
+        """Take several tokens, as `append` takes each."""
+        self.items += tokens
+        self.count += len(tokens)
+        self.unread += len(tokens)
+        self.logits = None
+        self.predicted = True
+        self.banned.clear()
+        tail = ""
+        for token in reversed(tokens):
+            if token.id in control or len(tail) >= _TAIL:
+                break
+            tail = token.text + tail
+        else:
+            tail = self.tail + tail
+        self.tail = tail[-_TAIL:]
 
     def rewind(self, count: int) -> list[Token]:
         """Give back its last tokens, which stand after its last fork."""

@@ -7,6 +7,7 @@ gives the same logits.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Sequence
 
@@ -108,13 +109,13 @@ class Threads:
             token.logprob, token.top = draw.logprob, draw.top
         token.text = live.decoder.step(self.lexicon.backend, id) or ""
         live.append(token, control=id in self.lexicon.control)
-        self._enqueue(live, token)
+        self._enqueue(live, (token,))
         self._tell(live, token)
         return token
 
-    def _enqueue(self, live: Live, token: Token) -> None:
-        self.store.show(live.row, token.column, token.column + 1)
-        self._queue.append((live, token))
+    def _enqueue(self, live: Live, tokens: Sequence[Token]) -> None:
+        self.store.show(live.row, tokens[0].column, tokens[-1].column + 1)
+        self._queue += [(live, token) for token in tokens]
 
     def _tell(self, live: Live, token: Token) -> None:
         if token.author != "prompt":
@@ -127,8 +128,19 @@ class Threads:
 
     def extend(self, live: Live, ids: Sequence[int], position: int, author: str) -> None:
         """Write several tokens."""
-        for place, id in enumerate(ids, position):
-            self.append(live, id, place, author)
+        if not ids:
+            return
+        step = -1 if author == "prompt" else self.step
+        decode, backend = live.decoder.step, self.lexicon.backend
+        columns = itertools.count(self.store.take(len(ids)))
+        tokens = [
+            Token(id, place, author, column, step, "", decode(backend, id) or "")
+            for id, place, column in zip(ids, itertools.count(position), columns, strict=False)
+        ]
+        live.extend(tokens, self.lexicon.control)
+        self._enqueue(live, tokens)
+        for token in tokens if author != "prompt" else ():
+            self._tell(live, token)
 
     def rewind(self, live: Live, count: int) -> list[Token]:
         """Take back a thread's last tokens, which the model has read; nobody sees them now."""
@@ -149,7 +161,7 @@ class Threads:
         token.column = self.store.take(1)
         live.append(token, control=False)
         live.tail = tail
-        self._enqueue(live, token)
+        self._enqueue(live, (token,))
 
     def settle(self, live: Live) -> None:
         """Give its last token, where it ends inside a character, its text: nothing follows it."""

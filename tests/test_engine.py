@@ -244,7 +244,7 @@ def test_a_requests_keys_and_values_are_limited(kind: str) -> None:
         tight.run(plan)
     # What does not even hold the prompt is refused before it starts.
     small = tiny_engine(kind, max_kv_bytes=each)
-    with pytest.raises(LimitExceeded, match=r"2 tokens' keys and values"):
+    with pytest.raises(LimitExceeded, match=r"5 tokens' keys and values"):
         small.run(plan)
     assert small.steps == 0
 

@@ -85,10 +85,8 @@ def strand_rows(grammars: Any) -> list[tuple[int, Strand]]:
 def drawn(reqs: Iterable[Any]) -> Iterator[tuple[Strand, Draw]]:
     """Yield the strands of a batch that have drawn a token there, with its logprob."""
     for req in reqs:
-        if not hasattr(req, "strand"):
-            continue
-        strand = req.strand
-        if strand.req is not req or not strand.drawing:
+        strand = getattr(req, "strand", None)
+        if strand is None or strand.req is not req or not strand.drawing:
             continue  # it was sampled for a request that has left since, or does not count
         logprob: float | None = None
         top: Any = ()

@@ -52,8 +52,8 @@ class Run(Request):
 
     _unread = 0
 
-    def _enqueue(self, live: Live, token: Token) -> None:
-        self._unread += 1
+    def _enqueue(self, live: Live, tokens: Sequence[Token]) -> None:
+        self._unread += len(tokens)
 
     def _tell(self, live: Live, token: Token) -> None:
         if not self.quiet:

@@ -9,6 +9,7 @@ from strategies import turns
 import mvspec
 from mvspec.ir import Message
 from mvspec.structure import Step, Structure, sees
+from mvspec.syntax import Tag
 
 
 def run(events: list[Token], *, strict: bool) -> list[Step]:
@@ -78,3 +79,18 @@ def test_law_4_positions_rise_along_visible_chains(message: Message) -> None:
         if q and len(steps[q - 1].chain) > len(step.chain):
             assert step.position == ends[steps[q - 1].chain[-1][0]] + 1
     assert all(len(positions) == 1 for positions in starts.values())
+
+
+@given(turns(canonical=True))
+def test_a_text_that_is_written_stands_where_one_that_is_pushed_does(message: Message) -> None:
+    for strict in (True, False):
+        pushed, written = Structure(strict=strict), Structure(strict=strict)
+        for token in tokens(message):
+            thread, event = written.cursor, token.event
+            step = pushed.feed(event)
+            if isinstance(event, Tag):
+                written.feed(event)
+            else:
+                assert written.write(thread, event) == step.position
+            assert written.threads == pushed.threads
+            assert written.count == pushed.count

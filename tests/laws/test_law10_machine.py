@@ -104,9 +104,11 @@ def test_any_event_is_taken_or_refused(events: list[Event]) -> None:
         machine = Structure(strict=strict)
         for event in events:
             allowed = machine.allows(machine.cursor, event)
+            before = {number: thread.copy() for number, thread in machine.threads.items()}
             try:
                 machine.feed(event)
             except mvspec.MvspecError:
                 assert not allowed
+                assert machine.threads == before
             else:
                 assert allowed

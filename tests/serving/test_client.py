@@ -19,6 +19,7 @@ from served import Served
 from tiny import chat
 
 import mvspec as mv
+from mvspec.compiler.plan import ExecutionPlan
 from mvspec.errors import MvspecError, Unsupported, VerifyError
 from mvspec.limits import Limits
 from mvspec.runtime import (
@@ -31,7 +32,9 @@ from mvspec.runtime import (
     TakenBack,
     Written,
 )
+from mvspec.runtime.result import Result
 from mvspec.runtime.serving.job import Job
+from mvspec.runtime.serving.wire import decode_result, encode_event, encode_result
 from mvspec.runtime.trace import Trace
 
 
@@ -171,6 +174,15 @@ def test_a_filled_hole_is_told_with_its_value(engine: Any) -> None:
         if isinstance(event, HoleFilled)
     }
     assert values["b"] in ("yes", "no")
+
+
+def test_a_number_of_any_size_comes_back() -> None:
+    filled = HoleFilled("0", 0, "n", "9" * 40, int("9" * 40), cut=False, step=3)
+    done = Result(document=None, values={}, texts={}, trace=Trace(ids=(), seed=2**70))
+    text = encode_result(done, [encode_event(filled)])
+    result, events = decode_result(text, ExecutionPlan(ops=()), "m")
+    assert (result.trace.seed, result.trace.model) == (2**70, "m")
+    assert events[0]["value"] == filled.value
 
 
 def test_several_at_once_without_blocking(engine: Any, reference: Any) -> None:
