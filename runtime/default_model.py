@@ -17,6 +17,7 @@ import sys
 import zipfile
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -200,7 +201,7 @@ def convert(gguf: Path, folder: Path) -> None:
         )
         backend.decoder = decoders.ByteLevel()
         tokenizer.save_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
         # Its weights are whole by now; transformers 5.17 takes it for a quantized one all the same,
