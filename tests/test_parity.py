@@ -197,6 +197,15 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, settings: Sett
     report = (out / "results.md").read_text("utf-8")
     assert report.count("| shared(8) |") >= 3
     assert (out / "results.png").stat().st_size > 1000
+    # What servers of arms whose tags are words take: the same ids, and no tag.
+    words, own = (load_tokenizer(str(out / name)) for name in ("words", "tokenizer"))
+    assert not {tag.value for tag in Tag} & set(words.get_vocab())
+    text = mvspec.render(solve(next(problems("test"))).messages[1])
+    said = words.decode(own.encode(text, add_special_tokens=False))
+    assert tagged(said) == text
+    assert words.encode(said, add_special_tokens=False) == own.encode(
+        text, add_special_tokens=False
+    )
     with pytest.raises(MvspecError, match="other settings"):
         Comparison(small.model_copy(update={"seeds": (5,)}), out, workers=1, seconds=None).run()
     with pytest.raises(OutOfTime):

@@ -20,7 +20,7 @@ from arms import Arm, find_arm  # isort: skip
 from report import Records  # isort: skip
 from settings import Settings  # isort: skip
 
-__all__ = ["Clock", "held_out"]
+__all__ = ["Clock", "held_out", "server_of"]
 
 ALONE = 24
 """Problems that are asked one at a time where both engines are measured."""
@@ -95,18 +95,19 @@ class Clock:
                     seconds_alone=same.seconds_alone,
                 )  # fmt: skip
 
-    def both(self, urls: Sequence[str]) -> None:
+    def both(self, servers: Sequence[tuple[Arm, str]]) -> None:
         """Ask servers of SGLang, and the in-process engine beside them.
 
         Args:
-            urls: ARM=URL each, of servers that `mvspec serve` started.
+            servers: arms, and the URLs of servers that `mvspec serve` started.
 
         Raises:
-            VerifyError: one is none, or its server forks where the arm does not.
+            VerifyError: a server forks where its arm does not, or the other way round.
         """
-        todo = [(arm, url) for arm, url in map(_named, urls) if not self._served(arm)]
         sides: list[Side] = []
-        for arm, url in todo:
+        for arm, url in servers:
+            if self.records.find(kind="served", arm=arm.name, engine="sglang"):
+                continue
             there = self._server(arm, url)
             sides += [Side(arm, arm.engine(self.model(arm))), Side(arm, there, "sglang")]
         how = self.settings.evaluation
@@ -129,9 +130,6 @@ class Clock:
             )  # fmt: skip
         for row in rows:  # all, or none where something went wrong
             self.records.add(**row)
-
-    def _served(self, arm: Arm) -> bool:
-        return bool(self.records.find(kind="served", arm=arm.name, engine="sglang"))
 
     def _server(self, arm: Arm, url: str) -> Any:
         from mvspec.runtime import SGLangEngine  # it needs httpx
@@ -158,7 +156,12 @@ class Clock:
                 side.ask(problem, most)
 
 
-def _named(given: str) -> tuple[Arm, str]:
+def server_of(given: str) -> tuple[Arm, str]:
+    """Read what `--url` names: an arm and its server.
+
+    Raises:
+        VerifyError: it is not ARM=URL.
+    """
     name, _, url = given.partition("=")
     if not url:
         raise VerifyError(f"--url {given}", "is not ARM=URL, as multiverse=http://127.0.0.1:30000")

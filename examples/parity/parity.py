@@ -29,7 +29,7 @@ from mvspec.runtime.arithmetic import STEPWISE, arithmetic_model
 from mvspec.runtime.examination import means
 
 from arms import Arm, find_arm, worded  # isort: skip
-from clock import Clock, held_out  # isort: skip
+from clock import Clock, held_out, server_of  # isort: skip
 from fitting import OutOfTime, fit  # isort: skip
 from report import Records, write_report  # isort: skip
 from sets import mixture, packed  # isort: skip
@@ -262,6 +262,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     try:
         settings = load_settings(given.settings)
+        servers = [server_of(each) for each in given.url]
         seconds = None if given.minutes is None else 60 * given.minutes
         comparison = Comparison(
             settings.smoke() if given.smoke else settings, given.out,
@@ -270,7 +271,7 @@ def main() -> None:
         try:
             if not given.report:
                 comparison.run()
-                comparison.clock.both(given.url)
+                comparison.clock.both(servers)
         except OutOfTime:
             tell("out of time: run the same command again to go on")
         comparison.report()

@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 import torch
-from clock import Clock
+from clock import Clock, server_of
 from lightning.pytorch import Trainer
 from report import Records, write_report
 from served import Served, serve
@@ -140,14 +140,15 @@ def test_the_comparison_measures_both_engines(
     records = Records(tmp_path / "results.jsonl")
     clock = Clock(settings, records, lambda arm: exported, tmp_path / "words")
     for wrong, message in (
-        ("multiverse", "is not ARM=URL"),
-        (f"sequential={trained.url}", r"has tags, .*--tokenizer-path .*words"),
-        (f"shared(8)={trained.url}", "share"),
+        ("sequential", r"has tags, .*--tokenizer-path .*words"),
+        ("shared(8)", "share"),
     ):
         with pytest.raises(MvspecError, match=message):
-            clock.both([wrong])
-    clock.both([f"multiverse={trained.url}"])
-    clock.both([f"multiverse={trained.url}"])  # what is measured is kept
+            clock.both([server_of(f"{wrong}={trained.url}")])
+    with pytest.raises(MvspecError, match="is not ARM=URL"):
+        server_of("multiverse")
+    for _ in range(2):  # what is measured is kept
+        clock.both([server_of(f"multiverse={trained.url}")])
     local, served = records.rows
     assert (local["engine"], served["engine"]) == ("torch", "sglang")
     for name in ("right", "well_formed", "tokens", "critical_path", "parallelism", "problems"):
