@@ -156,7 +156,7 @@ def test_calls_at_once_train_one_base(tmp_path: Path) -> None:
         subprocess.Popen([*command, only], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         for only in ("autoregressive:0", "sequential:1")
     ]
-    assert [call.wait(120) for call in calls] == [0, 0]
+    assert [call.wait(300) for call in calls] == [0, 0]
     rows = Records(out / "results.jsonl").rows
     assert sorted(row["arm"] for row in rows if row["kind"] == "fit") == [
         "autoregressive", "base", "sequential",
@@ -172,7 +172,7 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, settings: Sett
     process = subprocess.Popen([*command, "--workers", "1"], stderr=subprocess.DEVNULL)
     records = out / "results.jsonl"
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not (records.exists() and records.read_bytes().count(b"\n") >= 3):
             assert process.poll() is None
             assert time.monotonic() < deadline

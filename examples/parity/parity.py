@@ -85,7 +85,10 @@ class Comparison:
         make(self.tokenizer, self.first_tokenizer)
         if any(find_arm(name).serving == "text" for name in self.settings.arms):
             make(self.clock.words, lambda: worded(self.tokenizer))
-        known.write_text(said, encoding="utf-8")
+        if not known.exists():  # whole, since another call may read it
+            part = known.with_name(f"{known.name}.{os.getpid()}.part")
+            part.write_text(said, encoding="utf-8")
+            part.replace(known)
 
     def initial(self) -> Any:
         """Return what weights are made of: a config, or a folder."""
