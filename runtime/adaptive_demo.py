@@ -10,12 +10,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mvspec.errors import VerifyError
-from mvspec.runtime.arithmetic import TINY, Problem, arithmetic_model, ask, is_right, problems
+from mvspec.runtime.arithmetic import TINY, Problem, arithmetic_model, problems
 from mvspec.runtime.console import load_engine, run_live, summary
 from mvspec.runtime.drawing import check_timeline, write_timeline
 from mvspec.runtime.engine import TorchEngine
 from mvspec.runtime.examination import UNHELD
 from mvspec.runtime.options import Options
+from mvspec.runtime.problem import ask
 from mvspec.runtime.result import Result
 from mvspec.runtime.timeline import timeline_text
 from mvspec.runtime.trace import Trace
@@ -84,7 +85,7 @@ def show_adaptive_demo(
     with errors.status("measuring the same tokens, paths at once and one after the other"):
         measured = measure(engine, [result.trace for result in results])
     console.print(_table(measured))
-    right = sum(is_right(r.text, p.value) for r, p in zip(results, asked, strict=True))
+    right = sum(p.is_right(r.text) for r, p in zip(results, asked, strict=True))
     formed = sum(not result.diagnostics for result in results)
     console.print(
         f"{right} of {len(asked)} right, {formed} well-formed, none held to the grammar. "
@@ -101,7 +102,7 @@ def _answer(engine: TorchEngine, problem: Problem, console: Console, errors: Con
     result = run_live(engine, ask(problem), UNHELD, errors, live=True)
     if result.document is not None:
         console.print(result.document.messages[-1])
-    right = is_right(result.text, problem.value)
+    right = problem.is_right(result.text)
     console.print(
         f"[green]right: {problem.value}[/]" if right else f"[red]wrong: it is {problem.value}[/]"
     )

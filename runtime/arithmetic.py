@@ -7,18 +7,30 @@ are known. One without parts is worked in place and forks nothing.
 
 from __future__ import annotations
 
-import hashlib
 import random
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-from mvspec.builder import assistant, branch, document, parallel, user
+from pydantic import ConfigDict
+
+from mvspec.builder import branch, parallel
 from mvspec.errors import VerifyError
-from mvspec.ir import Document
 from mvspec.node import Node
+from mvspec.runtime.problem import (
+    PARALLEL,
+    SPLITS,
+    STEPWISE,
+    Split,
+    ask,
+    final_answer,
+    question_of,
+    solve,
+    split_of,
+)
+from mvspec.runtime.problem import problems as problems_of
 
 __all__ = [
     "PARALLEL",
@@ -31,23 +43,12 @@ __all__ = [
     "answer_of",
     "arithmetic_model",
     "ask",
-    "draw",
     "is_right",
     "problems",
     "question_of",
     "solve",
     "split_of",
 ]
-
-STEPWISE = "Think step by step before answering."
-PARALLEL = "Think step by step and in parallel before answering."
-"""The two prompts of the paper's mixture."""
-
-Split = Literal["train", "validation", "test"]
-SPLITS: tuple[Split, ...] = ("train", "validation", "test")
-
-# The text of a turn may end with the control token that ended it.
-_ANSWER = re.compile(r"Answer: ([0-9]+)\s*(?:<\|\w+\|>)?\s*\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,30 @@ class Problem:
         contents = [t.content if isinstance(t, Problem) else ("", t) for t in self.terms]
         return (self.sign, *sorted(contents, key=repr))
 
+    @property
+    def question(self) -> str:
+        """What is asked, without a prompt."""
+        return f"What is {self}?"
+
+    @property
+    def answer(self) -> int:
+        """What the problem comes to."""
+        return self.value
+
+    @property
+    def solution(self) -> tuple[str | Node, ...]:
+        """The body of the worked answer.
+
+        >>> print(*Problem("+", (47, 85)).solution, sep="")
+        47+85: 7+5=12, 1+4=5+8=13; 132
+        Answer: 132
+        """
+        return (*_worked(self, self.parts != ()), f"\nAnswer: {self.value}")
+
+    def is_right(self, text: str) -> bool:
+        """Return whether a turn's text ends with what the problem comes to."""
+        return is_right(text, self.value)
+
 
 @dataclass(frozen=True, slots=True)
 class Difficulty:
@@ -120,6 +145,9 @@ class Difficulty:
     depth: int = 2
     products: float = 0.0
 
+    # Read from a file, it refuses what is none of these.
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     def __post_init__(self) -> None:
         for name, least in (("digits", 1), ("operands", 2), ("parts", 2)):
             low, high = getattr(self, name)
@@ -130,6 +158,12 @@ class Difficulty:
                 raise VerifyError(name, f"{getattr(self, name)} is no share, 0 to 1")
         if self.depth < 1:
             raise VerifyError("depth", f"{self.depth} levels: blocks have at least one")
+
+    def draw(self, stream: random.Random) -> Problem:
+        """Return a random problem."""
+        if stream.random() < self.plain:
+            return _leaf(stream, self)
+        return _sum_of_parts(stream, self, 1)
 
 
 TINY = Difficulty(digits=(1, 2), operands=(2, 2), parts=(2, 3))
@@ -143,13 +177,6 @@ def arithmetic_model() -> Path:
     examples/arithmetic/ has what it is made with.
     """
     return Path(__file__).with_name("arithmetic_model")
-
-
-def draw(stream: random.Random, difficulty: Difficulty) -> Problem:
-    """Return a random problem."""
-    if stream.random() < difficulty.plain:
-        return _leaf(stream, difficulty)
-    return _sum_of_parts(stream, difficulty, 1)
 
 
 def _sum_of_parts(stream: random.Random, difficulty: Difficulty, level: int) -> Problem:
@@ -175,47 +202,11 @@ def _leaf(stream: random.Random, difficulty: Difficulty) -> Problem:
     return Problem("+", tuple(number(stream.randint(*difficulty.digits)) for _ in range(count)))
 
 
-def split_of(problem: Problem) -> Split:
-    """Return the split that a problem belongs to, by its content: 5 % test, 5 % validation.
-
-    The order of terms does not count, so no split holds another's problem turned round.
-    """
-    digest = hashlib.sha256(repr(problem.content).encode()).digest()
-    return {0: "test", 1: "validation"}.get(digest[0] % 20, "train")  # type: ignore[return-value]
-
-
 def problems(
     split: Split = "train", seed: int = 0, difficulty: Difficulty | None = None
 ) -> Iterator[Problem]:
     """Yield problems of a split without end; a seed yields the same ones always."""
-    stream = random.Random(f"{split} {seed}")
-    difficulty = difficulty or TINY
-    while True:
-        problem = draw(stream, difficulty)
-        if split_of(problem) == split:
-            yield problem
-
-
-def question_of(problem: Problem, prompt: str = PARALLEL) -> str:
-    """Return what the user asks."""
-    return f"What is {problem}? {prompt}"
-
-
-def ask(problem: Problem, prompt: str = PARALLEL) -> Document:
-    """Return the question, which a model is to answer."""
-    return document(user(question_of(problem, prompt)))
-
-
-def solve(problem: Problem, prompt: str = PARALLEL) -> Document:
-    """Return the question and its worked answer.
-
-    >>> from mvspec import render
-    >>> print(render(solve(Problem("+", (47, 85))).messages[1]))
-    47+85: 7+5=12, 1+4=5+8=13; 132
-    Answer: 132
-    """
-    body = _worked(problem, problem.parts != ())
-    return document(*ask(problem, prompt).messages, assistant(*body, f"\nAnswer: {problem.value}"))
+    return problems_of(split, seed, difficulty or TINY)
 
 
 def _worked(problem: Problem, root: bool = False) -> tuple[str | Node, ...]:
@@ -274,8 +265,8 @@ def answer_of(text: str) -> int | None:
     >>> answer_of("47+85: 7+5=12, 1+4=5+8=13; 132" + chr(10) + "Answer: 132")
     132
     """
-    found = _ANSWER.search(text)
-    return int(found[1]) if found else None
+    said = final_answer(text)
+    return int(said) if said is not None and re.fullmatch("[0-9]+", said) else None
 
 
 def is_right(text: str, answer: int | str) -> bool:

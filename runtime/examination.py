@@ -1,4 +1,4 @@
-"""Problems of arithmetic asked of an engine, and how it did."""
+"""Problems of a task asked of an engine, and how it did."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 from mvspec.errors import MvspecError
 from mvspec.forms import parse
 from mvspec.limits import Limits
-from mvspec.runtime.arithmetic import PARALLEL, Problem, ask, is_right
 from mvspec.runtime.options import Options
+from mvspec.runtime.problem import PARALLEL, Problem, ask
 from mvspec.runtime.result import Result
 
 __all__ = ["UNHELD", "Mark", "examine", "is_canonical", "mark", "means"]
@@ -25,7 +25,7 @@ class Mark:
     """How one problem went.
 
     Args:
-        right: the final answer is the problem's value.
+        right: the final answer is right.
         well_formed: the turn ended by itself, and its structure needs no repair.
         forked: it has a block.
         tokens: of the assistant's turn.
@@ -45,7 +45,7 @@ def mark(result: Result, problem: Problem) -> Mark:
     """Return how an engine's answer to a problem went."""
     trace = result.trace
     return Mark(
-        right=is_right(result.text, problem.value),
+        right=problem.is_right(result.text),
         well_formed=trace.finish == "end" and not result.diagnostics,
         forked=len(trace.threads) > 1,
         tokens=trace.answer,

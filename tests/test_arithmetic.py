@@ -30,7 +30,6 @@ from mvspec.runtime.arithmetic import (
     answer_of,
     arithmetic_model,
     ask,
-    draw,
     is_right,
     problems,
     solve,
@@ -61,7 +60,7 @@ difficulties = st.builds(
 
 @st.composite
 def drawn(draw_: st.DrawFn) -> Problem:
-    return draw(random.Random(draw_(st.integers(0, 2**32))), draw_(difficulties))
+    return draw_(difficulties).draw(random.Random(draw_(st.integers(0, 2**32))))
 
 
 def turn_text(document: Document) -> str:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from settings import Settings, load_settings
 import mvspec
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import MvspecError
+from mvspec.runtime import countdown
 from mvspec.runtime.arithmetic import TINY, arithmetic_model, ask, problems, solve
 from mvspec.runtime.examination import is_canonical
 from mvspec.syntax import UNTAGGED, Tag
@@ -39,7 +41,7 @@ def settings() -> Settings:
 
 
 def test_the_committed_settings_load_and_shrink() -> None:
-    for name in ("tiny", "h200", "smollm2"):
+    for name in ("tiny", "h200", "smollm2", "countdown"):
         whole = load_settings(FOLDER / f"{name}.yaml")
         assert [find_arm(arm).name for arm in whole.arms] == list(whole.arms)
         small = whole.smoke()
@@ -56,6 +58,10 @@ def test_the_committed_settings_load_and_shrink() -> None:
         ("base: {documents: 0}", "base.documents"),
         ("foo: 1", "foo"),
         ("difficulty: {parts: [1, 2]}", "parts"),
+        ("difficulty: {foo: 1}", "difficulty.foo"),
+        ("task: countdown\ndifficulty: {parts: [2, 3]}", "difficulty.parts"),
+        ("task: countdown\ndifficulty: {numbers: [2, 3]}", "numbers"),
+        ("task: foo", "task"),
         ("[", "yaml"),
     ],
 )  # fmt: skip
@@ -84,6 +90,25 @@ def test_arms_see_the_same_problems_in_the_same_order(settings: Settings) -> Non
     assert len(rows) % how.rows == 0
     assert {len(row) for row in rows} == {how.length}
     assert sum(len(set(row.document_ids) - {-1}) for row in rows) == 60
+
+
+def test_the_task_says_what_is_learnt_and_what_is_right(settings: Settings, tmp_path: Path) -> None:
+    small = (
+        load_settings(FOLDER / "countdown.yaml")
+        .smoke()
+        .model_copy(update={"model": settings.model})
+    )
+    assert small.difficulty == countdown.TINY
+    harder = small.model_copy(update={"difficulty": replace(countdown.TINY, numbers=(3, 4))})
+    assert Settings.model_validate_json(harder.model_dump_json()) == harder
+    items = mixture(small.fit, "multiverse", 0, small.difficulty)
+    assert all(isinstance(problem, countdown.Problem) for problem, _ in items)
+    comparison = Comparison(
+        small.model_copy(update={"arms": ("multiverse",)}), tmp_path, workers=1, seconds=None
+    )
+    comparison.run()
+    exams = Records(tmp_path / "results.jsonl").find(kind="exam")
+    assert [(row["arm"], row["right"]) for row in exams] == [("multiverse", 0)]
 
 
 def test_a_worded_tokenizer_has_the_same_ids_and_forks_nothing() -> None:

@@ -1,6 +1,7 @@
 """Ask a model held-out problems, with nothing that holds it to the grammar.
 
     python examples/arithmetic/evaluate.py [FOLDER] --count 400
+    python examples/arithmetic/evaluate.py build/countdown/model --task countdown
     python examples/arithmetic/evaluate.py [FOLDER] --count 400 --engine http://127.0.0.1:30000
 
 With `--engine` a server of the same folder (`mvspec serve FOLDER`) answers too, and the tokens of
@@ -18,8 +19,10 @@ from pathlib import Path
 
 from mvspec.errors import MvspecError
 from mvspec.runtime import Result, SGLangEngine, TorchEngine
-from mvspec.runtime.arithmetic import TINY, Problem, arithmetic_model, ask, problems
+from mvspec.runtime.arithmetic import arithmetic_model
 from mvspec.runtime.examination import UNHELD, mark, means
+from mvspec.runtime.problem import Problem, ask, problems
+from mvspec.runtime.tasks import TASKS
 
 
 def measure(
@@ -37,11 +40,12 @@ def main() -> None:
     """Print the share that is right, well-formed and forked, and how parallel answers are."""
     parser = argparse.ArgumentParser(description="Ask a model held-out problems.")
     parser.add_argument("model", type=Path, nargs="?", default=arithmetic_model())
+    parser.add_argument("--task", choices=TASKS, default="arithmetic")
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", metavar="URL", help="of a server that serves the model too")
     given = parser.parse_args()
-    asked = list(islice(problems("test", given.seed, TINY), given.count))
+    asked = list(islice(problems("test", given.seed, TASKS[given.task]), given.count))
     try:
         engines: list[TorchEngine | SGLangEngine] = [TorchEngine.load(given.model)]
         if given.engine:

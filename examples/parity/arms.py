@@ -16,9 +16,9 @@ from mvspec.compiler.lowerings import find_lowering
 from mvspec.errors import Unsupported
 from mvspec.limits import Limits
 from mvspec.runtime import Options, TorchEngine
-from mvspec.runtime.arithmetic import PARALLEL, STEPWISE, Problem
 from mvspec.runtime.examination import Mark, examine, is_canonical
 from mvspec.runtime.model import load
+from mvspec.runtime.problem import PARALLEL, STEPWISE, Problem
 from mvspec.syntax import Tag
 
 __all__ = ["ARMS", "Arm", "find_arm"]

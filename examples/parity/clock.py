@@ -11,8 +11,8 @@ from typing import Any
 
 from mvspec.errors import VerifyError
 from mvspec.runtime.adaptive_demo import measure
-from mvspec.runtime.arithmetic import Problem, ask, problems
 from mvspec.runtime.examination import mark, means
+from mvspec.runtime.problem import Problem, ask, problems
 from mvspec.runtime.trace import Trace
 from mvspec.syntax import UNTAGGED
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from mvspec.compiler import Layout, compile_document, concatenate, pack
 from mvspec.compiler.tokenizer import load_tokenizer
-from mvspec.runtime.arithmetic import PARALLEL, STEPWISE, Difficulty, Problem, problems, solve
+from mvspec.runtime.problem import PARALLEL, STEPWISE, Difficulty, Problem, problems, solve
 
 from settings import Fit  # isort: skip
 
@@ -44,7 +45,7 @@ class Compiler:
         return layout if len(layout) <= self.length else layout.truncate(self.length)
 
 
-def mixture(fit: Fit, lowering: str, seed: int, difficulty: Difficulty) -> list[Item]:
+def mixture(fit: Fit, lowering: str, seed: int, difficulty: Difficulty[Any]) -> list[Item]:
     """Return the problems of a run in order, each with its lowering.
 
     As in the paper, a structured arm begins with autoregressive documents, goes over to its own

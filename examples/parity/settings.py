@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.node import verify_error
-from mvspec.runtime.arithmetic import TINY, Difficulty
+from mvspec.runtime.tasks import TASKS
 
 __all__ = ["Evaluation", "Fit", "Settings", "load_settings"]
 
@@ -74,7 +82,8 @@ class Settings(_Part):
             "default": SmolLM2-135M-Instruct, as `mvspec.runtime.default_model` has it.
         tokenizer: a folder; by default the model's own, with tags, and for weights from scratch
             that of the model that comes with the package.
-        difficulty: of the problems.
+        task: what is learnt.
+        difficulty: of its problems; by default what small models learn.
         base: how the weights are trained that all arms start from, on the baseline's documents;
             without it they start from `model`.
         fit: how each arm is trained.
@@ -87,7 +96,8 @@ class Settings(_Part):
 
     model: dict[str, Any] | str
     tokenizer: str | None = None
-    difficulty: Difficulty = TINY
+    task: Literal["arithmetic", "countdown"] = "arithmetic"
+    difficulty: Any = Field(None, validate_default=True)
     base: Fit | None = None
     fit: Fit
     arms: tuple[str, ...] = (
@@ -98,6 +108,12 @@ class Settings(_Part):
     precision: str = "bf16-mixed"
     compile: bool = False
     evaluation: Evaluation = Evaluation()
+
+    @field_validator("difficulty", mode="plain")
+    @classmethod
+    def _of_its_task(cls, given: Any, info: ValidationInfo) -> Any:
+        tiny = TASKS[info.data.get("task", "arithmetic")]
+        return tiny if given is None else TypeAdapter(type(tiny)).validate_python(given)
 
     def smoke(self) -> Settings:
         """Return the same comparison in miniature: every stage runs, nothing is learnt."""
