@@ -142,7 +142,11 @@ class Space:
 
     def _make_room(self) -> bool:
         """Give up the youngest family's memory; abort the last one, which nothing can help."""
-        held = [f for f in self._families.values() if not f.swapped and not f.waits_for_prefill]
+        held = [
+            f
+            for f in self._families.values()
+            if not (f.swapped or f.run.finish or f.waits_for_prefill)
+        ]
         if not held:
             return False
         self._give_up(max(held, key=lambda family: family.number))
