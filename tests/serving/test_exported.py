@@ -38,7 +38,7 @@ from mvspec.runtime.examination import UNHELD, mark, means
 from mvspec.training import LanguageModel, LayoutData, Optimizer
 
 NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
-ASKED = list(islice(problems("test", 0, TINY), 120 if NIGHTLY else 24))
+ASKED = list(islice(problems("test", 0, TINY), 120 if NIGHTLY else 12))
 
 
 @pytest.fixture(scope="module")
