@@ -218,7 +218,7 @@ def _draw(own: dict[str, list[Row]], rows: Sequence[Row], folder: Path) -> None:
     middle.barh(places, [mean(row["critical_path"] for row in own[name]) for name in names],
                 label="critical path")  # fmt: skip
     middle.set_xlabel("tokens of an answer")
-    middle.legend(loc="upper right")
+    middle.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False)
     alone = {row["arm"]: row["seconds"] / row["problems"] for row in rows if row["kind"] == "alone"}
     right.barh(places, [alone.get(name, 0.0) for name in names])
     right.set_xlabel("seconds a problem")
