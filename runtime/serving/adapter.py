@@ -125,6 +125,15 @@ class Adapter(Memory):
         if pending is not None and strand(pending) is not None:
             self.scheduler._pending_chunked_abort_req = None
 
+    @property
+    def next_chunk(self) -> int:
+        """How many tokens of a long prompt the next forward reads; 0 where none is under way."""
+        req = self.scheduler.chunked_req
+        if req is None:
+            return 0
+        left = len(req.full_untruncated_fill_ids) - self.committed(req)
+        return max(min(left, self.step_tokens), 0)
+
     # Requests
 
     def request(self, face: Any, rid: str, tokens: array[int], strand: Strand, budget: int) -> Any:

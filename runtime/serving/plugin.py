@@ -223,6 +223,8 @@ class Plugin(Forwards):
             batch = families.extend(running_batch)
             if batch is not None or families.starving or families.holding:
                 return families.adapter.plan(batch, running_batch)
+            if families.holds_chunk(running_batch):
+                return families.adapter.plan(None, running_batch)
             running_batch.batch_is_full = False  # families give memory back at any time
         return original(scheduler, running_batch)
 

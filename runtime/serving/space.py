@@ -124,6 +124,20 @@ class Space:
         self._waiting = [strand for strand in self._waiting if id(strand) not in chosen]
         return adapter.extend([strand.enter() for strand in entries])
 
+    def holds_chunk(self, running: Any) -> bool:
+        """Whether a long prompt has to wait for memory; makes some where nothing runs.
+
+        SGLang reads its next piece whether there is room or not: threads may have taken what was
+        free when the prompt was let in.
+        """
+        need = self.adapter.next_chunk
+        while need and self.adapter.room() - len(running.reqs) < need:
+            if running.reqs or self.adapter.busy():
+                return True
+            if not self._make_room():
+                break
+        return False
+
     def _fitting(self, running: int) -> Iterator[Strand]:
         """Yield the waiting strands that there are rows, slots and a step's tokens for."""
         adapter = self.adapter
