@@ -25,6 +25,8 @@ from mvspec.runtime.problem import (
     STEPWISE,
     Split,
     ask,
+    check_range,
+    check_share,
     final_answer,
     question_of,
     solve,
@@ -150,12 +152,9 @@ class Difficulty:
 
     def __post_init__(self) -> None:
         for name, least in (("digits", 1), ("operands", 2), ("parts", 2)):
-            low, high = getattr(self, name)
-            if not least <= low <= high:
-                raise VerifyError(name, f"({low}, {high}) is not a least from {least} and a most")
+            check_range(name, getattr(self, name), least)
         for name in ("plain", "nested", "products"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise VerifyError(name, f"{getattr(self, name)} is no share, 0 to 1")
+            check_share(name, getattr(self, name))
         if self.depth < 1:
             raise VerifyError("depth", f"{self.depth} levels: blocks have at least one")
 

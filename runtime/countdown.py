@@ -24,7 +24,7 @@ from pydantic import ConfigDict
 from mvspec.builder import branch, parallel
 from mvspec.errors import VerifyError
 from mvspec.node import Node
-from mvspec.runtime.problem import final_answer
+from mvspec.runtime.problem import check_range, check_share, final_answer
 
 __all__ = ["TINY", "Difficulty", "Problem", "is_right", "value_of"]
 
@@ -210,13 +210,10 @@ class Difficulty:
 
     def __post_init__(self) -> None:
         for name, least in (("numbers", 3), ("values", 1), ("targets", 1)):
-            low, high = getattr(self, name)
-            if not least <= low <= high:
-                raise VerifyError(name, f"({low}, {high}) is not a least from {least} and a most")
+            check_range(name, getattr(self, name), least)
         if not self.signs or set(self.signs) - set(SIGNS):
             raise VerifyError("signs", f"{self.signs!r}: use some of {SIGNS}")
-        if not 0 <= self.plain <= 1:
-            raise VerifyError("plain", f"{self.plain} is no share, 0 to 1")
+        check_share("plain", self.plain)
 
     def draw(self, stream: random.Random) -> Problem:
         """Return a random problem, which has a solution.

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Literal, Protocol, TypeVar
 
 from mvspec.builder import assistant, document, user
+from mvspec.errors import VerifyError
 from mvspec.ir import Document
 from mvspec.node import Node
 
@@ -24,6 +25,8 @@ __all__ = [
     "Problem",
     "Split",
     "ask",
+    "check_range",
+    "check_share",
     "final_answer",
     "problems",
     "question_of",
@@ -74,6 +77,27 @@ class Difficulty(Protocol[P_co]):
 
     def draw(self, stream: random.Random) -> P_co:
         """Return a random problem."""
+
+
+def check_range(name: str, pair: tuple[int, int], least: int) -> None:
+    """See that a difficulty's pair is a least, from `least` up, and a most.
+
+    Raises:
+        VerifyError: it is not.
+    """
+    low, high = pair
+    if not least <= low <= high:
+        raise VerifyError(name, f"({low}, {high}) is not a least from {least} and a most")
+
+
+def check_share(name: str, share: float) -> None:
+    """See that a difficulty's share is one.
+
+    Raises:
+        VerifyError: it is not from 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise VerifyError(name, f"{share} is no share, 0 to 1")
 
 
 def split_of(problem: Problem) -> Split:
