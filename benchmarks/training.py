@@ -1,7 +1,7 @@
 """Training steps on a GPU: a Multiverse layout against plain causal and dense-mask attention.
 
     python benchmarks/training.py --out training.jsonl          # one GPU: speed and memory
-    python benchmarks/training.py --part curve --out curve.json # two GPUs: FSDP2 against one
+    python benchmarks/training.py --part curve --out curve.json # two GPUs against one
     python benchmarks/training.py --smoke                       # a toy shape on a CPU: both parts
 
 Every step is the trainer's whole one: mask, forward, loss, backward, clipping, AdamW. Shapes are
@@ -263,22 +263,24 @@ class Losses(Callback):
             self.values.append(float(trainer.callback_metrics["train/loss"]))
 
 
+RUNS = {"one": (1, 1, 2, 1), "again": (1, 1, 1, 2), "two": (2, 1, 1, 1), "split": (1, 2, 2, 1)}
+"""Of a curve: devices that share the weights, and that share each matrix; rows, and batches."""
+
+
 def curve(given: Any) -> None:
     """Train on synthetic documents, and write the losses; rows of a step are the same always."""
     made = tokenizer()
     documents = [
         compile_document(synthetic.document(given.tokens, seed=i), made) for i in range(32)
     ]
-    devices, batch, accumulate = {"one": (1, 2, 1), "again": (1, 1, 2), "two": (2, 1, 1)}[given.run]
+    sharded, split, batch, accumulate = RUNS[given.run]
     losses = Losses()
-    sharded: Any = (
-        ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-        if devices == 2
-        else "auto"
-    )
+    strategy: Any = "auto"
+    if sharded * split > 1:
+        strategy = ModelParallelStrategy(data_parallel_size=sharded, tensor_parallel_size=split)
     run = trainer(
-        Path(tempfile.gettempdir()), accelerator="cpu" if given.smoke else "gpu", devices=devices,
-        strategy=sharded, precision="32-true" if given.smoke else "bf16-mixed",
+        Path(tempfile.gettempdir()), accelerator="cpu" if given.smoke else "gpu",
+        devices=sharded * split, strategy=strategy, precision=given.precision,
         accumulate_grad_batches=accumulate, callbacks=[losses], max_steps=given.curve_steps,
     )  # fmt: skip
     model = Model(
@@ -294,14 +296,15 @@ def curve(given: Any) -> None:
 
 
 def curves(given: Any) -> None:
-    """Compare two devices with one, and one with itself in another order of summation."""
+    """Compare two devices with one, in both ways, and one with itself summed in another order."""
     folder = Path(given.out).parent if given.out else Path(tempfile.gettempdir())
     found: dict[str, list[float]] = {}
-    for name in ("one", "again", "two"):
+    for name in RUNS:
         file = folder / f"curve-{os.getpid()}-{name}.json"
         command = [sys.executable, __file__, "--part", "run", "--run", name, "--out", str(file)]
         command += ["--smoke"] * given.smoke + ["--no-compile"] * given.no_compile
         command += ["--curve-steps", str(given.curve_steps), "--tokens", str(given.tokens)]
+        command += ["--precision", given.precision]
         subprocess.run(command, check=True)
         found[name] = json.loads(file.read_text())["losses"]
         file.unlink()
@@ -315,7 +318,9 @@ def curves(given: Any) -> None:
             "steps": given.curve_steps,
             "first": found["one"][0],
             "last": {name: values[-1] for name, values in found.items()},
+            "precision": given.precision,
             "two_apart_from_one": apart("one", "two"),
+            "split_apart_from_one": apart("one", "split"),
             "one_apart_from_itself_accumulated": apart("one", "again"),
         },
         given.out,
@@ -340,7 +345,8 @@ def main() -> None:
     parser.add_argument("--peak", type=float, help="the device's operations a second, in bfloat16")
     parser.add_argument("--curve-steps", type=int, default=60)
     parser.add_argument("--tokens", type=int, default=2048, help="of a row of the curves")
-    parser.add_argument("--run", choices=["one", "again", "two"], help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="bf16-mixed", help="of the curves")
+    parser.add_argument("--run", choices=list(RUNS), help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="append lines of JSON to this file")
     parser.add_argument("--smoke", action="store_true", help="a toy shape on a CPU")
     given = parser.parse_args()
@@ -354,6 +360,7 @@ def main() -> None:
         given.variants = ["causal", "dense"]  # FlexAttention has no backward pass on a CPU
         given.no_compile, given.steps = True, 2
         given.curve_steps, given.tokens = min(given.curve_steps, 8), 512
+        given.precision = "32-true"
     part = given.part or ("all" if given.smoke else "speed")
     if part == "run":
         curve(given)

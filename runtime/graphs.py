@@ -24,7 +24,9 @@ from mvspec.runtime.store import sent
 __all__ = ["MAX_ROWS", "Graphs", "Table", "bucket"]
 
 MAX_ROWS = 256
-"""Steps of more tokens are not bound by launches."""
+"""Tokens of a graph: more of them take several."""
+FEW = 4
+"""Requests that are launched kernel by kernel in about the time of a graph of a small model."""
 MAX_COLUMNS = 1 << 20
 """Columns that all rows of a graph see: each row reads its own, also those that siblings share."""
 PATIENCE = 3
@@ -157,6 +159,7 @@ class Graphs:
         self._device: torch.device = model.device
         self._read = read
         self._dtype: torch.dtype = model.dtype
+        self._layers: int = model.config.get_text_config().num_hidden_layers
         self._seen: Counter[int] = Counter()
         self._made: dict[int, tuple[Table, torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool: Any = None
@@ -167,30 +170,65 @@ class Graphs:
             self._turn_off(why)
 
     def run(
-        self, parts: Sequence[Part], keep: Sequence[int], apart: Callable[[], Tensor]
-    ) -> Tensor:
-        """Read a step's tokens.
+        self, parts: Sequence[Part], apart: Callable[[Sequence[Part]], list[Tensor]]
+    ) -> list[Tensor]:
+        """Read a step's tokens, those of a graph's size in graphs.
+
+        A prompt is read beside them, so that a request which begins does not hold up the others.
 
         Args:
-            keep: numbers of the tokens whose logits are wanted.
-            apart: reads them kernel by kernel.
+            apart: reads parts kernel by kernel.
 
         Returns:
-            [kept, vocabulary].
+            For each part [kept, vocabulary].
         """
-        count = sum(len(part.ids) for part in parts)
-        layers = len(parts[0].store.keys)
-        known = layers and all(len(part.store.values) == layers for part in parts)
-        columns = sum(len(part.ids) * (part.start + len(part.ids)) for part in parts)
-        if self.off or not known or count > MAX_ROWS or columns > MAX_COLUMNS:
-            return apart()
+        groups = [] if self.off else self._groups(parts)
+        found: dict[int, Tensor] = {}
+        for group in groups:
+            read = self._read_group([parts[index] for index in group], apart)
+            found |= zip(group, read, strict=True)
+        rest = [index for index in range(len(parts)) if index not in found]
+        if rest:
+            found |= zip(rest, apart([parts[index] for index in rest]), strict=True)
+        return [found[index] for index in range(len(parts))]
+
+    def _groups(self, parts: Sequence[Part]) -> list[list[int]]:
+        """Return the numbers of the parts that one graph each reads; the others are left out."""
+        groups: list[list[int]] = []
+        rows = columns = 0
+        left = 0
+        for index, part in enumerate(parts):
+            count = len(part.ids)
+            wide = count * (part.start + count)
+            known = 0 < len(part.store.keys) == len(part.store.values) == self._layers
+            if not known or count > MAX_ROWS or wide > MAX_COLUMNS:
+                left += 1
+                continue
+            if not groups or rows + count > MAX_ROWS or columns + wide > MAX_COLUMNS:
+                groups.append([])
+                rows = columns = 0
+            groups[-1].append(index)
+            rows += count
+            columns += wide
+        # Beside others that are launched kernel by kernel in any case, few cost less than a graph.
+        few = left and sum(map(len, groups)) < FEW
+        return [] if few else groups
+
+    def _read_group(
+        self, parts: Sequence[Part], apart: Callable[[Sequence[Part]], list[Tensor]]
+    ) -> list[Tensor]:
+        keep: list[int] = []
+        count = 0
+        for part in parts:
+            keep += [count + index for index in part.keep]
+            count += len(part.ids)
         rows = bucket(count)
         self._seen[rows] += 1
-        if self._seen[rows] <= PATIENCE:
-            return apart()
+        if self.off or self._seen[rows] <= PATIENCE:
+            return apart(parts)
         new = rows not in self._made
-        if new and not (keep and self._capture(rows, layers)):
-            return apart()
+        if new and not (keep and self._capture(rows)):
+            return apart(parts)
         table, graph, logits = self._made[rows]
         table.fill(parts, keep)
         graph.replay()
@@ -198,16 +236,16 @@ class Graphs:
         # A copy: the next step writes over the graph's own.
         found = logits[table.kept(len(keep))]
         if not new:
-            return found
-        expected = apart()
-        if not self._agrees(found, expected):
+            return list(torch.split(found, [len(part.keep) for part in parts]))
+        expected = apart(parts)
+        if not self._agrees(found, torch.cat(expected)):
             self._turn_off("its graph gives other logits")
         return expected
 
-    def _capture(self, rows: int, layers: int) -> bool:
+    def _capture(self, rows: int) -> bool:
         outer = sys.exception()
         try:
-            table = Table(rows, layers, self._device)
+            table = Table(rows, self._layers, self._device)
             side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(side):

@@ -104,32 +104,28 @@ class Model:
             ) from None
 
     def _forward(self, parts: Sequence[Part]) -> list[Tensor]:
+        return self.graphs.run(parts, self._apart) if self.graphs else self._apart(parts)
+
+    def _apart(self, parts: Sequence[Part]) -> list[Tensor]:
+        """Read the parts, each with an attention of its own."""
+        device = self.device
+        ids = [id for part in parts for id in part.ids]
+        positions = [position for part in parts for position in part.positions]
         keep: list[int] = []
         at = 0
         for part in parts:
             keep += [at + index for index in part.keep]
             at += len(part.ids)
-
-        def apart() -> Tensor:
-            return self._read_apart(parts, keep)
-
-        found = self.graphs.run(parts, keep, apart) if self.graphs else apart()
-        return list(torch.split(found, [len(part.keep) for part in parts]))
-
-    def _read_apart(self, parts: Sequence[Part], keep: Sequence[int]) -> Tensor:
-        """Read the parts, each with an attention of its own."""
-        device = self.device
-        ids = [id for part in parts for id in part.ids]
-        positions = [position for part in parts for position in part.positions]
         spare = _fast_rows(len(ids), device) - len(ids)
         ids += ids[-1:] * spare
         positions += positions[-1:] * spare
-        return self._read(
+        found = self._read(
             sent(torch.tensor([ids]), device),
             sent(torch.tensor([positions]), device),
             sent(torch.tensor(keep, dtype=torch.int64), device),
             Slices(parts, self.model.dtype),
         )
+        return list(torch.split(found, [len(part.keep) for part in parts]))
 
     def _read(self, ids: Tensor, positions: Tensor, keep: Tensor | int, reader: Reader) -> Tensor:
         """Return logits [kept, vocabulary] of ids and positions [1, new]."""

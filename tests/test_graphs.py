@@ -106,8 +106,8 @@ class Uncaptured(Graphs):
         self.fill = fill
         self.lie = lie or (lambda logits: logits)
 
-    def _capture(self, rows: int, layers: int) -> bool:
-        table = Table(rows * self.fill, layers, CPU)
+    def _capture(self, rows: int) -> bool:
+        table = Table(rows * self.fill, self._layers, CPU)
         logits = self._read(table.ids, table.positions, 0, table)
 
         def replay() -> None:
@@ -281,6 +281,34 @@ def test_large_and_rare_steps_are_not_captured(monkeypatch: pytest.MonkeyPatch) 
             assert not made._made
         else:
             assert 0 < made.replays < engine.steps
+
+
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize(("rows", "columns"), [(256, 1 << 20), (3, 1 << 20), (256, 50)])
+def test_requests_that_begin_leave_the_others_in_graphs(
+    monkeypatch: pytest.MonkeyPatch, rows: int, columns: int
+) -> None:
+    """Steps of running requests and a new one's prompt, and such as take several graphs."""
+    monkeypatch.setattr(graphs, "MAX_ROWS", rows)
+    monkeypatch.setattr(graphs, "MAX_COLUMNS", columns)
+    monkeypatch.setattr(graphs, "PATIENCE", 0)
+    plain = tiny_engine("Llama", small_tokenizer())
+    engine, made = graphed()
+    expected = plain.run(document(), DECODE)
+    running = [engine.submit(document(), DECODE, name=str(index)) for index in range(5)]
+    for _ in range(10):
+        engine.step()
+    replays = made.replays
+    late = engine.submit(document(), DECODE, name="late")
+    engine.step()
+    assert made.replays - replays == (1 if rows == 256 and columns > 50 else 2)
+    while engine.step():
+        pass
+    assert not made.off
+    for request in (*running, late):
+        result = engine.result(request)
+        assert result.trace.ids == expected.trace.ids
+        assert largest(result, expected) < 1e-12
 
 
 def test_a_model_with_a_hook_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,7 @@ def test_a_run_that_is_out_of_time_goes_on_from_its_checkpoint(
         for _ in range(40):
             try:
                 fit(settings.model, rows, folder, settings, how,
-                    tokenizer=str(arithmetic_model()), seconds=seconds)  # fmt: skip
+                    tokenizer=str(arithmetic_model()), tell=print, seconds=seconds)  # fmt: skip
                 break
             except OutOfTime:
                 assert (folder.with_suffix(".state") / "last.ckpt").is_file()

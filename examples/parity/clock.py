@@ -22,9 +22,6 @@ from settings import Settings  # isort: skip
 
 __all__ = ["Clock", "held_out", "server_of"]
 
-ALONE = 24
-"""Problems that are asked one at a time where both engines are measured."""
-
 
 def held_out(settings: Settings, count: int) -> list[Problem]:
     """Return held-out problems, the same ones for every model."""
@@ -112,7 +109,7 @@ class Clock:
             sides += [Side(arm, arm.engine(self.model(arm))), Side(arm, there, "sglang")]
         how = self.settings.evaluation
         asked = held_out(self.settings, how.problems)
-        alone = asked[:ALONE]
+        alone = asked[: how.served]
         self._in_turns(sides, alone)
         rows = []
         for side in sides:

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -66,6 +66,30 @@ class Deadline(Callback):
             trainer.should_stop = True
 
 
+class Progress(Callback):
+    """Says every so often how far a run is; a bar would not do for several calls in one log.
+
+    Args:
+        name: of the run.
+        steps: of all of it.
+        tell: takes a line.
+        every: seconds from line to line.
+    """
+
+    def __init__(
+        self, name: str, steps: int, tell: Callable[[str], None], every: float = 20
+    ) -> None:
+        self.name, self.steps, self.tell, self.every = name, steps, tell, every
+        self.next = time.monotonic() + every
+
+    def on_train_batch_end(self, trainer: Trainer, *given: Any, **more: Any) -> None:
+        """Say the step and its loss where the time has come."""
+        if time.monotonic() >= self.next:
+            self.next = time.monotonic() + self.every
+            loss = float(trainer.callback_metrics["train/loss"])
+            self.tell(f"{self.name}: step {trainer.global_step} of {self.steps}, loss {loss:.4f}")
+
+
 def fit(
     source: Any,
     rows: Sequence[Layout],
@@ -74,6 +98,7 @@ def fit(
     how: Fit,
     *,
     tokenizer: str,
+    tell: Callable[[str], None],
     seconds: float | None = None,
 ) -> Fitted:
     """Train on rows in their order, and write a Hugging Face folder.
@@ -84,6 +109,7 @@ def fit(
         folder: where the weights go; it appears whole or not at all.
         settings, how: of the comparison, and of this run.
         tokenizer: a folder.
+        tell: takes a line now and then that says how far the run is.
         seconds: what is left of the call's time; without end where it is None.
 
     Raises:
@@ -108,12 +134,17 @@ def fit(
         dirpath=state, filename="last", enable_version_counter=False,
         train_time_interval=timedelta(minutes=1), save_on_train_epoch_end=False,
     )  # fmt: skip
+    steps = -(-len(rows) // how.rows)
     precision: Any = settings.precision
     trainer = Trainer(
         max_epochs=1,
         devices=1,
         precision=precision,
-        callbacks=[saver, Deadline(seconds, state / "last.ckpt")],
+        callbacks=[
+            saver,
+            Deadline(seconds, state / "last.ckpt"),
+            Progress(folder.name, steps, tell),
+        ],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -123,7 +154,6 @@ def fit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice
         trainer.fit(module, data, ckpt_path=newest_checkpoint(state))
-    steps = -(-len(rows) // how.rows)
     if trainer.global_step < steps:
         raise OutOfTime
     part = folder.with_suffix(".part")

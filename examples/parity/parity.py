@@ -169,7 +169,7 @@ class Comparison:
         tell(f"{name}, seed {seed}: {len(items)} problems in {len(rows)} rows of {how.length}")
         fitted = fit(
             source, rows, folder, self.settings, how,
-            tokenizer=str(self.tokenizer), seconds=self.left(),
+            tokenizer=str(self.tokenizer), tell=tell, seconds=self.left(),
         )  # fmt: skip
         real = sum(int((row.document_ids >= 0).sum()) for row in rows)
         self.records.add(

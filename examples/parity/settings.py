@@ -53,6 +53,7 @@ class Evaluation(_Part):
         problems: held out, asked with nothing that holds the model to the grammar.
         batch: of them that run at once.
         latency: problems that are asked one at a time, all arms in turns, for the wall clock.
+        served: of them where both engines are measured.
         max_tokens: of an answer.
         alone: arms that are asked one at a time; by default all.
         zero: structured arms that are asked without "in parallel" too; by default all.
@@ -61,6 +62,7 @@ class Evaluation(_Part):
     problems: int = Field(200, ge=1)
     batch: int = Field(64, ge=1)
     latency: int = Field(4, ge=1)
+    served: int = Field(24, ge=1)
     max_tokens: int = Field(2048, ge=1)
     alone: tuple[str, ...] | None = None
     zero: tuple[str, ...] | None = None
@@ -125,7 +127,7 @@ class Settings(_Part):
                 "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
             }  # fmt: skip
         tiny = self.evaluation.model_copy(
-            update={"problems": 2, "batch": 2, "latency": 1, "max_tokens": 24}
+            update={"problems": 2, "batch": 2, "latency": 1, "served": 1, "max_tokens": 24}
         )
         return self.model_copy(
             update={

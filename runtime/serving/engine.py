@@ -6,7 +6,8 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from functools import cached_property, partial
 from typing import Any
 
@@ -113,14 +114,16 @@ class SGLangEngine:
         self._send([job])
         return job
 
-    def _job(self, document: Runnable, options: Options | None, name: str) -> Job:
+    def _job(
+        self, document: Runnable, options: Options | None, name: str, *, live: bool = True
+    ) -> Job:
         plan = self.plan(document)
         if plan.form not in (self.syntax.name, UNTAGGED.name):
             raise Unsupported(
                 f"the plan is in form {plan.form!r}, and the server's tokenizer has no tags: "
                 "plan the document with syntax=UNTAGGED"
             )
-        return Job(name, plan, options or Options(), self.endpoint.name, self.model)
+        return Job(name, plan, options or Options(), self.endpoint.name, self.model, live=live)
 
     def _send(self, jobs: Sequence[Job]) -> None:
         """Send requests from a thread of their own, which Ctrl-C does not reach."""
@@ -202,7 +205,10 @@ class SGLangEngine:
         """
         each = options_of_each(len(documents), options)
         pairs = zip(documents, each, strict=True)
-        jobs = [self._job(doc, option, str(index)) for index, (doc, option) in enumerate(pairs)]
+        jobs = [
+            self._job(document, option, str(index), live=False)
+            for index, (document, option) in enumerate(pairs)
+        ]
         self._send(jobs)
         try:
             for job in jobs:
@@ -249,7 +255,7 @@ class SGLangEngine:
     ) -> Result:
         """Run a document or a plan; the event loop stays free."""
         result: Result | None = None
-        async for event in self.stream_async(document, options, name=name):
+        async for event in self._follow_async(document, options, name, live=False):
             if isinstance(event, Finished):
                 result = event.result
         assert result is not None
@@ -259,7 +265,14 @@ class SGLangEngine:
         self, document: Runnable, options: Options | None = None, *, name: str | None = None
     ) -> AsyncIterator[Event]:
         """Run a document or a plan and yield what happens; the event loop stays free."""
-        job = await asyncio.to_thread(self._job, document, options, name or "0")
+        async with aclosing(self._follow_async(document, options, name, live=True)) as events:
+            async for event in events:
+                yield event
+
+    async def _follow_async(
+        self, document: Runnable, options: Options | None, name: str | None, *, live: bool
+    ) -> AsyncGenerator[Event, None]:
+        job = await asyncio.to_thread(self._job, document, options, name or "0", live=live)
         try:
             async with self.endpoint.session() as send:
                 async for chunk in send(job.body):

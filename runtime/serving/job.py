@@ -20,6 +20,9 @@ __all__ = ["Job"]
 
 _STOPPED = object()
 
+_SELDOM = 64
+"""Tokens from message to message where only the last one is wanted, and silence means a fault."""
+
 
 class Job:
     """A run of a plan at a server.
@@ -30,6 +33,8 @@ class Job:
         options: how it is run.
         server: what errors call the server.
         model: what the trace calls the server's model.
+        live: whether its events come as they happen, which costs client and server a message for
+            each token; else those of the end alone do.
 
     Attributes:
         events: what has come and was not taken yet.
@@ -42,7 +47,14 @@ class Job:
     """
 
     def __init__(
-        self, name: str, plan: ExecutionPlan, options: Options, server: str, model: str
+        self,
+        name: str,
+        plan: ExecutionPlan,
+        options: Options,
+        server: str,
+        model: str,
+        *,
+        live: bool = True,
     ) -> None:
         check_options(options)
         self.name = name
@@ -54,10 +66,11 @@ class Job:
         self.dropped = False
         self._server = server
         self._model = model
+        self._live = live
         self._result: Result | None = None
         self._seen = 0
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        ids, order = Order.of(plan, options, live=True, name=name)
+        ids, order = Order.of(plan, options, live=live, name=name)
         sampling = options.sampling
         self.body: dict[str, Any] = {
             "rid": self.rid,
@@ -71,6 +84,8 @@ class Job:
                 "top_k": sampling.top_k or -1,
                 "min_p": sampling.min_p,
                 "max_new_tokens": None,
+                # A stream in any case, since only a stream says what kind of error ended it.
+                "stream_interval": None if live else _SELDOM,
                 "custom_params": {KEY: order.model_dump_json()},
             },
         }
@@ -111,7 +126,7 @@ class Job:
         finish = meta.get("finish_reason")
         told = finish.get(KEY) if finish else None
         aborted = finish is not None and finish["type"] == "abort"
-        if KEY not in meta and told is None and not aborted:
+        if KEY not in meta and told is None and not aborted and (self._live or finish):
             self.fail(
                 Unsupported(
                     f"{self._server} has not heard of plans: its SGLang runs without mvspec's "

@@ -197,6 +197,26 @@ def test_several_at_once_without_blocking(engine: Any, reference: Any) -> None:
         same(found.trace, wanted.trace)
 
 
+def test_tokens_are_sent_only_where_somebody_reads_them(
+    engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chunks: list[Any] = []
+    take = Job.take
+
+    def counted(job: Job, chunk: Any) -> None:
+        chunks.append(chunk)
+        take(job, chunk)
+
+    monkeypatch.setattr(Job, "take", counted)
+    options = Options(limits=Limits(max_tokens=150))
+    streamed = list(engine.stream(ASK, options))[-1].result
+    many = len(chunks)
+    assert many > 20
+    same(engine.run(ASK, options).trace, streamed.trace)
+    same(asyncio.run(engine.run_async(ASK, options)).trace, streamed.trace)
+    assert len(chunks) - many < 10
+
+
 def test_run_takes_a_url(server: Served, reference: Any) -> None:
     found = mv.run(ASK, server.url, temperature=1.0, seed=2, limits=Limits(max_position=90))
     same(found.trace, reference.run(ASK, seeded(2, 90)).trace)
