@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from mvspec.compiler.layout import Layout, lay_out, structural_runs
-from mvspec.compiler.lower import id_array
+from mvspec.compiler.lower import Tokens, id_array
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join, Op
 from mvspec.compiler.segments import Segment, segments
+from mvspec.compiler.shared import shared
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.ir import Document, Message
@@ -154,12 +155,16 @@ def _last_thread(ops: Sequence[Op]) -> int:
     return ops[-1].thread if ops and not isinstance(ops[-1], Fork) else 0
 
 
-def plan_layout(plan: ExecutionPlan, holes: Mapping[str, Sequence[int]] | None = None) -> Layout:
+def plan_layout(
+    plan: ExecutionPlan, holes: Mapping[str, Sequence[int]] | None = None, *, share: int = 0
+) -> Layout:
     """Return the layout of what a static plan makes, in the order of the surface form.
 
     Args:
         plan: without `adaptive`.
         holes: for each hole the token ids that fill it, its lead's included.
+        share: paths read each other after every so many tokens, and the layout is in rounds, as
+            `shared(k)` has it; 0 for never.
 
     Raises:
         Unsupported: the plan is adaptive, or a hole has no ids.
@@ -218,6 +223,12 @@ def plan_layout(plan: ExecutionPlan, holes: Mapping[str, Sequence[int]] | None =
                 new, author = list(op.tokens), ("prompt", "engine", "model").index(op.author)
             ids += new
             authors += [author] * len(new)
-    runs = structural_runs(np.array(tags, dtype=np.int8), np.array(ends, dtype=np.int64))
     who = np.array(authors, dtype=np.int8)
-    return lay_out(np.array(ids, dtype=np.int32), who == 2, who == 1, runs)
+    tokens = Tokens(
+        np.array(ids, dtype=np.int32), who == 2, who == 1,
+        np.array(tags, dtype=np.int8), np.array(ends, dtype=np.int64),
+    )  # fmt: skip
+    if share:
+        return shared(share)(tokens)
+    runs = structural_runs(tokens.tags, tokens.ends)
+    return lay_out(tokens.ids, tokens.free, tokens.forced, runs)

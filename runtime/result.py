@@ -110,6 +110,7 @@ def result_of(request: Request, model: str) -> Result:
         model=model,
         form=request.plan.form,
         seed=request.options.sampling.seed,
+        share=request.options.share,
         threads=tuple(
             TracedThread(
                 id=live.number, label=live.label, title=live.title, block=live.block,

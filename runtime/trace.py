@@ -66,6 +66,7 @@ class Trace(_Record):
         model: of the engine.
         form: the surface form of the assistant's turn.
         seed: of its random streams.
+        share: paths read each other after every so many tokens; 0 for never.
         threads: the root first.
         ids, texts: the tokens, and what each adds to its thread's text.
         owners: each token's thread.
@@ -85,6 +86,7 @@ class Trace(_Record):
     model: str = ""
     form: str = "multiverse"
     seed: int = 0
+    share: int = Field(default=0, ge=0)
     threads: tuple[TracedThread, ...] = (TracedThread(id=0),)
     ids: tuple[int, ...] = ()
     texts: tuple[str, ...] = ()
@@ -172,7 +174,8 @@ class Trace(_Record):
     def _facts(self) -> list[tuple[str, str]]:
         facts = [("model", self.model)] if self.model else []
         facts += [("tokens", f"{self.answer:,}"), ("critical path", f"{self.critical_path:,}")]
-        return [*facts, ("parallelism", f"{self.parallelism:.2f}"), ("finish", self.finish)]
+        facts += [("parallelism", f"{self.parallelism:.2f}"), ("finish", self.finish)]
+        return [*facts, ("share", str(self.share))] if self.share else facts
 
     # As plans and layouts
 
@@ -183,8 +186,11 @@ class Trace(_Record):
 
     @property
     def layout(self) -> Layout:
-        """The run's tokens laid out by the law, as in training."""
-        return plan_layout(self.plan)
+        """The run's tokens laid out as in training: by the law, or in rounds where paths shared.
+
+        Rounds have another order than `ids`.
+        """
+        return plan_layout(self.plan, share=self.share)
 
     # Files
 

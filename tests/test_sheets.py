@@ -187,6 +187,12 @@ def test_a_trace_is_its_layout(kind: str) -> None:
                 assert "".join(text.text for text in message.walk(mvspec.Text)) in kept
 
 
+def test_a_run_that_shared_says_that_its_mask_is_another() -> None:
+    facts = dict(trace_sheet("a", "a:1", row(share=3)).facts)
+    assert facts["share"] == "paths read each other every 3 tokens: not in the mask"
+    assert "share" not in dict(trace_sheet("a", "a:1", row(share=0)).facts)
+
+
 def row(**more: Any) -> dict[str, Any]:
     """A trace of two tokens, with changes."""
     value: dict[str, Any] = {
@@ -240,7 +246,9 @@ JSON = st.recursive(
 )  # fmt: skip
 
 
-@given(st.dictionaries(st.sampled_from([*row(), "model", "seconds", "finish", "form"]), JSON))
+@given(
+    st.dictionaries(st.sampled_from([*row(), "model", "seconds", "finish", "form", "share"]), JSON)
+)
 def test_no_trace_stops_the_viewer(changes: dict[str, Any]) -> None:
     value = row(**changes)
     sheet = sheet_of(Record("a", "a:1", "", "trace", row=value))

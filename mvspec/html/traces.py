@@ -26,8 +26,8 @@ __all__ = ["FIELDS", "is_trace", "trace_sheet"]
 
 FIELDS = frozenset(
     {
-        "model", "form", "seed", "threads", "ids", "texts", "owners", "position_ids", "authors",
-        "logprobs", "steps", "ends", "rows", "holes", "document", "finish", "seconds",
+        "model", "form", "seed", "share", "threads", "ids", "texts", "owners", "position_ids",
+        "authors", "logprobs", "steps", "ends", "rows", "holes", "document", "finish", "seconds",
     }
 )  # fmt: skip
 """What a trace holds."""
@@ -167,6 +167,8 @@ def _facts(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "model", str(value["model"])
     if "seed" in value:
         yield "seed", str(value["seed"])
+    if value.get("share"):
+        yield "share", f"paths read each other every {value['share']} tokens: not in the mask"
     if isinstance(value.get("ends"), list) and value["ends"]:
         yield "forwards", f"{len(value['ends']):,}"
     if type(value.get("seconds")) in _NUMBERS and _finite(value["seconds"]):

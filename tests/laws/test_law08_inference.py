@@ -196,6 +196,7 @@ def test_shared_is_its_lowering(k: int, turn: Message, rows: int) -> None:
     order = sorted_by_rounds(result, k)
     assert [result.trace.ids[index] for index in order] == layout.input_ids.tolist()
     assert [result.trace.position_ids[index] for index in order] == layout.position_ids.tolist()
+    assert result.trace.layout == layout
     for place, index in enumerate(order):
         row = result.logits[index]
         if row is not None:
@@ -232,6 +233,7 @@ def assert_shared_lowering(engine: TorchEngine, result: Result, k: int) -> None:
     order = sorted_by_rounds(result, k)
     assert [result.trace.ids[index] for index in order] == layout.input_ids.tolist()
     assert [result.trace.position_ids[index] for index in order] == layout.position_ids.tolist()
+    assert result.trace.layout == layout
     assert result.logits is not None
     for place, index in enumerate(order):
         row = result.logits[index]
