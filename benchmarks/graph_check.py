@@ -23,7 +23,7 @@ from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.runtime import Options, Result, TorchEngine
 from mvspec.runtime.default_model import default_model
-from mvspec.structure import sees
+from mvspec.step import sees
 
 SHAPE = {
     "vocab_size": 49_152, "hidden_size": 384, "intermediate_size": 512, "num_hidden_layers": 4,

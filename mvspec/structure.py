@@ -16,79 +16,15 @@ The law (DESIGN: "The structural law"; paper, section 4.2):
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable
 
 from mvspec.errors import LimitExceeded, VerifyError
 from mvspec.limits import Limits
+from mvspec.step import Expect, Step
 from mvspec.syntax import MULTIVERSE, Syntax, Tag
 from mvspec.thread import Event, Thread
 
-__all__ = ["Chain", "Expect", "Step", "Structure", "sees"]
-
-Chain = tuple[tuple[int, int], ...]
-"""(block, path) of every path that a token stands in, outermost first."""
-
-
-def sees(q: Chain, k: Chain) -> bool:
-    """Whether a token with chain `q` may see an earlier token with chain `k`.
-
-    >>> sees(((0, 1),), ((0, 0),)), sees((), ((0, 0),))
-    (False, True)
-    """
-    for (q_block, q_path), (k_block, k_path) in zip(q, k, strict=False):
-        if q_block != k_block:
-            return True  # one block after the other: the earlier one has joined
-        if q_path != k_path:
-            return False
-    return True
-
-
-class Step(NamedTuple):
-    """Where the tokens of one event are.
-
-    Args:
-        thread: the thread that took it.
-        token: number of its first token, counted over all threads in the order of the pushes.
-        position: position id of its first token; the next ones rise by one.
-        parent: number of the token whose logits predict the first one; -1 if there is none.
-        chain: what decides whom it sees, with `sees`.
-        forked: the threads that it started, in surface order.
-        joined: the thread that goes on because this was the last path to end.
-    """
-
-    thread: int
-    token: int
-    position: int
-    parent: int
-    chain: Chain
-    forked: tuple[int, ...] = ()
-    joined: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Expect:
-    """What may come next in a thread.
-
-    Args:
-        tags: the tags that may come.
-        fixed: text that must come first.
-        free: whether text of the model's choice may come, after `fixed` if there is some.
-        lead: what free text starts with.
-        one_line: free text ends with its first newline.
-        end: whether the turn may end.
-        closing: where no free token fits the budget any more: what to write, in order, up to
-            the thread's next fork or its end.
-    """
-
-    tags: frozenset[Tag] = frozenset()
-    fixed: str | None = None
-    free: bool = False
-    lead: str = ""
-    one_line: bool = False
-    end: bool = False
-    closing: tuple[Event, ...] = ()
+__all__ = ["Structure"]
 
 
 class Structure:
@@ -175,7 +111,7 @@ class Structure:
         # A thread that refuses an event is unchanged: a copy is for what is refused afterwards.
         limited = self._bounded or event is Tag.PARALLEL or event is Tag.OUTLINE
         after = before.copy() if limited else before
-        self._take(after, event)
+        after.take(event, self.syntax)
         if isinstance(event, Tag):
             self._check_counts(after, event)
         if not self._fits(before, after, width):
@@ -219,12 +155,6 @@ class Structure:
         if thread not in self.threads:
             raise VerifyError(f"thread {thread}", "there is no such thread")
         return self.threads[thread]
-
-    def _take(self, thread: Thread, event: Event) -> None:
-        if isinstance(event, Tag):
-            thread.tag(event, self.syntax)
-        else:
-            thread.text(event)
 
     def _fork(self, parent: Thread) -> tuple[int, ...]:
         block = self._blocks
@@ -290,7 +220,7 @@ class Structure:
         now = self._thread(thread)
         probe = now.copy()
         try:
-            self._take(probe, event)
+            probe.take(event, self.syntax)
             if isinstance(event, Tag):
                 self._check_counts(probe, event)
         except (VerifyError, LimitExceeded):
@@ -299,26 +229,7 @@ class Structure:
 
     def closing(self, thread: int) -> tuple[Event, ...]:
         """Return the shortest way to close a thread, up to its next fork or its end."""
-        return tuple(self._shortest(self._thread(thread).copy()))
-
-    def _shortest(self, probe: Thread) -> Iterator[Event]:
-        """Close `probe` up to its next fork or its end; touching texts come as one."""
-        text = ""
-        while not (probe.done or probe.forks):
-            event = probe.next_closing()
-            if isinstance(event, Tag) or event is None:
-                if text:
-                    yield text
-                if event is None:
-                    return
-                yield event
-                text = ""
-            else:
-                text += event
-            self._take(probe, event)
-            if text and probe.inline and not probe.length and not probe.pending:
-                yield text  # a header ends: what follows is another segment
-                text = ""
+        return tuple(self._thread(thread).copy().close(self.syntax))
 
     # Limits
 
@@ -362,7 +273,7 @@ class Structure:
     def _measure(self, probe: Thread) -> tuple[int, int]:
         critical = total = 0
         while True:
-            for event in self._shortest(probe):
+            for event in probe.close(self.syntax):
                 width = 1 if isinstance(event, Tag) else self.tokens(event)
                 critical += width
                 total += width

@@ -6,6 +6,7 @@ So its state is small and its transitions are a table, shared by reading, genera
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from operator import attrgetter
 
@@ -205,6 +206,13 @@ class Thread:
         if tag is Tag.END_PARALLEL:
             self.outlines = 0
 
+    def take(self, event: Event, syntax: Syntax) -> None:
+        """Take a tag or text."""
+        if isinstance(event, Tag):
+            self.tag(event, syntax)
+        else:
+            self.text(event)
+
     def number(self, index: int) -> str:
         """Return the canonical label of the open block's path `index`, from 1."""
         return f"{self.label}.{index}" if self.label else str(index)
@@ -232,6 +240,25 @@ class Thread:
         else:
             ends = self.text_ends()
         return self.top.partner if ends else self.lead + "\n"
+
+    def close(self, syntax: Syntax) -> Iterator[Event]:
+        """Close up to the next fork or the end, the shortest way; touching texts come as one."""
+        text = ""
+        while not (self.done or self.forks):
+            event = self.next_closing()
+            if isinstance(event, Tag) or event is None:
+                if text:
+                    yield text
+                if event is None:
+                    return
+                yield event
+                text = ""
+            else:
+                text += event
+            self.take(event, syntax)
+            if text and self.inline and not self.length and not self.pending:
+                yield text  # a header ends: what follows is another segment
+                text = ""
 
     def _refuse(self, found: str, expected: str) -> VerifyError:
         return VerifyError(

@@ -15,7 +15,7 @@ from mvspec.compiler.planning import plan_layout
 from mvspec.html.notebook import panel_html, text_html, tree_html
 from mvspec.ir import Document
 from mvspec.node import verify_error
-from mvspec.structure import Chain
+from mvspec.step import Chain
 
 __all__ = ["FilledHole", "Trace", "TracedThread"]
 
@@ -156,7 +156,7 @@ class Trace(_Record):
         return "".join(text for text, author in pairs if author != "prompt")
 
     def chain(self, thread: int) -> Chain:
-        """Return what decides whom a thread's tokens see, with `mvspec.structure.sees`."""
+        """Return what decides whom a thread's tokens see, with `mvspec.step.sees`."""
         links: list[tuple[int, int]] = []
         at: TracedThread | None = self.threads[thread]
         while at is not None and at.parent is not None:

@@ -32,7 +32,7 @@ from mvspec.runtime.attention import Part, Slices  # noqa: E402
 from mvspec.runtime.graphs import Graphs, Table, bucket  # noqa: E402
 from mvspec.runtime.model import Model  # noqa: E402
 from mvspec.runtime.store import Store  # noqa: E402
-from mvspec.structure import sees  # noqa: E402
+from mvspec.step import sees  # noqa: E402
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {

@@ -26,7 +26,8 @@ from mvspec.compiler import (
 from mvspec.compiler.vocabulary import TAGS
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.ir import Message
-from mvspec.structure import Step, Structure, sees
+from mvspec.step import Step, sees
+from mvspec.structure import Structure
 from mvspec.syntax import Tag
 
 MANY = pytest.mark.parametrize("make", TOKENIZERS)

@@ -8,7 +8,8 @@ from strategies import turns
 
 import mvspec
 from mvspec.ir import Message
-from mvspec.structure import Step, Structure, sees
+from mvspec.step import Step, sees
+from mvspec.structure import Structure
 from mvspec.syntax import Tag
 
 

@@ -26,7 +26,7 @@ from mvspec.compiler.layout import Layout  # noqa: E402
 from mvspec.ir import Message  # noqa: E402
 from mvspec.limits import Limits  # noqa: E402
 from mvspec.runtime import Options, Result, Sampling, TorchEngine  # noqa: E402
-from mvspec.structure import sees  # noqa: E402
+from mvspec.step import sees  # noqa: E402
 
 TOKENIZER = chat()
 NESTED = mv.parse(CANONICAL).messages[0]
