@@ -22,8 +22,8 @@ import synthetic
 
 import mvspec
 from mvspec.compiler import Layout, compile_document, layout_from_ids
-from mvspec.compiler.layout import structural_runs
 from mvspec.compiler.lower import tags_of_ids
+from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.records import read_records
 

@@ -7,8 +7,9 @@ import random
 import numpy as np
 
 import mvspec
-from mvspec.compiler.layout import Layout, lay_out, structural_runs
+from mvspec.compiler.layout import Layout, lay_out
 from mvspec.compiler.plan import ExecutionPlan
+from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.vocabulary import TAGS
 from mvspec.runtime.evaluation.shapes import HEADER, Shape, replay, token_ids
 from mvspec.syntax import Tag

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mvspec.compiler.layout import Layout, lay_out, structural_runs
+from mvspec.compiler.layout import Layout, lay_out
 from mvspec.compiler.lower import Tokens, tokens_of_ids
 from mvspec.compiler.official import official
+from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.sequential import sequential
 from mvspec.compiler.shared import shared
 from mvspec.compiler.tree import tree

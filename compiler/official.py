@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from mvspec.compiler.layout import Layout, structural_runs
+from mvspec.compiler.layout import Layout
 from mvspec.compiler.lower import Tokens
+from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.sequential import sequential
 from mvspec.compiler.vocabulary import TAGS
 from mvspec.syntax import Tag

@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 from tokenizers.decoders import DecodeStream
 
-from mvspec.compiler.layout import structural_runs
+from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.stages import compile_stages
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mvspec.compiler.layout import Layout, lay_out, structural_runs
+from mvspec.compiler.layout import Layout, lay_out
 from mvspec.compiler.lower import Tokens, id_array
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join, Op
+from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.shared import shared
 from mvspec.compiler.vocabulary import TAGS, Vocabulary

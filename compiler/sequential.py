@@ -6,8 +6,9 @@ from typing import Any, overload
 
 import numpy as np
 
-from mvspec.compiler.layout import Layout, Runs, lay_out
+from mvspec.compiler.layout import Layout, lay_out
 from mvspec.compiler.lower import Tokens
+from mvspec.compiler.runs import Runs
 from mvspec.errors import Unsupported
 from mvspec.ir import Document, Gen, Message, Parallel, Text, Think
 from mvspec.node import Node

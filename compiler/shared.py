@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from mvspec.compiler.layout import Layout, lay_out, structural_runs
+from mvspec.compiler.layout import Layout, lay_out
 from mvspec.compiler.lower import Tokens
+from mvspec.compiler.runs import structural_runs
 from mvspec.errors import Unsupported
 
 __all__ = ["shared"]

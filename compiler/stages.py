@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from mvspec.compiler.layout import Layout, structural_runs
+from mvspec.compiler.layout import Layout
 from mvspec.compiler.lower import Tokens, tokens_of_segments
 from mvspec.compiler.lowerings import UNFORCED, find_lowering, multiverse
+from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.sequential import flatten
 from mvspec.compiler.vocabulary import Vocabulary

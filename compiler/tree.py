@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mvspec.compiler.layout import Layout, structural_runs
+from mvspec.compiler.layout import Layout
 from mvspec.compiler.lower import Tokens
+from mvspec.compiler.runs import structural_runs
 
 __all__ = ["tree"]
 
