@@ -8,14 +8,11 @@ are left, and by forking again where more are. The conclusion is what each path 
 
 from __future__ import annotations
 
-import ast
-import operator
 import random
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from itertools import combinations
 from typing import ClassVar
 
@@ -24,19 +21,14 @@ from pydantic import ConfigDict
 from mvspec.builder import branch, parallel
 from mvspec.errors import VerifyError
 from mvspec.node import Node
+from mvspec.runtime.expression import value_of
 from mvspec.runtime.problem import check_range, check_share, final_answer
 
-__all__ = ["TINY", "Difficulty", "Problem", "is_right", "value_of"]
+__all__ = ["TINY", "Difficulty", "Problem", "is_right"]
 
 SIGNS = "+-*/"
 
 _QUESTION = re.compile(r"([0-9]+) from ([0-9]+(?:, [0-9]+)+)")
-_OPERATORS = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,40 +239,6 @@ class Difficulty:
 
 TINY = Difficulty(numbers=(3, 3))
 """What a model of a million weights learns in minutes."""
-
-
-def value_of(expression: str) -> tuple[Fraction, list[int]] | None:
-    """Return what an expression comes to and the numbers that it uses; None where it is none.
-
-    >>> value_of("(8*3)*1")
-    (Fraction(24, 1), [8, 3, 1])
-    >>> value_of("8**3"), value_of("8/(3-3)"), value_of("-8")
-    (None, None, None)
-    """
-    if re.fullmatch(r"[0-9+\-*/()]{1,200}", expression) is None:
-        return None
-    try:
-        tree = ast.parse(expression, mode="eval").body
-        return _value(tree), list(_numbers(tree))
-    except (SyntaxError, ValueError, ZeroDivisionError, MemoryError, RecursionError):
-        return None
-
-
-def _value(tree: ast.expr) -> Fraction:
-    if isinstance(tree, ast.Constant) and type(tree.value) is int:
-        return Fraction(tree.value)
-    if isinstance(tree, ast.BinOp) and type(tree.op) in _OPERATORS:
-        found: Fraction = _OPERATORS[type(tree.op)](_value(tree.left), _value(tree.right))
-        return found
-    raise ValueError("neither a number nor an operation")
-
-
-def _numbers(tree: ast.expr) -> Iterator[int]:
-    if isinstance(tree, ast.BinOp):
-        yield from _numbers(tree.left)
-        yield from _numbers(tree.right)
-    elif isinstance(tree, ast.Constant):
-        yield int(tree.value)  # type: ignore[arg-type]
 
 
 def is_right(text: str, answer: str) -> bool:

@@ -92,11 +92,8 @@ class TorchEngine(Scheduler):
         max_kv_bytes: int | None = None,
         graphs: bool = True,
     ) -> None:
-        for name, most in (
-            ("max_requests", max_requests),
-            ("max_rows", max_rows),
-            ("max_kv_bytes", max_kv_bytes),
-        ):
+        sizes = {"max_requests": max_requests, "max_rows": max_rows, "max_kv_bytes": max_kv_bytes}
+        for name, most in sizes.items():
             if most is not None and not (is_whole(most) and most >= 1):
                 raise VerifyError(name, f"{most!r} is not a whole number from 1 up")
         model = model if isinstance(model, Model) else Model(model, graphs=graphs)

@@ -24,7 +24,8 @@ from mvspec.errors import Unsupported, VerifyError
 from mvspec.forms import FORMS
 from mvspec.ir import Document, Parallel
 from mvspec.runtime.arithmetic import arithmetic_model
-from mvspec.runtime.countdown import TINY, Difficulty, Problem, is_right, value_of
+from mvspec.runtime.countdown import TINY, Difficulty, Problem, is_right
+from mvspec.runtime.expression import value_of
 from mvspec.runtime.problem import PARALLEL, SPLITS, STEPWISE, problems, solve, split_of
 from mvspec.training.command import main as train
 
