@@ -187,6 +187,36 @@ def test_the_generator_writes_what_compile_reads(
                 assert Document.from_json(json.dumps(row)) == solve(problem)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ("--parts 3 2", "error: --parts: (3, 2) is not a least from 2 and a most"),
+        ("--task countdown --numbers 2 9", "error: --numbers: (2, 9) is not a least from 3"),
+        ("--nested 3", "error: --nested: 3.0 is no share, 0 to 1"),
+        ("--count -1", "argument --count: invalid whole value: '-1'"),
+        ("--task foo", "argument --task: invalid choice: 'foo'"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: str,
+    says: str,
+) -> None:
+    import generate
+
+    file = tmp_path / "new" / "out.jsonl"
+    monkeypatch.setattr("sys.argv", ["generate.py", str(file), *arguments.split()])
+    with pytest.raises(SystemExit, match="2"):
+        generate.main()
+    assert says in capsys.readouterr().err
+    assert not file.parent.exists()
+    monkeypatch.setattr("sys.argv", ["generate.py", str(file), "--count", "1"])
+    generate.main()  # the folder need not be there
+    assert file.read_text("utf-8").count("\n") == 1
+
+
 def test_the_tokenizer_of_the_model_is_the_scripts() -> None:
     import vocabulary
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from arms import ARMS, find_arm, tagged, worded
-from fitting import OutOfTime, fit
+from fitting import Fitted, OutOfTime, fit
 from parity import Comparison
 from report import Records
 from safetensors.torch import load_file
@@ -155,6 +156,29 @@ def test_a_run_that_is_out_of_time_goes_on_from_its_checkpoint(
         assert torch.equal(tensor, pieces[name]), name
 
 
+def test_a_run_that_was_killed_after_its_last_step_has_its_loss(
+    tmp_path: Path, settings: Settings
+) -> None:
+    how = settings.fit.model_copy(update={"documents": 8, "length": 512})
+    rows = packed(mixture(how, "multiverse", 0, TINY), how, str(arithmetic_model()))
+    tokenizer = str(arithmetic_model())
+
+    def run(folder: Path, seconds: float | None) -> Fitted:
+        return fit(settings.model, rows, folder, settings, how,
+                   tokenizer=tokenizer, tell=print, seconds=seconds)  # fmt: skip
+
+    def in_steps(folder: Path) -> None:
+        while not folder.exists():
+            with suppress(OutOfTime):
+                run(folder, 0.0)  # a step, and a checkpoint
+
+    (tmp_path / "killed.part").touch()  # where the weights would go: they cannot be written
+    with pytest.raises(FileExistsError):
+        in_steps(tmp_path / "killed")
+    (tmp_path / "killed.part").unlink()
+    assert run(tmp_path / "killed", None) == run(tmp_path / "whole", None)
+
+
 def test_without_a_base_arms_start_from_a_folder_whose_tokenizer_gets_tags(
     tmp_path: Path, settings: Settings
 ) -> None:
@@ -235,5 +259,10 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, settings: Sett
     )
     with pytest.raises(MvspecError, match="other settings"):
         Comparison(small.model_copy(update={"seeds": (5,)}), out, workers=1, seconds=None).run()
+    with pytest.raises(MvspecError, match="other settings"):  # as `--report` without `--smoke`
+        Comparison(load_settings(file), out, workers=1, seconds=None).report()
+    for only, says in ((("multiverse", 0), "multiverse:0"), (("shared(8)", 7), "seeds 0, 1")):
+        with pytest.raises(MvspecError, match=f"--only .*{says}"):
+            Comparison(small, out, workers=1, seconds=None, only={only})
     with pytest.raises(OutOfTime):
         Comparison(small, tmp_path / "new", workers=1, seconds=0.0).run()

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 import mvspec
 from mvspec.cli import app
 from mvspec.compiler import Layout, compile_document
-from mvspec.errors import MvspecError
+from mvspec.errors import MvspecError, VerifyError
 from mvspec.runtime import TorchEngine
 from mvspec.training import Batch, LanguageModel, LayoutData, Optimizer, Row, export
 from mvspec.training.checkpoint import WholeCheckpoints, newest_checkpoint
@@ -251,6 +251,20 @@ def test_configurations_of_the_package_are_valid(
         (["--config", "fsdp", "--trainer.accelerator", "cpu",
           "--trainer.strategy.init_args.tensor_parallel_size", "2"],
          r"^trainer\.strategy: data_parallel_size 2 x tensor_parallel_size 2 are 4 devices, .* 2"),
+        pytest.param(
+            ["--config", "finetune"],
+            r"^trainer\.accelerator: gpu: this machine has none that torch .* --trainer",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="it has one"),
+        ),
+        (["--config", "tiny", "--trainer.max_epok", "3"], r"^train: .*max_epok 3; .*--help"),
+        (["--config", "tiny", "--data.batch_size", "many"],
+         r'^train: Parser key "data\.batch_size": Expected .*int.* Got value: many; '),
+        (["--config", "tiny", "--trainer.precision", "17"],
+         r'^train: Parser key "trainer\.precision": - Expected .* Given value: 17; '),
+        (["--config", "no-such.yaml"], r"^train: .*File does not exist: '.*no-such\.yaml'"),
+        (["--config", "tiny", "--trainer.accumulate_grad_batches", "0"],
+         r"^trainer\.accumulate_grad_batches: is a whole number from 1 up"),
+        (["--config", "tiny", "--data.workers", "-1"], r"^data\.workers: -1 is not"),
         (["--config", "tiny", "--trainer.strategy", "foo"], r"^trainer: .*strategy='foo'"),
         # The trainer's parser makes callbacks, and buries what they say.
         (["--config", "finetune", "--trainer.accelerator", "cpu"],
@@ -269,6 +283,11 @@ def test_wrong_configurations_say_where(compiled: Path, arguments: list[str], me
     model = ["--model.model", str(CONFIG), "--model.tokenizer", str(compiled / "tokenizer")]
     with pytest.raises(MvspecError, match=message):
         main(["fit", *arguments, *model])
+
+
+def test_a_config_is_given_whole() -> None:
+    with pytest.raises(VerifyError, match=r"^model\.model: its fields cannot be given one by one"):
+        main(["fit", "--config", "tiny", "--model.model.hidden_size", "64"])
 
 
 def test_the_staged_mix_is_one_configuration(

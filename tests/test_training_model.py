@@ -258,6 +258,32 @@ def test_an_exported_folder_is_served(tied: bool, tmp_path: Path) -> None:
         export(tmp_path / "other.ckpt", tmp_path / "x")
 
 
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    checkpoints = ModelCheckpoint(tmp_path / "checkpoints", filename="only")
+    run = trainer(tmp_path, enable_checkpointing=True, callbacks=[checkpoints])
+    run.fit(LanguageModel(CONFIG, TOKENIZER), LayoutData(documents(4), batch_size=4))
+    path = tmp_path / "checkpoints" / "only.ckpt"
+    data = bytearray(path.read_bytes())
+    data[2000 : len(data) - 20_000] = bytes(len(data) - 22_000)  # its end says that it is whole
+    path.write_bytes(data)
+    assert newest_checkpoint(path.parent) == path
+    says = r"only\.ckpt: not a checkpoint, or a damaged one \(PytorchStreamReader .*remove it"
+    with pytest.raises(CheckpointError, match=says):
+        export(path, tmp_path / "x")
+    with pytest.raises(CheckpointError, match=says):
+        trainer(tmp_path).fit(
+            LanguageModel(CONFIG, TOKENIZER), LayoutData(documents(4)), ckpt_path=path
+        )
+    with pytest.raises(CheckpointError, match=r"none\.ckpt: there is no such checkpoint"):
+        trainer(tmp_path).fit(
+            LanguageModel(CONFIG, TOKENIZER), LayoutData(documents(4)), ckpt_path="none.ckpt"
+        )
+    path.write_bytes(data[:5000])
+    assert newest_checkpoint(path.parent) is None
+    with pytest.raises(CheckpointError, match="there is no whole checkpoint in it"):
+        export(path.parent, tmp_path / "x")
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_adapters_are_trained_kept_and_merged(tied: bool, tmp_path: Path) -> None:
     path = folder(tmp_path / "model", tied=tied)

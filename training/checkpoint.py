@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mvspec.training.faults import CheckpointError
 
-__all__ = ["Checkpoints", "WholeCheckpoints", "newest_checkpoint"]
+__all__ = ["Checkpoints", "WholeCheckpoints", "is_whole", "newest_checkpoint"]
 
 
 class WholeCheckpoints(TorchCheckpointIO):
@@ -51,19 +51,35 @@ class WholeCheckpoints(TorchCheckpointIO):
             raise CheckpointError(
                 f"checkpoint {target} was not written ({reason}); "
                 + (f"the last good one is {good}" if good else "there is no earlier one")
-                + ": free space there, and run the same command again"
+                + ": free space there, or save elsewhere, and run the same command again"
             ) from None
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Raises:
+            CheckpointError: it is not there, or not what `save_checkpoint` wrote.
+        """
+        try:
+            return super().load_checkpoint(path, map_location, weights_only)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path}: there is no such checkpoint") from None
+        except Exception as error:  # torch and pickle raise several kinds
+            raise CheckpointError.unread(path, error) from None
 
 
 def newest_checkpoint(folder: str | os.PathLike[str] | None) -> Path | None:
     """Return the newest whole checkpoint of a folder, or None."""
     if folder is None or not Path(folder).is_dir():
         return None
-    found = [path for path in Path(folder).glob("*.ckpt") if _is_whole(path)]
+    found = [path for path in Path(folder).glob("*.ckpt") if is_whole(path)]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
+    """Return whether a checkpoint's writing came to its end."""
     # A sharded checkpoint is a folder, whose last file is this one.
     file = path / "meta.pt" if path.is_dir() else path
     return file.is_file() and zipfile.is_zipfile(file)

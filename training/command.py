@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -32,14 +34,31 @@ class TrainingCLI(LightningCLI):
         MvspecError: trainer, model or data cannot be made of their settings.
     """
 
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Read configurations and arguments; what is wrong in them is told without the usage."""
+        try:
+            super().parse_arguments(parser, args)
+        except argparse.ArgumentError as error:
+            raise MvspecError(
+                f"train: {_told(str(error))}; `mvspec train fit --help` lists what there is"
+            ) from None
+
     def instantiate_classes(self) -> None:
         """Make trainer, model and data, and see that the devices are as many as are used."""
+        _check_accelerator(self._get(self.config, "trainer.accelerator"))
+        if not isinstance(self._get(self.config, "model.model"), str | Mapping):
+            raise VerifyError(
+                "model.model", "its fields cannot be given one by one: give them in a "
+                'configuration, or all of them as --model.model \'{"model_type": ...}\''
+            )  # fmt: skip
         try:
             super().instantiate_classes()
         except (
             MisconfigurationException, ImportError, RuntimeError, TypeError, ValueError
         ) as error:  # fmt: skip
             raise _refusal(error) from error
+        if self.trainer.accumulate_grad_batches < 1:
+            raise VerifyError("trainer.accumulate_grad_batches", "is a whole number from 1 up")
         _check_mesh(self.trainer)
 
     def _parse_ckpt_path(self) -> None:
@@ -54,6 +73,13 @@ class TrainingCLI(LightningCLI):
         return given
 
 
+def _told(message: str) -> str:
+    """Return what jsonargparse says as a line, without the types that it has tried."""
+    noise = ("Does not validate", "Subtypes:", "Errors:", "Given value type")
+    lines = (line.strip() for line in message.splitlines())
+    return " ".join(line for line in lines if not line.startswith(noise))
+
+
 def _refusal(error: BaseException) -> MvspecError:
     """Return what stands at the bottom of an error of Lightning or jsonargparse."""
     found: BaseException | None = error
@@ -62,6 +88,22 @@ def _refusal(error: BaseException) -> MvspecError:
             return found
         found = found.__cause__ or found.__context__
     return VerifyError("trainer", " ".join(str(error).split()))
+
+
+def _check_accelerator(name: Any) -> None:
+    """Refuse a kind of device that this machine has none of.
+
+    Raises:
+        VerifyError: it has none.
+    """
+    cuda, mps = CUDAAccelerator.is_available, MPSAccelerator.is_available
+    found = {"gpu": (cuda, mps), "cuda": (cuda,), "mps": (mps,)}.get(name)
+    if found is not None and not any(is_there() for is_there in found):
+        raise VerifyError(
+            "trainer.accelerator",
+            f"{name}: this machine has none that torch {torch.__version__} can use: use cpu or "
+            "auto, as --trainer.accelerator cpu, or a build of torch for its driver",
+        )
 
 
 def _check_mesh(trainer: Trainer) -> None:
@@ -103,7 +145,7 @@ def main(arguments: Sequence[str]) -> None:
         save_config_kwargs={"overwrite": True},
         seed_everything_default=0,
         auto_configure_optimizers=False,
-        parser_kwargs={"prog": "mvspec train"},
+        parser_kwargs={"prog": "mvspec train", "exit_on_error": False},
     )
 
 

@@ -59,9 +59,11 @@ class LayoutData(LightningDataModule):
         workers: int = 0,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("length", length)):
-            if value is not None and value < 1:
-                raise VerifyError(name, f"{value} is not a whole number from 1 up")
+        for name, value, least in (
+            ("batch_size", batch_size, 1), ("length", length, 1), ("workers", workers, 0)
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise VerifyError(f"data.{name}", f"{value} is not a whole number from {least} up")
         self._given = {"train": train, "validation": validation, "test": test}
         self.stages = list(stages or [])
         self.batch_size = batch_size

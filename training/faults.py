@@ -32,3 +32,14 @@ class NotFinite(MvspecError):
 
 class CheckpointError(MvspecError):
     """A checkpoint could not be written or read; those before it are untouched."""
+
+    @classmethod
+    def unread(cls, path: object, error: BaseException) -> CheckpointError:
+        """Return what to say of one whose reading raised an error of torch's or pickle's."""
+        # What torch says first is about security; the fault is what it found before.
+        cause = error.__context__ or error
+        reason = str(cause).strip().partition("\n")[0].rstrip(".")
+        return cls(
+            f"{path}: not a checkpoint, or a damaged one ({reason}): remove it, and the same "
+            "command takes the one before it"
+        )

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from mvspec.compiler.tokenizer import load_tokenizer, save_tokenizer
+from mvspec.training.checkpoint import is_whole
 from mvspec.training.faults import CheckpointError
 from mvspec.training.weights import Lora, build_model, save_model, torch_dtype
 
@@ -113,12 +115,15 @@ def _read(path: Path) -> dict[str, Any]:
         if path.is_dir():
             from lightning.fabric.utilities.load import _load_distributed_checkpoint
 
+            if not is_whole(path):
+                raise CheckpointError(f"{path}: there is no whole checkpoint in it")
             found: dict[str, Any] = _load_distributed_checkpoint(path)
             return found
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
-    except Exception as error:  # torch raises several kinds
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(f"{path}: not a checkpoint: {reason}") from None
+    except CheckpointError:
+        raise
+    except (Exception, CheckpointException) as error:  # torch raises several kinds
+        raise CheckpointError.unread(path, error) from None
     return found

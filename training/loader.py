@@ -75,7 +75,9 @@ class Loader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader stands, and in what order of which data."""
-        return {"epoch": self.epoch, "handed": self.handed, "order": self._order}
+        return {
+            "epoch": self.epoch, "handed": self.handed, "batches": len(self), "order": self._order,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where a loader stood.
@@ -85,7 +87,8 @@ class Loader:
                 or rows of a step.
         """
         self.epoch, handed = state["epoch"], state["handed"]
-        if state["order"] != self._order and 0 < handed < len(self):
+        batches = state.get("batches", len(self))  # of its own epoch; older ones do not say
+        if state["order"] != self._order and 0 < handed < batches:
             raise CheckpointError(
                 "the checkpoint stands in the middle of an epoch over other data, stages, seed or "
                 f"rows of a step ({state['order']}, now {self._order}): use the same, or start "

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mvspec.errors import MvspecError
 from mvspec.runtime.problem import (
     PARALLEL,
     SPLITS,
@@ -51,6 +52,18 @@ def add_difficulty(parser: argparse.ArgumentParser, tiny: Any) -> None:
             parser.add_argument(f"--{field.name}", type=type(value), default=value)
 
 
+def whole(text: str) -> int:
+    """Return the number from 0 up that a text says.
+
+    Raises:
+        ValueError: it says none.
+    """
+    number = int(text)
+    if number < 0:
+        raise ValueError
+    return number
+
+
 def main() -> None:
     """Write a file of one split; it appears whole or not at all."""
     task = argparse.ArgumentParser(add_help=False)
@@ -61,7 +74,7 @@ def main() -> None:
         parents=[task],
     )
     parser.add_argument("file", type=Path)
-    parser.add_argument("--count", type=int, default=1000)
+    parser.add_argument("--count", type=whole, default=1000)
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prompt", choices=PROMPTS, default="parallel")
@@ -69,10 +82,14 @@ def main() -> None:
     add_difficulty(parser, tiny)
     given = parser.parse_args()
     chosen = {field.name: getattr(given, field.name) for field in fields(tiny)}
-    difficulty = replace(
-        tiny, **{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()}
-    )
+    try:
+        difficulty = replace(
+            tiny, **{k: tuple(v) if isinstance(v, list) else v for k, v in chosen.items()}
+        )
+    except MvspecError as error:
+        parser.error(f"--{error}")
     found = islice(problems(given.split, given.seed, difficulty), given.count)
+    given.file.parent.mkdir(parents=True, exist_ok=True)
     part = given.file.with_suffix(".part")
     with part.open("w", encoding="utf-8") as file:
         for index, problem in enumerate(found):

@@ -81,13 +81,23 @@ class Progress(Callback):
     ) -> None:
         self.name, self.steps, self.tell, self.every = name, steps, tell, every
         self.next = time.monotonic() + every
+        self.loss = float("nan")
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the last step's loss, for the checkpoint: it may be that of the whole run."""
+        return {"loss": self.loss}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Take it back."""
+        self.loss = state_dict["loss"]
 
     def on_train_batch_end(self, trainer: Trainer, *given: Any, **more: Any) -> None:
         """Say the step and its loss where the time has come."""
+        self.loss = float(trainer.callback_metrics["train/loss"])
         if time.monotonic() >= self.next:
             self.next = time.monotonic() + self.every
-            loss = float(trainer.callback_metrics["train/loss"])
-            self.tell(f"{self.name}: step {trainer.global_step} of {self.steps}, loss {loss:.4f}")
+            step = f"step {trainer.global_step} of {self.steps}"
+            self.tell(f"{self.name}: {step}, loss {self.loss:.4f}")
 
 
 def fit(
@@ -135,16 +145,13 @@ def fit(
         train_time_interval=timedelta(minutes=1), save_on_train_epoch_end=False,
     )  # fmt: skip
     steps = -(-len(rows) // how.rows)
+    progress = Progress(folder.name, steps, tell)
     precision: Any = settings.precision
     trainer = Trainer(
         max_epochs=1,
         devices=1,
         precision=precision,
-        callbacks=[
-            saver,
-            Deadline(seconds, state / "last.ckpt"),
-            Progress(folder.name, steps, tell),
-        ],
+        callbacks=[progress, Deadline(seconds, state / "last.ckpt"), saver],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -163,4 +170,4 @@ def fit(
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
     shutil.rmtree(state, ignore_errors=True)
-    return Fitted(trainer.global_step, float(trainer.callback_metrics["train/loss"]))
+    return Fitted(trainer.global_step, progress.loss)

@@ -49,6 +49,9 @@ class Comparison:
         workers: processes that compile documents.
         seconds: of this call; without end where it is None.
         only: (arm, seed) that this call does, where others do the rest; None for all.
+
+    Raises:
+        VerifyError: `only` names what the settings do not have.
     """
 
     def __init__(
@@ -60,6 +63,12 @@ class Comparison:
         seconds: float | None,
         only: set[tuple[str, int]] | None = None,
     ) -> None:
+        for arm, seed in sorted(only or ()):
+            if arm not in settings.arms or seed not in settings.seeds:
+                raise VerifyError(
+                    f"--only {arm}:{seed}", "is not in the settings, which have arms "
+                    f"{', '.join(settings.arms)} and seeds {', '.join(map(str, settings.seeds))}"
+                )  # fmt: skip
         self.only = only
         self.settings = settings
         self.folder = folder
@@ -67,6 +76,7 @@ class Comparison:
         self.pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
         self.end = None if seconds is None else time.monotonic() + seconds
         self.records = Records(folder / "results.jsonl")
+        self.known = folder / "settings.json"
         self.tokenizer = folder / "tokenizer"
         self.clock = Clock(
             settings, self.records, lambda arm: self.model(arm, settings.seeds[0]), folder / "words"
@@ -79,17 +89,24 @@ class Comparison:
             VerifyError: it is of another.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        said = self.settings.model_dump_json(indent=2)
-        known = self.folder / "settings.json"
-        if known.exists() and known.read_text(encoding="utf-8") != said:
-            raise VerifyError(str(self.folder), "is of other settings: name another folder")
+        self.check_settings()
         make(self.tokenizer, self.first_tokenizer)
         if any(find_arm(name).serving == "text" for name in self.settings.arms):
             make(self.clock.words, lambda: worded(self.tokenizer))
-        if not known.exists():  # whole, since another call may read it
-            part = known.with_name(f"{known.name}.{os.getpid()}.part")
-            part.write_text(said, encoding="utf-8")
-            part.replace(known)
+        if not self.known.exists():  # whole, since another call may read it
+            part = self.known.with_name(f"{self.known.name}.{os.getpid()}.part")
+            part.write_text(self.settings.model_dump_json(indent=2), encoding="utf-8")
+            part.replace(self.known)
+
+    def check_settings(self) -> None:
+        """See that the folder, where it is one of a comparison, is of this one.
+
+        Raises:
+            VerifyError: it is of another.
+        """
+        said = self.settings.model_dump_json(indent=2)
+        if self.known.exists() and self.known.read_text(encoding="utf-8") != said:
+            raise VerifyError(str(self.folder), "is of other settings: name another folder")
 
     def initial(self) -> Any:
         """Return what weights are made of: a config, or a folder."""
@@ -201,7 +218,12 @@ class Comparison:
         self.report()
 
     def report(self) -> None:
-        """Write the tables and the plot of what there is."""
+        """Write the tables and the plot of what there is.
+
+        Raises:
+            VerifyError: it is of another comparison.
+        """
+        self.check_settings()
         write_report(self.records.rows, self.settings, self.folder, device=device())
 
 
@@ -273,6 +295,8 @@ def main() -> None:
             workers=given.workers, seconds=seconds, only=chosen(given.only),
         )  # fmt: skip
         try:
+            if given.report and not comparison.records.rows:
+                raise VerifyError(str(comparison.records.path), "there is nothing to report")
             if not given.report:
                 comparison.run()
                 comparison.clock.both(servers)
