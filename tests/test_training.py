@@ -194,6 +194,8 @@ def test_a_killed_run_carries_on_bit_for_bit(compiled: Path, tmp_path: Path) -> 
     assert len(whole) == 42
     assert steps(tmp_path / "killed") == whole
     assert before[:20] == whole[:20]
+    # The one that it was resumed from is gone, as any older one.
+    assert [path.name for path in checkpoints.iterdir()] == ["step=42.ckpt"]
     for name, tensor in final_weights(tmp_path / "whole").items():
         assert torch.equal(tensor, final_weights(tmp_path / "killed")[name]), name
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import resource
 from copy import deepcopy
@@ -34,9 +35,11 @@ from mvspec.training import (
     LanguageModel,
     LayoutData,
     Lora,
+    MetricsLogger,
     NotFinite,
     Optimizer,
     Row,
+    Throughput,
     export,
 )
 from mvspec.training.checkpoint import newest_checkpoint
@@ -395,7 +398,11 @@ def test_generations_while_training(tmp_path: Path) -> None:
 
     calls = Generations(str(rows), checker=six, every=40, max_tokens=300)
     module = LanguageModel(CONFIG, TOKENIZER, optimizer=Optimizer(lr=0.02, schedule="constant"))
-    run = trainer(tmp_path, max_steps=80, max_epochs=-1, callbacks=[calls])
+    logger = MetricsLogger(str(tmp_path))
+    run = trainer(
+        tmp_path, max_steps=80, max_epochs=-1, callbacks=[calls, Throughput()], logger=logger,
+        log_every_n_steps=20,
+    )  # fmt: skip
     prompts = [
         compile_document(
             mvspec.document(mvspec.user(question), mvspec.parse(CANONICAL).messages[0]), TOKENIZER
@@ -403,6 +410,13 @@ def test_generations_while_training(tmp_path: Path) -> None:
         for question in ("What?", "And?")
     ]
     run.fit(module, LayoutData(prompts, batch_size=2))
+    with logger.path.open(newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [row["step"] for row in written] == ["19", "39", "59", "79"]  # a row a step
+    for row in written:
+        assert row["train/loss"]
+        assert row["speed/tokens_per_second"]
+        assert bool(row["generate/tokens"]) == (row["step"] in ("39", "79"))
     found = calls.generate(run, module)
     assert found["generate/well_formed"] == 1.0
     assert found["generate/exact_match"] == 0.5

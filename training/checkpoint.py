@@ -102,6 +102,10 @@ class Checkpoints(ModelCheckpoint):
             save_top_k=-1 if keep == "all" else 1,
         )
 
+    def _should_remove_checkpoint(self, trainer: Trainer, previous: str, current: str) -> bool:
+        # Lightning keeps the one that a run was resumed from: each kill would leave one more.
+        return previous != current and Path(previous).parent == Path(str(self.dirpath))
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step too, wherever it falls."""
         super().on_train_end(trainer, pl_module)
