@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from arms import ARMS, find_arm, tagged, worded
+from arms import ARMS, chosen, find_arm, tagged, worded
 from fitting import Fitted, OutOfTime, fit
 from parity import Comparison
 from report import Records
@@ -76,6 +76,21 @@ def test_wrong_settings_say_where(tmp_path: Path, text: str, says: str) -> None:
         load_settings(file)
     with pytest.raises(MvspecError, match="no arm is named"):
         find_arm("foo")
+
+
+def test_only_names_what_the_settings_have() -> None:
+    arms, seeds = ("autoregressive", "shared(8)"), (0, 1)
+    assert chosen(None, arms, seeds) is None
+    assert chosen(["base"], arms, seeds) == set()
+    assert chosen(["shared(8):1", "base"], arms, seeds) == {("shared(8)", 1)}
+    for only, says in (
+        ("shared(8):7", "the seeds 0, 1"),
+        ("multiverse:0", r"the arms autoregressive, shared\(8\)"),
+        ("foo:0", "no arm is named 'foo'"),
+        ("shared(8)", "is not ARM:SEED"),
+    ):
+        with pytest.raises(MvspecError, match=says):
+            chosen([only], arms, seeds)
 
 
 def test_arms_see_the_same_problems_in_the_same_order(settings: Settings) -> None:
@@ -261,8 +276,8 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, settings: Sett
         Comparison(small.model_copy(update={"seeds": (5,)}), out, workers=1, seconds=None).run()
     with pytest.raises(MvspecError, match="other settings"):  # as `--report` without `--smoke`
         Comparison(load_settings(file), out, workers=1, seconds=None).report()
-    for only, says in ((("multiverse", 0), "multiverse:0"), (("shared(8)", 7), "seeds 0, 1")):
-        with pytest.raises(MvspecError, match=f"--only .*{says}"):
-            Comparison(small, out, workers=1, seconds=None, only={only})
+    asked = small.evaluation.model_copy(update={"zero": ("multivers",)})
+    with pytest.raises(MvspecError, match="no arm is named 'multivers'"):
+        Comparison(small.model_copy(update={"evaluation": asked}), out, workers=1, seconds=None)
     with pytest.raises(OutOfTime):
         Comparison(small, tmp_path / "new", workers=1, seconds=0.0).run()

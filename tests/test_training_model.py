@@ -389,6 +389,23 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
     assert again.global_step == 6
 
 
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    module = LanguageModel(CONFIG, TOKENIZER)
+    logger = MetricsLogger(str(tmp_path))
+    logger.log_metrics({"a": 1.0}, 0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    says = r"model: the weights were not written .*File too large.*free space"
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+        with pytest.raises(CheckpointError, match=says):
+            module.export(tmp_path / "model")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (logger.path.stat().st_size + 2, limits[1]))
+        with pytest.raises(OSError, match=r"File too large: '.*metrics\.csv'"):
+            logger.log_metrics({"a": 2.0}, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
 def test_generations_while_training(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"question": "What?", "answer": "6"}\n{"question": "And?", "answer": "x"}\n')

@@ -60,8 +60,17 @@ class MetricsLogger(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Write metrics into their step's row, which is the last one."""
-        step = 0 if step is None else step
+        """Write metrics into their step's row, which is the last one.
+
+        Raises:
+            OSError: the disk is full, for example; it names the file.
+        """
+        try:
+            self._log(metrics, 0 if step is None else step)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from None
+
+    def _log(self, metrics: dict[str, float], step: int) -> None:
         if not self._started:
             self._resume(step)
         if self._row.get("step") != step:

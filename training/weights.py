@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,6 +23,7 @@ from transformers import (
 from mvspec.compiler.models import check_model
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported, VerifyError
+from mvspec.training.faults import CheckpointError
 from mvspec.training.tags import initialise_tags
 
 __all__ = ["Lora", "build_model", "save_model", "torch_dtype"]
@@ -168,6 +170,10 @@ def save_model(model: Any, tokenizer: Any, folder: str | os.PathLike[str]) -> No
     Args:
         model: of transformers, or peft's around one, which is changed.
         folder: made where it is not there.
+
+    Raises:
+        Unsupported: the tokenizer would come back changed.
+        CheckpointError: the weights cannot be written.
     """
     target = Path(folder)
     if hasattr(model, "merge_and_unload"):
@@ -175,7 +181,13 @@ def save_model(model: Any, tokenizer: Any, folder: str | os.PathLike[str]) -> No
     check_served(model.config, tokenizer)
     target.mkdir(parents=True, exist_ok=True)
     _save_tokenizer(tokenizer, target)
-    model.save_pretrained(target)
+    try:
+        model.save_pretrained(target)
+    except SafetensorError as error:  # its own for a full disk
+        raise CheckpointError(
+            f"{target}: the weights were not written ({error}): free space there, or write "
+            "elsewhere, and do it again"
+        ) from None
 
 
 def _save_tokenizer(tokenizer: Any, folder: Path) -> None:

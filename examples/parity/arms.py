@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from mvspec.compiler.lowerings import find_lowering
-from mvspec.errors import Unsupported
+from mvspec.errors import Unsupported, VerifyError
 from mvspec.limits import Limits
 from mvspec.runtime import Options, TorchEngine
 from mvspec.runtime.examination import Mark, examine, is_canonical
@@ -21,7 +21,7 @@ from mvspec.runtime.model import load
 from mvspec.runtime.problem import PARALLEL, STEPWISE, Problem
 from mvspec.syntax import Tag
 
-__all__ = ["ARMS", "Arm", "find_arm"]
+__all__ = ["ARMS", "Arm", "chosen", "find_arm", "tagged", "worded"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +101,32 @@ def find_arm(name: str) -> Arm:
     if name not in ARMS:
         raise Unsupported(f"arms: no arm is named {name!r}: use {', '.join(ARMS)}, shared(k)")
     return ARMS[name]
+
+
+def chosen(
+    only: Sequence[str] | None, arms: Sequence[str], seeds: Sequence[int]
+) -> set[tuple[str, int]] | None:
+    """Read what `--only` names of a comparison's arms and seeds; the base is always done.
+
+    Raises:
+        VerifyError: it is no arm and seed, or none of these.
+    """
+    if only is None:
+        return None
+    found = set()
+    for each in only:
+        name, _, seed = each.partition(":")
+        if each == "base":
+            continue
+        if not seed.isdecimal():
+            raise VerifyError(f"--only {each}", "is not ARM:SEED, as multiverse:0, nor base")
+        if find_arm(name).name not in arms or int(seed) not in seeds:
+            raise VerifyError(
+                f"--only {each}", f"the settings have the arms {', '.join(arms)}, "
+                f"and the seeds {', '.join(map(str, seeds))}"
+            )  # fmt: skip
+        found.add((name, int(seed)))
+    return found
 
 
 def worded(folder: Path) -> Any:

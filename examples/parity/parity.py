@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,7 +29,7 @@ from mvspec.runtime.arithmetic import arithmetic_model
 from mvspec.runtime.examination import means
 from mvspec.runtime.problem import STEPWISE
 
-from arms import Arm, find_arm, worded  # isort: skip
+from arms import Arm, chosen, find_arm, worded  # isort: skip
 from clock import Clock, held_out, server_of  # isort: skip
 from fitting import OutOfTime, fit  # isort: skip
 from report import Records, write_report  # isort: skip
@@ -51,7 +51,7 @@ class Comparison:
         only: (arm, seed) that this call does, where others do the rest; None for all.
 
     Raises:
-        VerifyError: `only` names what the settings do not have.
+        Unsupported: the settings name an arm that there is not.
     """
 
     def __init__(
@@ -63,12 +63,9 @@ class Comparison:
         seconds: float | None,
         only: set[tuple[str, int]] | None = None,
     ) -> None:
-        for arm, seed in sorted(only or ()):
-            if arm not in settings.arms or seed not in settings.seeds:
-                raise VerifyError(
-                    f"--only {arm}:{seed}", "is not in the settings, which have arms "
-                    f"{', '.join(settings.arms)} and seeds {', '.join(map(str, settings.seeds))}"
-                )  # fmt: skip
+        how = settings.evaluation
+        for name in (*settings.arms, *(how.alone or ()), *(how.zero or ())):
+            find_arm(name)
         self.only = only
         self.settings = settings
         self.folder = folder
@@ -247,25 +244,6 @@ def device() -> str:
     return "CPU, one thread" if threads == 1 else f"CPU, {threads} threads"
 
 
-def chosen(only: Sequence[str] | None) -> set[tuple[str, int]] | None:
-    """Read what `--only` names.
-
-    Raises:
-        VerifyError: it is no arm and seed.
-    """
-    if only is None:
-        return None
-    found = set()
-    for each in only:
-        name, _, seed = each.partition(":")
-        if each == "base":
-            continue
-        if not seed.isdecimal():
-            raise VerifyError(f"--only {each}", "is not ARM:SEED, as multiverse:0, nor base")
-        found.add((find_arm(name).name, int(seed)))
-    return found
-
-
 def tell(line: str) -> None:
     """Say on a terminal or in a log how far things are."""
     print(f"[{time.strftime('%H:%M:%S')}] {line}", file=sys.stderr, flush=True)
@@ -292,7 +270,8 @@ def main() -> None:
         seconds = None if given.minutes is None else 60 * given.minutes
         comparison = Comparison(
             settings.smoke() if given.smoke else settings, given.out,
-            workers=given.workers, seconds=seconds, only=chosen(given.only),
+            workers=given.workers, seconds=seconds,
+            only=chosen(given.only, settings.arms, settings.seeds),
         )  # fmt: skip
         try:
             if given.report and not comparison.records.rows:
@@ -307,6 +286,8 @@ def main() -> None:
             comparison.pool.shutdown(cancel_futures=True)
     except MvspecError as error:
         sys.exit(f"parity: {error}")
+    except OSError as error:  # a full disk, a folder that is none: what was done is kept
+        sys.exit(f"parity: {error.filename or given.out}: {error.strerror or error}")
     print((given.out / "results.md").read_text(encoding="utf-8"))
 
 
