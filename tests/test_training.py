@@ -30,7 +30,15 @@ from mvspec.cli import app
 from mvspec.compiler import Layout, compile_document
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.runtime import TorchEngine
-from mvspec.training import Batch, LanguageModel, LayoutData, Optimizer, Row, export
+from mvspec.training import (
+    Batch,
+    CheckpointError,
+    LanguageModel,
+    LayoutData,
+    Optimizer,
+    Row,
+    export,
+)
 from mvspec.training.checkpoint import WholeCheckpoints, newest_checkpoint
 from mvspec.training.command import CONFIGS, main
 from mvspec.training.throughput import step_flops
@@ -285,6 +293,28 @@ def test_wrong_configurations_say_where(compiled: Path, arguments: list[str], me
     model = ["--model.model", str(CONFIG), "--model.tokenizer", str(compiled / "tokenizer")]
     with pytest.raises(MvspecError, match=message):
         main(["fit", *arguments, *model])
+
+
+def test_what_there_is_to_do(compiled: Path) -> None:
+    with pytest.raises(MvspecError, match=r"choose from '?fit'?, '?validate'?, '?test'?\)"):
+        main(["predict", "--config", "tiny"])
+    model = ["--model.model", str(CONFIG), "--model.tokenizer", str(compiled / "tokenizer")]
+    with pytest.raises(VerifyError, match=r"^data\.test: there is no set to read: give one"):
+        main(["test", "--config", "tiny", *model])
+
+
+def test_a_checkpoint_of_other_settings_is_refused(compiled: Path, tmp_path: Path) -> None:
+    main(["fit", "--config", str(config(compiled, tmp_path, trainer__max_epochs=1))])
+    before = final_weights(tmp_path)
+    for field, value, says in (
+        ("model", CONFIG | {"intermediate_size": 32}, "size mismatch for .*mlp"),
+        ("optimizer", {"muon": 0.01}, ".*different number of parameter groups"),
+    ):
+        path = config(compiled, tmp_path, **{f"model__{field}": value})
+        with pytest.raises(CheckpointError, match=rf"of other settings of model \({says}.*dirpath"):
+            main(["fit", "--config", str(path)])
+    for name, tensor in final_weights(tmp_path).items():
+        assert torch.equal(tensor, before[name]), name
 
 
 def test_a_config_is_given_whole() -> None:

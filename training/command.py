@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.training.checkpoint import newest_checkpoint
 from mvspec.training.data import LayoutData
+from mvspec.training.faults import CheckpointError
 from mvspec.training.folder import export
 from mvspec.training.module import LanguageModel
 
@@ -33,6 +34,13 @@ class TrainingCLI(LightningCLI):
     Raises:
         MvspecError: trainer, model or data cannot be made of their settings.
     """
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return Lightning's but `predict`: engines do that, over an exported folder."""
+        found = LightningCLI.subcommands()
+        del found["predict"]
+        return found
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Read configurations and arguments; what is wrong in them is told without the usage."""
@@ -138,14 +146,35 @@ def main(arguments: Sequence[str]) -> None:
     if arguments and arguments[0] == "export":
         _export(arguments[1:])
         return
-    TrainingCLI(
-        LanguageModel,
-        LayoutData,
-        args=_with_configs(arguments),
-        save_config_kwargs={"overwrite": True},
-        seed_everything_default=0,
-        auto_configure_optimizers=False,
-        parser_kwargs={"prog": "mvspec train", "exit_on_error": False},
+    try:
+        TrainingCLI(
+            LanguageModel,
+            LayoutData,
+            args=_with_configs(arguments),
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_kwargs={"prog": "mvspec train", "exit_on_error": False},
+        )
+    except MisconfigurationException as error:
+        raise _refusal(error) from error
+    except (RuntimeError, ValueError) as error:
+        if str(error).startswith(_OTHER_STATE):
+            raise _other_settings(str(error)) from error
+        raise
+
+
+_OTHER_STATE = ("Error(s) in loading state_dict", "loaded state dict")
+"""How torch begins where a model, or an optimizer, is not the one whose state is loaded."""
+
+
+def _other_settings(message: str) -> CheckpointError:
+    """Return what to say where a checkpoint's model or optimizer is not the settings'."""
+    first, *mismatches = message.splitlines()
+    reason = mismatches[0].strip().rstrip(".") if mismatches else first
+    return CheckpointError(
+        f"the checkpoint to go on from is of other settings of model ({reason}): give those again, "
+        "or another folder for this run's checkpoints (trainer.callbacks, dirpath)"
     )
 
 

@@ -113,12 +113,17 @@ class LayoutData(LightningDataModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Open the sets that a stage reads, so that a fault shows before the model is loaded."""
+        """Open the sets that a stage reads, so that a fault shows before the model is loaded.
+
+        Raises:
+            VerifyError: there is none.
+        """
         if stage == "fit":
             self._loader = self._resumed = None
-        for split in {"fit": ("train", "validation"), "validate": ("validation",)}.get(
-            stage, ("test",)
-        ):
+        splits = {"fit": ("train", "validation"), "validate": ("validation",)}.get(stage, ("test",))
+        if not self.sources(splits[0]):
+            raise VerifyError(f"data.{splits[0]}", "there is no set to read: give one")
+        for split in splits:
             for source in self.sources(split):
                 for what in ("truncated", "dropped"):
                     count = getattr(source, what)
