@@ -289,13 +289,23 @@ def test_configurations_of_the_package_are_valid(
         ),
     ],
 )  # fmt: skip
-def test_wrong_configurations_say_where(compiled: Path, arguments: list[str], message: str) -> None:
+def test_wrong_configurations_say_where(
+    compiled: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     model = ["--model.model", str(CONFIG), "--model.tokenizer", str(compiled / "tokenizer")]
     with pytest.raises(MvspecError, match=message):
         main(["fit", *arguments, *model])
 
 
-def test_what_there_is_to_do(compiled: Path) -> None:
+def test_what_there_is_to_do(
+    compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(MvspecError, match=r"choose from '?fit'?, '?validate'?, '?test'?\)"):
         main(["predict", "--config", "tiny"])
     model = ["--model.model", str(CONFIG), "--model.tokenizer", str(compiled / "tokenizer")]

@@ -27,6 +27,9 @@ __all__ = ["CONFIGS", "TrainingCLI", "main"]
 CONFIGS = Path(__file__).parent / "configs"
 """Configurations that come with the package."""
 
+_OTHER_STATE = ("Error(s) in loading state_dict", "loaded state dict")
+"""How torch begins where a model, or an optimizer, is not the one whose state is loaded."""
+
 
 class TrainingCLI(LightningCLI):
     """`ckpt_path: last` is the newest whole checkpoint, and nothing where there is none.
@@ -162,10 +165,6 @@ def main(arguments: Sequence[str]) -> None:
         if str(error).startswith(_OTHER_STATE):
             raise _other_settings(str(error)) from error
         raise
-
-
-_OTHER_STATE = ("Error(s) in loading state_dict", "loaded state dict")
-"""How torch begins where a model, or an optimizer, is not the one whose state is loaded."""
 
 
 def _other_settings(message: str) -> CheckpointError:

@@ -107,9 +107,8 @@ class Generations(Callback):
         if self.every and step % self.every == 0 and not trainer.fit_loop._should_accumulate():
             found = self.generate(trainer, pl_module)
             for logger in trainer.loggers:
-                logger.log_metrics(
-                    found, step=step - 1
-                )  # as the step's loss: Lightning counts from 0
+                # The row of the step's loss: Lightning counts steps from 0.
+                logger.log_metrics(found, step=step - 1)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Generate, where no number of steps is given."""

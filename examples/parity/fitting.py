@@ -81,19 +81,19 @@ class Progress(Callback):
     ) -> None:
         self.name, self.steps, self.tell, self.every = name, steps, tell, every
         self.next = time.monotonic() + every
-        self.loss = float("nan")
+        self.loss = torch.tensor(torch.nan)
 
     def state_dict(self) -> dict[str, float]:
         """Return the last step's loss, for the checkpoint: it may be that of the whole run."""
-        return {"loss": self.loss}
+        return {"loss": float(self.loss)}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
         """Take it back."""
-        self.loss = state_dict["loss"]
+        self.loss = torch.tensor(state_dict["loss"])
 
     def on_train_batch_end(self, trainer: Trainer, *given: Any, **more: Any) -> None:
         """Say the step and its loss where the time has come."""
-        self.loss = float(trainer.callback_metrics["train/loss"])
+        self.loss = trainer.callback_metrics["train/loss"]  # on the device: nobody waits for it
         if time.monotonic() >= self.next:
             self.next = time.monotonic() + self.every
             step = f"step {trainer.global_step} of {self.steps}"
@@ -170,4 +170,4 @@ def fit(
     shutil.rmtree(folder, ignore_errors=True)
     part.replace(folder)
     shutil.rmtree(state, ignore_errors=True)
-    return Fitted(trainer.global_step, progress.loss)
+    return Fitted(trainer.global_step, float(progress.loss))

@@ -266,11 +266,11 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     try:
         settings = load_settings(given.settings)
+        settings = settings.smoke() if given.smoke else settings
         servers = [server_of(each) for each in given.url]
         seconds = None if given.minutes is None else 60 * given.minutes
         comparison = Comparison(
-            settings.smoke() if given.smoke else settings, given.out,
-            workers=given.workers, seconds=seconds,
+            settings, given.out, workers=given.workers, seconds=seconds,
             only=chosen(given.only, settings.arms, settings.seeds),
         )  # fmt: skip
         try:
