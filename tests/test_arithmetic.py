@@ -217,6 +217,17 @@ def test_what_cannot_be_drawn_is_refused(
     assert file.read_text("utf-8").count("\n") == 1
 
 
+def test_no_problem_cannot_be_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import evaluate
+
+    monkeypatch.setattr("sys.argv", ["evaluate.py", "--count", "0"])
+    with pytest.raises(SystemExit, match="2"):
+        evaluate.main()
+    assert "error: --count: 0 is not a whole number from 1 up" in capsys.readouterr().err
+
+
 def test_the_tokenizer_of_the_model_is_the_scripts() -> None:
     import vocabulary
 

@@ -45,6 +45,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--engine", metavar="URL", help="of a server that serves the model too")
     given = parser.parse_args()
+    if given.count < 1:
+        parser.error(f"--count: {given.count} is not a whole number from 1 up")
     asked = list(islice(problems("test", given.seed, TASKS[given.task]), given.count))
     try:
         engines: list[TorchEngine | SGLangEngine] = [TorchEngine.load(given.model)]
