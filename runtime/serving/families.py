@@ -11,7 +11,7 @@ from itertools import chain
 from typing import Any
 
 from mvspec.compiler.plan import Extend
-from mvspec.errors import MvspecError
+from mvspec.errors import MvspecError, Unsupported
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.sampling import Draw
 from mvspec.runtime.serving.adapter import Adapter
@@ -58,6 +58,12 @@ class Families(Space):
             MvspecError: it cannot be run; the message says why.
         """
         adapter = self.adapter
+        size = self.lexicon.vocabulary.size
+        if face.return_logprob and face.logprob.top_logprobs_num > size:
+            raise Unsupported(
+                f"{face.logprob.top_logprobs_num} likeliest tokens were asked for, and the "
+                f"vocabulary has {size}: ask for fewer"
+            )
         plan = order.plan(face.origin_input_ids, self.lexicon.vocabulary)
         given = [op.tokens for op in plan.ops if isinstance(op, Extend) and op.author == "prompt"]
         if len(given) > 1:  # what SGLang was sent is only the beginning

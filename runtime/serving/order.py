@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Op
 from mvspec.compiler.vocabulary import Vocabulary
-from mvspec.errors import LimitExceeded, Unsupported
+from mvspec.errors import LimitExceeded, Unsupported, VerifyError
 from mvspec.ir import Document, Outline
 from mvspec.node import verify_error
 from mvspec.runtime.options import Options
@@ -114,9 +114,11 @@ class Order(BaseModel):
             vocabulary: of the server.
 
         Raises:
-            VerifyError: its ops do not fit together.
+            VerifyError: its ops do not fit together, or an id of the prompt is negative.
             Unsupported: the vocabulary lacks the tags of its form, or one of its ids.
         """
+        if min(prompt, default=0) < 0:
+            raise VerifyError("input_ids", f"{min(prompt)} is negative: send the ids of tokens")
         first = Extend(thread=0, tokens=tuple(prompt), author="prompt")
         ops = self.ops or (Adaptive(thread=0),)
         plan = ExecutionPlan(ops=(first, *ops), form=self.form, document=self.document).verify()

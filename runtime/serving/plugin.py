@@ -156,10 +156,10 @@ class Plugin(Forwards):
 
     def _asked(self, recv: Any) -> Order | MvspecError | None:
         """Return how a request forks, or why it cannot; None where it is a plain one."""
-        custom = getattr(recv.sampling_params, "custom_params", None) or {}
+        custom = getattr(recv.sampling_params, "custom_params", None)
         families, limits = self.families, self._native
         try:
-            if KEY not in custom:
+            if not isinstance(custom, dict) or KEY not in custom:
                 if families is None or limits is None or not families.lexicon.vocabulary.tagged:
                     return None
                 return native_order(recv, limits, self._tags)

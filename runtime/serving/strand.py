@@ -220,7 +220,8 @@ class Strand:
             self._cut()
             self.feeding = [item]
         elif self._again:
-            self._cut()
+            if len(self.slots) > self.start:  # else it has waited for a row since
+                self._cut()
         else:
             self._again = True
             self.start -= 1

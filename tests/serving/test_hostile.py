@@ -10,6 +10,7 @@ import pytest
 from served import Served
 
 import mvspec as mv
+from mvspec.compiler.plan import ExecutionPlan, Extend, Fork, Generate, Join
 from mvspec.runtime import Options
 from mvspec.runtime.serving.order import Order
 
@@ -151,6 +152,8 @@ def test_json_that_nests_too_deep(server: Served) -> None:
         ({"sampling_params": {"logit_bias": {"5": 1.0}}}, "logit_bias"),
         ({"lora_path": "other"}, "LoRA"),
         ({"return_hidden_states": True}, "hidden states"),
+        ({"return_logprob": True, "top_logprobs_num": 100_000}, "likeliest tokens"),
+        ({"input_ids": [5, -3]}, "-3 is negative"),
     ],
 )
 def test_what_plans_cannot_be_combined_with_is_refused_by_name(
@@ -164,6 +167,41 @@ def test_ids_of_tags_in_a_prompt_need_a_plan(server: Served, engine: Any) -> Non
     body = {"input_ids": [5, *tags], "sampling_params": {"max_new_tokens": 4}}
     answer = httpx.post(f"{server.url}/generate", json=body, timeout=60.0)
     assert "the prompt's ids hold tags" in refused(answer)
+
+
+def test_without_a_plan_ids_and_likeliest_tokens_are_checked_too(server: Served) -> None:
+    body = {"text": "Well", "return_logprob": True, "top_logprobs_num": 100_000}
+    answer = httpx.post(f"{server.url}/generate", json=body, timeout=60.0)
+    assert "likeliest tokens" in refused(answer)
+    answer = httpx.post(f"{server.url}/generate", json={"input_ids": [5, -3]}, timeout=60.0)
+    assert "-3 is negative" in refused(answer)
+
+
+def test_custom_params_that_are_no_object_are_no_plan(server: Served) -> None:
+    body = {"text": "Well", "sampling_params": {"max_new_tokens": 3, "custom_params": "mvspec"}}
+    answer = httpx.post(f"{server.url}/generate", json=body, timeout=60.0)
+    assert answer.status_code == 200, answer.text[:500]
+    assert answer.json()["meta_info"]["completion_tokens"] <= 3
+
+
+def test_paths_that_begin_with_a_hole_wait_for_rows(
+    server: Served, engine: Any, reference: Any
+) -> None:
+    """Each reads its parent's last token once more, however long it has waited."""
+    paths = tuple(range(1, 101))
+    ops = (
+        Extend(thread=0, tokens=tuple(engine.vocabulary.encode("Well? So it is")), author="prompt"),
+        Fork(thread=0, paths=paths),
+        *[Generate(thread=path, hole=mv.gen(f"a{path}", 3 + path % 5)) for path in paths],
+        Join(thread=101, paths=paths),
+    )
+    plan = ExecutionPlan(ops=ops, form="untagged")
+    for _ in range(2):
+        found, wanted = engine.run(plan).trace, reference.run(plan).trace
+        assert found.ids == wanted.ids
+        for one, other in zip(found.logprobs, wanted.logprobs, strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or other is None or abs(one - other) < 5e-5
 
 
 def test_a_refusal_is_in_the_log(server: Served) -> None:
