@@ -16,6 +16,14 @@ from mvspec.runtime.thread import Live, Token
 __all__ = ["Answer"]
 
 
+def _held(stops: Sequence[str]) -> int:
+    """Return how many tokens a stop string, or a newline that is written anyway, may take back.
+
+    Every token but control tokens writes at least a byte, and a character has up to four.
+    """
+    return max((len(stop.encode()) for stop in stops), default=1) + 4
+
+
 class Answer:
     """The answer to one request.
 
@@ -34,12 +42,11 @@ class Answer:
         self._events: list[dict[str, Any]] = []
         self._sent = False
         self._counters = counters
-        # Every token but control tokens writes at least a byte, and a character has up to four.
         stops = family.run.options.sampling.stop
-        self._longest = max((len(stop.encode()) + 4 for stop in stops), default=0)
+        self._longest = _held(stops) if stops else 0
         """How many tokens of a turn a stop string may take back."""
         face = family.face
-        if order.live:
+        if not order.native:  # empty or not, it says that this server knows of plans
             face.customized_info = {KEY: []}
         if face.return_logprob:
             face.logprob.input_token_logprobs_val = []
@@ -92,8 +99,9 @@ class Answer:
             live, at = self._stack[-1]
             tokens, paths = live.stretch(at)
             if paths is None and not (live.ended or run.finish):
-                held = len(live.hole.ids) if live.hole else 0
-                held = max(held, min(len(live.run), self._longest))
+                held = min(len(live.run), self._longest)
+                if live.hole:
+                    held = min(len(live.hole.ids), _held(live.hole.hole.stop))
                 tokens = tokens[: max(len(tokens) - held, 0)]
             at += len(tokens)
             self._stack[-1] = (live, at + (paths is not None))

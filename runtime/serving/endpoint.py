@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
 from typing import Any, Protocol
@@ -19,7 +19,7 @@ from mvspec.syntax import Tag
 __all__ = ["Endpoint", "HttpEndpoint", "LocalEndpoint", "Send"]
 
 Body = dict[str, Any]
-Send = Callable[[Body], AsyncIterator[dict[str, Any]]]
+Send = Callable[[Body], AsyncGenerator[dict[str, Any], None]]
 """Sends a request of SGLang's `/generate` and yields the chunks of its answer."""
 
 _PROBE = "".join(tag.value for tag in Tag) + "Let me see:\n\n1.2: été, 答案, x<y & 30 %\n"
@@ -153,7 +153,7 @@ class HttpEndpoint:
         """Give a `Send` over shared connections."""
         async with httpx.AsyncClient(**self._settings) as client:
 
-            async def send(body: Body) -> AsyncIterator[dict[str, Any]]:
+            async def send(body: Body) -> AsyncGenerator[dict[str, Any], None]:
                 with self._reached():
                     async with client.stream("POST", "/generate", json=body) as answer:
                         if answer.status_code != 200:
@@ -225,7 +225,7 @@ class LocalEndpoint:
                 "run_async and stream_async in one loop"
             )
 
-        async def send(body: Body) -> AsyncIterator[dict[str, Any]]:
+        async def send(body: Body) -> AsyncGenerator[dict[str, Any], None]:
             from sglang.srt.managers.io_struct import GenerateReqInput
 
             try:

@@ -145,8 +145,11 @@ class SGLangEngine:
                 try:
                     async with limit:
                         if not job.dropped:
-                            async for chunk in send(job.body):
-                                job.put(chunk)
+                            async with aclosing(send(job.body)) as chunks:
+                                async for chunk in chunks:
+                                    job.put(chunk)
+                                    if job.error:  # leaving ends it on the server
+                                        break
                 except Exception as error:
                     job.put(error)
                 finally:
@@ -274,11 +277,13 @@ class SGLangEngine:
     ) -> AsyncGenerator[Event, None]:
         job = await asyncio.to_thread(self._job, document, options, name or "0", live=live)
         try:
-            async with self.endpoint.session() as send:
-                async for chunk in send(job.body):
+            async with self.endpoint.session() as send, aclosing(send(job.body)) as chunks:
+                async for chunk in chunks:
                     job.take(chunk)
                     while job.events:
                         yield job.events.popleft()
+                    if job.error:
+                        break
             if not job.finish:
                 job.stop()
             if job.error:

@@ -60,6 +60,7 @@ HOOKS = {
     "abort": Hook(f"{_SCHEDULER}.abort_request", ("recv_req",)),
     "idle": Hook(f"{_SCHEDULER}.is_fully_idle", ()),
     "state": Hook(f"{_SCHEDULER}.get_internal_state", ("recv_req",)),
+    "pause": Hook("sglang.srt.managers.scheduler.retract_all", ("reqs",)),
     "retract": Hook(f"{_BATCH}.ScheduleBatch.retract_decode", ()),
     "place": Hook(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
@@ -187,6 +188,12 @@ def check_server(scheduler: Any, *, native: bool = False) -> None:
         "--enable-dp-attention": args.enable_dp_attention,
         "--enable-mixed-chunk": getattr(scheduler, "is_mixed_chunk", False),
         "--enable-lora": getattr(args, "enable_lora", False),
+        "--enable-priority-scheduling without --disable-priority-preemption": getattr(
+            scheduler, "enable_priority_preemption", False
+        ),
+        "--enable-priority-scheduling and --max-queued-requests": (
+            args.enable_priority_scheduling and args.max_queued_requests is not None
+        ),
         "--enable-hierarchical-cache": getattr(args, "enable_hierarchical_cache", False),
         "--enable-lmcache": getattr(args, "enable_lmcache", False),
         "prefill and decode on different servers": args.disaggregation_mode != "null",

@@ -21,7 +21,7 @@ __all__ = ["Job"]
 _STOPPED = object()
 
 _SELDOM = 64
-"""Tokens from message to message where only the last one is wanted, and silence means a fault."""
+"""Tokens from message to message where only the last is wanted: the others say that it goes on."""
 
 
 class Job:
@@ -66,7 +66,6 @@ class Job:
         self.dropped = False
         self._server = server
         self._model = model
-        self._live = live
         self._result: Result | None = None
         self._seen = 0
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -85,7 +84,7 @@ class Job:
                 "min_p": sampling.min_p,
                 "max_new_tokens": None,
                 # A stream in any case, since only a stream says what kind of error ended it.
-                "stream_interval": None if live else _SELDOM,
+                "stream_interval": 1 if live else _SELDOM,
                 "custom_params": {KEY: order.model_dump_json()},
             },
         }
@@ -126,7 +125,7 @@ class Job:
         finish = meta.get("finish_reason")
         told = finish.get(KEY) if finish else None
         aborted = finish is not None and finish["type"] == "abort"
-        if KEY not in meta and told is None and not aborted and (self._live or finish):
+        if KEY not in meta and told is None and not aborted:
             self.fail(
                 Unsupported(
                     f"{self._server} has not heard of plans: its SGLang runs without mvspec's "

@@ -68,6 +68,14 @@ class Launch:
         for name in _ONE:
             if given.get(name, "1") != "1":
                 raise Unsupported(f"fork and join need {name} 1, not {given[name]}")
+        if "--enable-priority-scheduling" in given and (
+            "--disable-priority-preemption" not in given or "--max-queued-requests" in given
+        ):
+            raise Unsupported(
+                "fork and join need --disable-priority-preemption with "
+                "--enable-priority-scheduling, and no --max-queued-requests: the server would take "
+                "single threads away for other requests"
+            )
         if given.get("--disaggregation-mode", "null") != "null":
             raise Unsupported("fork and join need prefill and decode in one server")
         if native is not None and given.get("--tokenizer-worker-num", "1") != "1":

@@ -56,6 +56,7 @@ def register() -> None:
         ("abort", "around"),
         ("idle", "after"),
         ("state", "after"),
+        ("pause", "before"),
         ("retract", "around"),
         ("place", "after"),
         ("sample", "around"),
@@ -236,6 +237,11 @@ class Plugin(Forwards):
         retracted, aborted = families.retract(batch, [*args, *kw.values()])
         return retracted, families.adapter.ratio, aborted
 
+    def pause(self, reqs: list[Any], **kw: Any) -> None:
+        """Take threads from those that a pause gives up: the server cannot run them again."""
+        if self.families:
+            self.families.pause(reqs)
+
     # A step
 
     def launch(self, scheduler: Any, batch: Any, *args: Any, **kw: Any) -> None:
@@ -261,8 +267,10 @@ class Plugin(Forwards):
     # Checks
 
     def idle(self, result: bool, scheduler: Any, *args: Any, **kw: Any) -> bool | None:
-        """A server with waiting threads is not idle."""
-        return False if self.families else None
+        """A server with waiting threads is not idle; one that is paused may be, without memory."""
+        if not self.families or (scheduler._engine_paused and not self.families.held):
+            return None
+        return False
 
     def state(self, result: Any, scheduler: Any, *args: Any, **kw: Any) -> None:
         """Add what the plugin does to what the server says of itself."""

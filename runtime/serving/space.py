@@ -12,6 +12,7 @@ from mvspec.runtime.serving.answer import Answer
 from mvspec.runtime.serving.counters import Counters
 from mvspec.runtime.serving.exposition import request_line
 from mvspec.runtime.serving.family import Family
+from mvspec.runtime.serving.marks import is_strand
 from mvspec.runtime.serving.strand import Strand
 
 __all__ = ["Space"]
@@ -53,6 +54,11 @@ class Space:
     def uncounted(self) -> int:
         """How many slots families hold that the server does not find in its requests."""
         return sum(family.uncounted for family in self._families.values())
+
+    @property
+    def held(self) -> list[Family]:
+        """The families that hold memory which the server's own prefill does not."""
+        return [f for f in self._families.values() if not (f.swapped or f.waits_for_prefill)]
 
     # Ends
 
@@ -156,11 +162,7 @@ class Space:
 
     def _make_room(self) -> bool:
         """Give up the youngest family's memory; abort the last one, which nothing can help."""
-        held = [
-            f
-            for f in self._families.values()
-            if not (f.swapped or f.run.finish or f.waits_for_prefill)
-        ]
+        held = [family for family in self.held if not family.run.finish]
         if not held:
             return False
         self._give_up(max(held, key=lambda family: family.number))
@@ -189,6 +191,24 @@ class Space:
         )
         self.counters.refused += 1
         self._end(family)
+
+    def pause(self, reqs: list[Any]) -> None:
+        """Give up the memory of all families while the server is paused; they are rebuilt later.
+
+        Args:
+            reqs: what the server is to give up and to queue again; strands are taken out, but for
+                roots whose prefill has not ended, which the server queues as any request.
+        """
+        self._waiting = []
+        for family in self.held:
+            family.gone = set()
+            if self._answers[family.face.rid].over:
+                self._end(family)
+            else:
+                family.swap_out()
+                self.counters.swapped += 1
+        # What has left its row has no strand any more.
+        reqs[:] = [req for req in reqs if not is_strand(req) or self.strand(req) is not None]
 
     def retract(self, batch: Any, arguments: Sequence[Any]) -> tuple[list[Any], list[Any]]:
         """Make room for the next decode step: plain requests go first, then young families.

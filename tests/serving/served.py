@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -48,6 +49,19 @@ class Served:
                 raise AssertionError(f"no {text!r} in {self.log}: {self.tail()}")
             time.sleep(0.1)
         return found[0]
+
+    def ended(self, rid: str) -> dict[str, Any]:
+        """Return what its log says of a request at its end."""
+        line = self.wait_for(f'mvspec {{"rid": "{rid}"')
+        return dict(json.loads(line[line.index("{") :]))
+
+    def live_threads(self) -> float:
+        """Return how many threads have not ended."""
+        import httpx
+
+        text = httpx.get(f"{self.url}/metrics/", timeout=10.0).text
+        found = [line for line in text.splitlines() if line.startswith("mvspec_live_threads{")]
+        return float(found[-1].rpartition(" ")[2])
 
     def tail(self) -> str:
         """Return the end of its log."""

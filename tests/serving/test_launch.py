@@ -49,6 +49,13 @@ def untagged(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ["--disaggregation-mode", "prefill"],
         ["--skip-tokenizer-init"],
         ["--enable-hierarchical-cache"],
+        ["--enable-priority-scheduling"],
+        [
+            "--enable-priority-scheduling",
+            "--disable-priority-preemption",
+            "--max-queued-requests",
+            "4",
+        ],
     ],
     ids=" ".join,
 )
