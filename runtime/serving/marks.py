@@ -48,6 +48,10 @@ def classes() -> tuple[type[Any], type[Any]]:
         def update_finish_state(self, new_accepted_len: int = 1) -> None:
             """It ends when its run says so."""
 
+        def next_output_finishes_by_length(self) -> bool:
+            """Its budget is only what admission counts on: 0.5.23 drops what it says will end."""
+            return False
+
     class StrandGrammar(BaseGrammarObject):  # type: ignore[misc]
         """Lets its request be sampled after the results of the step before are known."""
 
