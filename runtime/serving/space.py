@@ -171,11 +171,11 @@ class Space:
     def _give_up(self, victim: Family) -> set[int]:
         """Take a family out of memory; return the requests of the server that have to leave.
 
-        Where it is the only one, nothing would help it: then it ends.
+        Where nobody else holds memory, nothing would help it: then it ends.
         """
         victim.gone = set()
         self._waiting = [strand for strand in self._waiting if strand.family is not victim]
-        if len(self._families) == 1:
+        if len(self._families) == 1 and not self.adapter.next_chunk:
             self._abort_for_memory(victim)
         else:
             log.info("request %s gives up its keys and values for others", victim.face.rid)

@@ -271,7 +271,8 @@ def test_a_pause_leaves_requests_whole(
     def post(path: str, **body: Any) -> int:
         return httpx.post(f"{server.url}{path}", json=body, timeout=20.0).status_code
 
-    options = [seeded(seed, 300) for seed in range(3)]
+    # Of these seeds no draw is within 3e-6 of another token: one of others is within rounding.
+    options = [seeded(seed, 300) for seed in (8, 10, 13)]
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(engine.run_many, [ASK] * 3, options)
         until = time.monotonic() + 20
