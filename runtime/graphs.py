@@ -159,7 +159,6 @@ class Graphs:
         self._device: torch.device = model.device
         self._read = read
         self._dtype: torch.dtype = model.dtype
-        self._layers: int = model.config.get_text_config().num_hidden_layers
         self._seen: Counter[int] = Counter()
         self._made: dict[int, tuple[Table, torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool: Any = None
@@ -195,12 +194,11 @@ class Graphs:
     def _groups(self, parts: Sequence[Part]) -> list[list[int]]:
         """Return the numbers of the parts that one graph each reads; the others are left out."""
         groups: list[list[int]] = []
-        rows = columns = 0
-        left = 0
+        rows = columns = left = 0
         for index, part in enumerate(parts):
             count = len(part.ids)
             wide = count * (part.start + count)
-            known = 0 < len(part.store.keys) == len(part.store.values) == self._layers
+            known = bool(part.store.keys)  # else it has been read by no forward yet
             if not known or count > MAX_ROWS or wide > MAX_COLUMNS:
                 left += 1
                 continue
@@ -227,7 +225,7 @@ class Graphs:
         if self.off or self._seen[rows] <= PATIENCE:
             return apart(parts)
         new = rows not in self._made
-        if new and not (keep and self._capture(rows)):
+        if new and not (keep and self._capture(rows, len(parts[0].store.keys))):
             return apart(parts)
         table, graph, logits = self._made[rows]
         table.fill(parts, keep)
@@ -242,10 +240,10 @@ class Graphs:
             self._turn_off("its graph gives other logits")
         return expected
 
-    def _capture(self, rows: int) -> bool:
+    def _capture(self, rows: int, layers: int) -> bool:
         outer = sys.exception()
         try:
-            table = Table(rows, self._layers, self._device)
+            table = Table(rows, layers, self._device)
             side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(side):

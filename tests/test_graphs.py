@@ -106,8 +106,8 @@ class Uncaptured(Graphs):
         self.fill = fill
         self.lie = lie or (lambda logits: logits)
 
-    def _capture(self, rows: int) -> bool:
-        table = Table(rows * self.fill, self._layers, CPU)
+    def _capture(self, rows: int, layers: int) -> bool:
+        table = Table(rows * self.fill, layers, CPU)
         logits = self._read(table.ids, table.positions, 0, table)
 
         def replay() -> None:

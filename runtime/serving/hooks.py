@@ -1,6 +1,7 @@
 """Where the plugin hooks into SGLang, and what it checks before it does.
 
-With `adapter.py` all of the contact with SGLang: nothing else in mvspec imports it.
+With adapter.py, memory.py and marks.py all of the contact with SGLang's scheduler: nothing else
+in mvspec imports that. An engine of this process is asked in endpoint.py.
 """
 
 from __future__ import annotations
