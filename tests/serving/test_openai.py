@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import concurrent.futures
+from importlib.metadata import version
 from typing import Any
 
 import httpx
 import openai
 import pytest
+from packaging.version import Version
 from served import Served
 
 import mvspec as mv
@@ -257,10 +259,11 @@ def test_what_forks_cannot_do_runs_plain(client: openai.OpenAI, server: Served) 
     )
     assert found.usage is not None
     assert found.usage.completion_tokens == 4
-    constrained = client.completions.create(
-        model=str(server.folder), prompt="Well?", max_tokens=30, extra_body={"regex": "a{3}"}
-    )
-    assert constrained.choices[0].text == "aaa"
+    if Version(version("sglang")) >= Version("0.5.21"):  # older ones' grammars need a GPU
+        constrained = client.completions.create(
+            model=str(server.folder), prompt="Well?", max_tokens=30, extra_body={"regex": "a{3}"}
+        )
+        assert constrained.choices[0].text == "aaa"
     assert counter(server, "mvspec_requests_total") == forks
 
 
