@@ -20,6 +20,7 @@ from hypothesis import given  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 import mvspec as mv  # noqa: E402
+from mvspec.compiler import plan_layout  # noqa: E402
 from mvspec.limits import Limits  # noqa: E402
 from mvspec.runtime import Options, Result, Sampling  # noqa: E402
 
@@ -48,8 +49,12 @@ def check(result: Result, limits: Limits, prompt: int) -> None:
     assert max((block.depth for block in blocks), default=0) <= limits.max_depth
     if limits.max_paths is not None:
         assert all(len(block.paths) <= limits.max_paths for block in blocks)
-    # Positions and visibility are the law's, closings by force included.
-    assert trace.layout.position_ids.tolist() == list(trace.position_ids)
+    # Positions are the law's, closings by force included; rounds have them in another order.
+    places = list(zip(trace.ids, trace.position_ids, strict=True))
+    assert plan_layout(trace.plan).position_ids.tolist() == list(trace.position_ids)
+    layout = trace.layout
+    found = list(zip(layout.input_ids.tolist(), layout.position_ids.tolist(), strict=True))
+    assert found == places if not trace.share else sorted(found) == sorted(places)
 
 
 @given(
