@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mvspec.compiler.layout import Layout, lay_out
+from mvspec.compiler.layout import Layout
 from mvspec.compiler.lower import Tokens, id_array
+from mvspec.compiler.lowerings import multiverse
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join, Op
-from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.shared import shared
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
@@ -229,7 +229,4 @@ def plan_layout(
         np.array(ids, dtype=np.int32), who == 2, who == 1,
         np.array(tags, dtype=np.int8), np.array(ends, dtype=np.int64),
     )  # fmt: skip
-    if share:
-        return shared(share)(tokens)
-    runs = structural_runs(tokens.tags, tokens.ends)
-    return lay_out(tokens.ids, tokens.free, tokens.forced, runs)
+    return (shared(share) if share else multiverse)(tokens)

@@ -19,7 +19,7 @@ from transformers.masking_utils import AttentionMaskInterface
 from mvspec.errors import Unsupported
 from mvspec.runtime.store import Store
 
-__all__ = ["ATTENTION", "Part", "Reader", "Slices", "attend"]
+__all__ = ["ATTENTION", "Part", "Reader", "Slices", "attend", "kept"]
 
 ATTENTION = "mvspec"
 """The name of `attend` in transformers' attention interface."""
@@ -43,6 +43,16 @@ class Part:
     rows: list[int]
     start: int
     keep: list[int]
+
+
+def kept(parts: Sequence[Part]) -> list[int]:
+    """Return the numbers, among the tokens of all parts, of those whose logits are wanted."""
+    found: list[int] = []
+    at = 0
+    for part in parts:
+        found += [at + index for index in part.keep]
+        at += len(part.ids)
+    return found
 
 
 class Reader(Protocol):

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvspec.runtime.attention import Part, Reader
+from mvspec.runtime.attention import Part, Reader, kept
 from mvspec.runtime.store import sent
 
 __all__ = ["MAX_ROWS", "Graphs", "Table", "bucket"]
@@ -215,12 +215,8 @@ class Graphs:
     def _read_group(
         self, parts: Sequence[Part], apart: Callable[[Sequence[Part]], list[Tensor]]
     ) -> list[Tensor]:
-        keep: list[int] = []
-        count = 0
-        for part in parts:
-            keep += [count + index for index in part.keep]
-            count += len(part.ids)
-        rows = bucket(count)
+        keep = kept(parts)
+        rows = bucket(sum(len(part.ids) for part in parts))
         self._seen[rows] += 1
         if self.off or self._seen[rows] <= PATIENCE:
             return apart(parts)

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mvspec.compiler.models import check_model
 from mvspec.errors import LimitExceeded, Unsupported
-from mvspec.runtime.attention import ATTENTION, Part, Reader, Slices
+from mvspec.runtime.attention import ATTENTION, Part, Reader, Slices, kept
 from mvspec.runtime.default_model import ModelError, default_model, quiet
 from mvspec.runtime.graphs import Graphs
 from mvspec.runtime.store import Store, is_out_of_memory, sent
@@ -111,18 +111,13 @@ class Model:
         device = self.device
         ids = [id for part in parts for id in part.ids]
         positions = [position for part in parts for position in part.positions]
-        keep: list[int] = []
-        at = 0
-        for part in parts:
-            keep += [at + index for index in part.keep]
-            at += len(part.ids)
         spare = _fast_rows(len(ids), device) - len(ids)
         ids += ids[-1:] * spare
         positions += positions[-1:] * spare
         found = self._read(
             sent(torch.tensor([ids]), device),
             sent(torch.tensor([positions]), device),
-            sent(torch.tensor(keep, dtype=torch.int64), device),
+            sent(torch.tensor(kept(parts), dtype=torch.int64), device),
             Slices(parts, self.model.dtype),
         )
         return list(torch.split(found, [len(part.keep) for part in parts]))
