@@ -25,7 +25,6 @@ sys.path.insert(0, str(TESTS))
 
 from curator_model import chains  # noqa: E402
 
-from mvspec.compiler.rows import open_rows  # noqa: E402
 from mvspec.curation import (  # noqa: E402
     Budget,
     Caller,
@@ -41,6 +40,7 @@ from mvspec.curation.gemini import Gemini  # noqa: E402
 from mvspec.curation.run import Tally, run_task  # noqa: E402
 from mvspec.curation.steps import instructions, parse_prompt  # noqa: E402
 from mvspec.curation.tasks import CurationTask  # noqa: E402
+from mvspec.data.rows import open_rows  # noqa: E402
 
 
 async def measure(

@@ -31,11 +31,12 @@ from pathlib import Path
 import synthetic
 
 import mvspec
-from mvspec.builder import number
+from mvspec.data.records import read_records
 from mvspec.forms import FORMS
-from mvspec.ir import TAG, Conclusion, Document, Parallel, Think
-from mvspec.node import Node
-from mvspec.records import read_records
+from mvspec.law.tags import TAG
+from mvspec.tree.builder import number
+from mvspec.tree.ir import Conclusion, Document, Parallel, Think
+from mvspec.tree.node import Node
 
 try:
     from lxml import etree

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from mvspec.compiler import additive_mask
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.tokenizer import load_tokenizer
+from mvspec.law.step import sees
 from mvspec.runtime import Options, Result, TorchEngine
-from mvspec.runtime.default_model import default_model
-from mvspec.step import sees
+from mvspec.runtime.engine.default_model import default_model
 
 SHAPE = {
     "vocab_size": 49_152, "hidden_size": 384, "intermediate_size": 512, "num_hidden_layers": 4,

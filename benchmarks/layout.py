@@ -25,7 +25,7 @@ from mvspec.compiler import Layout, compile_document, layout_from_ids
 from mvspec.compiler.lower import tags_of_ids
 from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.vocabulary import Vocabulary
-from mvspec.records import read_records
+from mvspec.data.records import read_records
 
 
 def seconds(function: Callable[[], object], repeats: int = 5) -> float:

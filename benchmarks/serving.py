@@ -37,11 +37,11 @@ import transformers
 
 from mvspec.compiler import additive_mask
 from mvspec.compiler.plan import ExecutionPlan, Extend
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Sampling
 from mvspec.runtime.evaluation.shapes import HEADER, Shape, replay, shape_of_degree, token_ids
 from mvspec.runtime.serving.order import KEY, Order
-from mvspec.runtime.trace import Trace
+from mvspec.trace import Trace
 
 PROMPT = 64
 """Tokens of a prompt."""

@@ -11,8 +11,8 @@ from mvspec.compiler.layout import Layout, lay_out
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.vocabulary import TAGS
+from mvspec.law.tags import Tag
 from mvspec.runtime.evaluation.shapes import HEADER, Shape, replay, token_ids
-from mvspec.syntax import Tag
 
 PROSE = (
     "the value of x is then twice what we found before so that both sides agree and the sum "

@@ -27,9 +27,9 @@ from typing import Any
 
 import synthetic
 
-from mvspec.html.sheet import AUTHORS
-from mvspec.html.turns import lay_words
-from mvspec.runtime.trace import Trace, TracedThread
+from mvspec.trace import Trace, TracedThread
+from mvspec.view.record_view import AUTHORS
+from mvspec.view.turns import lay_words
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

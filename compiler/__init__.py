@@ -10,6 +10,7 @@ from mvspec.compiler.models import check_model
 from mvspec.compiler.packing import pack
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.planning import plan_document, plan_layout
+from mvspec.compiler.replay import replay_plan, trace_layout
 from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.sequential import flatten
 from mvspec.compiler.stages import Stages, compile_document, compile_stages
@@ -43,7 +44,9 @@ __all__ = [
     "plan_cost",
     "plan_document",
     "plan_layout",
+    "replay_plan",
     "segments",
+    "trace_layout",
 ]
 
 

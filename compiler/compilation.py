@@ -13,15 +13,15 @@ from time import perf_counter
 from typing import Any
 
 from mvspec.compiler.arrow import shard_contents
-from mvspec.compiler.conversation import BadRecord, read_row
 from mvspec.compiler.dataset import FORMAT, MANIFEST, read_manifest, write_json, write_state
 from mvspec.compiler.lowerings import find_lowering
-from mvspec.compiler.rows import Rows
 from mvspec.compiler.shard import Counts, Options, Shard, ShardWriter, shard_name
 from mvspec.compiler.tokenizer import fingerprint, load_vocabulary, save_tokenizer
+from mvspec.data.conversation import BadRecord, read_row
+from mvspec.data.parallel_map import ordered_map
+from mvspec.data.records import PATIENCE, InputError
+from mvspec.data.rows import Rows
 from mvspec.errors import Unsupported
-from mvspec.records import PATIENCE, InputError
-from mvspec.workers import ordered_map
 
 __all__ = ["QUARANTINE", "Compilation", "compile_rows"]
 

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.table import Table
 
 from mvspec.compiler.compilation import QUARANTINE, Compilation
-from mvspec.compiler.rows import Rows
+from mvspec.data.rows import Rows
 
 __all__ = ["progress", "summary"]
 

@@ -1,6 +1,6 @@
 """The structural law, vectorised: one layout for training and inference.
 
-O(tokens x depth) time and memory. The same law, one token at a time: mvspec/structure.py.
+O(tokens x depth) time and memory. The same law, one token at a time: mvspec/law/structure.py.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Layout:
         )
 
     def _repr_html_(self) -> str:
-        from mvspec.compiler.picture import layout_html
+        from mvspec.view.layout_page import layout_html
 
         return layout_html(self)
 

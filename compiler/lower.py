@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
 from mvspec.errors import Unsupported
-from mvspec.ir import Document, Message
-from mvspec.syntax import MULTIVERSE, Syntax, Tag
+from mvspec.forms.syntax import MULTIVERSE, Syntax
+from mvspec.law.tags import Tag
+from mvspec.tree.ir import Document, Message
 
 __all__ = ["Tokens", "id_array", "lower", "tokens_of_ids"]
 

@@ -12,7 +12,7 @@ from mvspec.compiler.lower import Tokens
 from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.sequential import sequential
 from mvspec.compiler.vocabulary import TAGS
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
 
 __all__ = ["official"]
 

@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.forms import FORMS
-from mvspec.ir import Document, Gen
-from mvspec.limits import Limits
-from mvspec.node import verify_error
+from mvspec.law.limits import Limits
+from mvspec.tree.ir import Document, Gen
+from mvspec.tree.node import verify_error
 
 __all__ = ["Adaptive", "ExecutionPlan", "Extend", "Fork", "Generate", "Join", "Op"]
 
@@ -146,7 +146,7 @@ class ExecutionPlan(BaseModel):
 
     def _repr_html_(self) -> str:
         from mvspec.compiler.cost import plan_cost
-        from mvspec.html.notebook import panel_html, text_html
+        from mvspec.view.notebook import panel_html, text_html
 
         try:
             cost = str(plan_cost(self)).removeprefix("cost: ").split(", ")

@@ -16,9 +16,10 @@ from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.shared import shared
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
 from mvspec.errors import Unsupported, VerifyError
-from mvspec.ir import Document, Message
-from mvspec.limits import Limits
-from mvspec.syntax import MULTIVERSE, Syntax, Tag
+from mvspec.forms.syntax import MULTIVERSE, Syntax
+from mvspec.law.limits import Limits
+from mvspec.law.tags import Tag
+from mvspec.tree.ir import Document, Message
 
 __all__ = ["plan_document", "plan_layout"]
 
@@ -47,7 +48,7 @@ def plan_document(
         Unsupported: the tokenizer is refused.
 
     >>> import mvspec
-    >>> from mvspec.syntax import UNTAGGED
+    >>> from mvspec.forms.syntax import UNTAGGED
     >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     >>> tokenizer = Tokenizer(models.BPE(
     ...     vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))},

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvspec.errors import VerifyError
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
 
 __all__ = ["Runs", "Span", "structural_runs"]
 

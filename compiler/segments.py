@@ -14,8 +14,9 @@ from typing import Any
 from jinja2 import TemplateError
 
 from mvspec.errors import Unsupported
-from mvspec.ir import Document, Gen, Message, Text
-from mvspec.syntax import MULTIVERSE, Syntax, Tag
+from mvspec.forms.syntax import MULTIVERSE, Syntax
+from mvspec.law.tags import Tag
+from mvspec.tree.ir import Document, Gen, Message, Text
 
 __all__ = ["Segment", "segments"]
 

@@ -10,8 +10,8 @@ from mvspec.compiler.layout import Layout, lay_out
 from mvspec.compiler.lower import Tokens
 from mvspec.compiler.runs import Runs
 from mvspec.errors import Unsupported
-from mvspec.ir import Document, Gen, Message, Parallel, Text, Think
-from mvspec.node import Node
+from mvspec.tree.ir import Document, Gen, Message, Parallel, Text, Think
+from mvspec.tree.node import Node
 
 __all__ = ["flatten", "sequential"]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.compiler.arrow import Entry, write_shard
-from mvspec.compiler.conversation import BadRecord, Fields, read_row
 from mvspec.compiler.layout import Layout, concatenate
 from mvspec.compiler.packing import best_fit
-from mvspec.compiler.rows import Row
 from mvspec.compiler.stages import Stages, compile_stages
 from mvspec.compiler.tokenizer import load_tokenizer, pad_id
 from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.data.conversation import BadRecord, Fields, read_row
+from mvspec.data.rows import Row
 from mvspec.errors import LimitExceeded, MvspecError, VerifyError
 
 __all__ = ["Counts", "Options", "Shard", "ShardWriter", "shard_name"]

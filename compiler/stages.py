@@ -15,8 +15,8 @@ from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.sequential import flatten
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported
-from mvspec.ir import Document, Message
-from mvspec.syntax import MULTIVERSE, Syntax
+from mvspec.forms.syntax import MULTIVERSE, Syntax
+from mvspec.tree.ir import Document, Message
 
 __all__ = ["REORDERED", "Stages", "compile_document", "compile_stages", "segments_of"]
 

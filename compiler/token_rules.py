@@ -1,6 +1,6 @@
 """The structural machine's "what may come next" as token ids.
 
-The machine (mvspec/structure.py) knows no tokenizer, and asking it about each of Qwen's 151,677
+The machine (mvspec/law/structure.py) knows no tokenizer, and asking it about each of Qwen's 151,677
 tokens takes a second. But few things about a text matter to it: how it meets what is fixed, where
 its newlines are, whether it completes a tag. So texts are sorted by these once, and the machine
 is asked about one of all that are alike.
@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import VerifyError
-from mvspec.ir import TAG
-from mvspec.structure import Structure
-from mvspec.syntax import Tag
-from mvspec.thread import Event, Thread
+from mvspec.law.structure import Structure
+from mvspec.law.tags import TAG, Tag
+from mvspec.law.thread import Event, Thread
 
 __all__ = ["TokenRules"]
 

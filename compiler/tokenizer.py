@@ -12,8 +12,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mvspec.compiler.vocabulary import Vocabulary, add_tags
+from mvspec.data.records import InputError
 from mvspec.errors import Unsupported
-from mvspec.records import InputError
 
 __all__ = ["fingerprint", "load_tokenizer", "load_vocabulary", "pad_id", "save_tokenizer"]
 

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
 from mvspec.errors import Unsupported
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
 
 __all__ = ["TAGS", "Vocabulary", "add_tags"]
 

@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 
 from mvspec.curation.request import Request, Stopped, Usage
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 
 __all__ = ["Budget", "Price", "dollars"]
 

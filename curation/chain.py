@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mvspec.compiler.conversation import BadRecord, row_name, row_value, step_into
-from mvspec.compiler.rows import Row
 from mvspec.curation.sentences import split_sentences
-from mvspec.ir import TAG
+from mvspec.data.conversation import BadRecord, row_name, row_value, step_into
+from mvspec.data.rows import Row
+from mvspec.law.tags import TAG
 
 __all__ = ["Chain", "ChainFields", "read_chain"]
 

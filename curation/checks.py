@@ -11,7 +11,7 @@ from mvspec.compiler.sequential import flatten
 from mvspec.curation.chain import Chain
 from mvspec.curation.filling import run_text
 from mvspec.curation.structure import Body, PathPlan, Run, runs_of
-from mvspec.ir import Document, Parallel, Text, Think
+from mvspec.tree.ir import Document, Parallel, Text, Think
 
 __all__ = ["block_count", "content_distance", "coverage_gap", "leaning_words", "own_sentences",
            "run_distance"]  # fmt: skip

@@ -13,8 +13,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mvspec.compiler.rows import Rows, open_rows
-from mvspec.console import print_table
+from mvspec.cli.console import print_table
 from mvspec.curation.budget import UNIT, Budget, Price
 from mvspec.curation.caller import Caller
 from mvspec.curation.chain import ChainFields
@@ -37,7 +36,8 @@ from mvspec.curation.request import Provider
 from mvspec.curation.run import Tally, Task, check_rows, run_task
 from mvspec.curation.store import Store
 from mvspec.curation.tasks import BranchTask, CurationTask, PromptingTask
-from mvspec.records import InputError
+from mvspec.data.records import InputError
+from mvspec.data.rows import Rows, open_rows
 
 __all__ = ["TASKS", "Run", "dry_run", "run"]
 
@@ -210,7 +210,7 @@ async def provider_of(given: Run, store: Store) -> AsyncIterator[Provider]:
     if given.local:
         try:
             from mvspec.curation.local import Local
-            from mvspec.runtime.engine import TorchEngine
+            from mvspec.runtime.engine.torch_engine import TorchEngine
         except ImportError as error:
             raise InputError(f"--local needs: pip install 'mvspec[engine]' ({error})") from None
         engine = TorchEngine.load(given.curation.model or None, max_requests=given.concurrency)

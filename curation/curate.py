@@ -15,7 +15,7 @@ from mvspec.curation.steps import group_prompt, parse_prompt
 from mvspec.curation.structure import Body, Step, blocks_of, read_groups, read_steps
 from mvspec.curation.writing import WrittenBlock, all_of, collected
 from mvspec.errors import VerifyError
-from mvspec.ir import Document
+from mvspec.tree.ir import Document
 
 __all__ = ["Outcome", "curate_chain"]
 

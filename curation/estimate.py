@@ -6,8 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from mvspec.compiler.conversation import BadRecord
-from mvspec.compiler.rows import Row
 from mvspec.curation.budget import Price
 from mvspec.curation.caller import BYTES_PER_TOKEN
 from mvspec.curation.chain import Chain, ChainFields, read_chain
@@ -15,6 +13,8 @@ from mvspec.curation.options import Curation
 from mvspec.curation.request import Request, Usage
 from mvspec.curation.sentences import numbered
 from mvspec.curation.steps import BEFORE, instructions, parse_prompt
+from mvspec.data.conversation import BadRecord
+from mvspec.data.rows import Row
 
 __all__ = ["COUNTED", "Estimate", "estimate"]
 

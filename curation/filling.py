@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mvspec.builder import assistant, branch, document, parallel, think, user
 from mvspec.curation.answers import Frame
 from mvspec.curation.chain import Chain
 from mvspec.curation.structure import Body, Run
-from mvspec.ir import Document, Message, Parallel
+from mvspec.tree.builder import assistant, branch, document, parallel, think, user
+from mvspec.tree.ir import Document, Message, Parallel
 
 __all__ = ["fill", "run_text"]
 

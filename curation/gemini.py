@@ -21,7 +21,7 @@ from google import genai
 from google.genai import errors, types
 
 from mvspec.curation.request import Answer, Refused, Request, Unanswered, Usage
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 
 __all__ = ["NO_KEY", "Gemini", "answer_of", "config_of", "key_of"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-from mvspec.builder import assistant, document, gen, system, user
 from mvspec.curation.request import Answer, Refused, Request, Usage
 from mvspec.errors import MvspecError
-from mvspec.runtime.engine import TorchEngine
+from mvspec.runtime.engine.torch_engine import TorchEngine
 from mvspec.runtime.options import Options
 from mvspec.runtime.sampling import Sampling
+from mvspec.tree.builder import assistant, document, gen, system, user
 
 __all__ = ["Local"]
 

@@ -15,7 +15,7 @@ from typing import IO, Any
 from mvspec.curation.budget import UNIT
 from mvspec.curation.run import Unfinished
 from mvspec.curation.store import Store
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 
 __all__ = ["BRANCHES", "DOCUMENTS", "PARQUET", "PROMPTING", "QUARANTINE", "UNFINISHED",
            "open_folder", "write_branches", "write_documents", "write_prompting",

@@ -19,7 +19,7 @@ from types import FrameType
 
 from filelock import FileLock, Timeout
 
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 
 __all__ = ["ORPHANED", "locked", "outlived", "watched"]
 

@@ -14,9 +14,9 @@ from typing import Any
 from mvspec.curation.budget import UNIT, dollars
 from mvspec.curation.output import replaced
 from mvspec.curation.store import Store
-from mvspec.html.notebook import tree_html
-from mvspec.ir import Document
-from mvspec.metrics import Corpus, count_words, measure
+from mvspec.law.metrics import Corpus, count_words, measure
+from mvspec.tree.ir import Document
+from mvspec.view.notebook import tree_html
 
 __all__ = ["REPORT", "Findings", "find", "write_report"]
 

@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
 
-from mvspec.compiler.conversation import BadRecord
-from mvspec.compiler.rows import Row, Rows
 from mvspec.curation.caller import Caller
 from mvspec.curation.chain import Chain, ChainFields, read_chain
 from mvspec.curation.request import Refused, Stopped, Unanswered
 from mvspec.curation.site import Ask
 from mvspec.curation.store import Store
-from mvspec.records import PATIENCE, InputError
+from mvspec.data.conversation import BadRecord
+from mvspec.data.records import PATIENCE, InputError
+from mvspec.data.rows import Row, Rows
 
 __all__ = ["Tally", "Task", "Unfinished", "check_rows", "run_task"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.curation.request import Answer, Request
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 
 __all__ = ["Store"]
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mvspec.check import check_record
 from mvspec.compiler.sequential import flatten
 from mvspec.curation.answers import Branches, Branching
 from mvspec.curation.chain import Chain
@@ -16,9 +15,10 @@ from mvspec.curation.options import Curation
 from mvspec.curation.site import Ask, Quarantined, Questions
 from mvspec.curation.steps import instructions, parse_prompt
 from mvspec.curation.structure import Problem
+from mvspec.data.check import check_record
+from mvspec.data.records import Record
 from mvspec.forms import parse
-from mvspec.metrics import count_words, measure
-from mvspec.records import Record
+from mvspec.law.metrics import count_words, measure
 
 __all__ = ["BranchTask", "CurationTask", "PromptingTask", "prompting_verdict"]
 

@@ -11,7 +11,7 @@ from mvspec.curation.checks import leaning_words, own_sentences, run_distance
 from mvspec.curation.site import Quarantined, Questions
 from mvspec.curation.steps import frame_prompt, judge_prompt, rewrite_prompt
 from mvspec.curation.structure import Block, Problem, Run
-from mvspec.ir import TAG
+from mvspec.law.tags import TAG
 
 __all__ = ["WrittenBlock", "all_of", "collected"]
 

@@ -10,9 +10,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 
 import mvspec
 from mvspec.compiler import Layout, add_tags
-from mvspec.compiler.drawing import draw
 from mvspec.compiler.stages import Stages, compile_stages
-from mvspec.compiler.svg import hexadecimal, layout_svg, png_uri
+from mvspec.view.layout_svg import hexadecimal, layout_svg, png_uri
+from mvspec.view.mask_image import draw
 
 FOLDER = Path(__file__).parent / "law"
 

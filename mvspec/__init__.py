@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mvspec.builder import (
+# Registers how nodes and traces are shown.
+from mvspec import view as _view  # noqa: F401
+from mvspec.errors import (
+    Diagnostic,
+    LimitExceeded,
+    MvspecError,
+    ParseError,
+    Unsupported,
+    VerifyError,
+)
+from mvspec.forms import parse, render
+from mvspec.law.limits import Limits
+from mvspec.tree.builder import (
     assistant,
     branch,
     document,
@@ -20,16 +32,7 @@ from mvspec.builder import (
     tool,
     user,
 )
-from mvspec.errors import (
-    Diagnostic,
-    LimitExceeded,
-    MvspecError,
-    ParseError,
-    Unsupported,
-    VerifyError,
-)
-from mvspec.forms import parse, render
-from mvspec.ir import (
+from mvspec.tree.ir import (
     Conclusion,
     Document,
     Gen,
@@ -41,7 +44,6 @@ from mvspec.ir import (
     Text,
     Think,
 )
-from mvspec.limits import Limits
 
 if TYPE_CHECKING:
     from mvspec.runtime import run

@@ -6,11 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 # At once: a module of the function's name would else stand in its place.
-from mvspec.runtime.default_model import ModelError, default_model
+from mvspec.runtime.engine.default_model import ModelError, default_model
 
 if TYPE_CHECKING:
-    from mvspec.runtime.engine import Engine, TorchEngine
-    from mvspec.runtime.events import (
+    from mvspec.events import (
         Event,
         Finished,
         Forked,
@@ -20,13 +19,13 @@ if TYPE_CHECKING:
         TakenBack,
         Written,
     )
+    from mvspec.runtime.engine.torch_engine import Engine, TorchEngine
     from mvspec.runtime.interrupt import Interrupted
     from mvspec.runtime.options import Options
     from mvspec.runtime.program import load_program, run
-    from mvspec.runtime.result import Result
     from mvspec.runtime.sampling import Sampling
     from mvspec.runtime.serving.engine import SGLangEngine
-    from mvspec.runtime.trace import Trace
+    from mvspec.trace import Result, Trace
 
 __all__ = [
     "Engine",
@@ -62,17 +61,17 @@ _EVENTS = (
     "Written",
 )
 _PLACES = {
-    "Engine": "engine",
-    "Interrupted": "interrupt",
-    "Options": "options",
-    "Result": "result",
-    "SGLangEngine": "serving.engine",
-    "Sampling": "sampling",
-    "TorchEngine": "engine",
-    "Trace": "trace",
-    "load_program": "program",
-    "run": "program",
-    **dict.fromkeys(_EVENTS, "events"),
+    "Engine": "mvspec.runtime.engine.torch_engine",
+    "Interrupted": "mvspec.runtime.interrupt",
+    "Options": "mvspec.runtime.options",
+    "Result": "mvspec.trace",
+    "SGLangEngine": "mvspec.runtime.serving.engine",
+    "Sampling": "mvspec.runtime.sampling",
+    "TorchEngine": "mvspec.runtime.engine.torch_engine",
+    "Trace": "mvspec.trace",
+    "load_program": "mvspec.runtime.program",
+    "run": "mvspec.runtime.program",
+    **dict.fromkeys(_EVENTS, "mvspec.events"),
 }
 
 
@@ -81,4 +80,4 @@ def __getattr__(name: str) -> Any:
     # needs httpx, which the other engine does not.
     if name not in _PLACES:
         raise AttributeError(f"module 'mvspec.runtime' has no attribute {name!r}")
-    return getattr(import_module(f"mvspec.runtime.{_PLACES[name]}"), name)
+    return getattr(import_module(_PLACES[name]), name)

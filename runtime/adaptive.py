@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from mvspec.errors import LimitExceeded, VerifyError
-from mvspec.limits import Limits
+from mvspec.forms.syntax import MULTIVERSE, Piece
+from mvspec.law.limits import Limits
+from mvspec.law.structure import Structure
+from mvspec.law.tags import Tag
+from mvspec.law.thread import Event
 from mvspec.runtime.hole import cut_at_stop
 from mvspec.runtime.sampling import Draw
 from mvspec.runtime.thread import Forced, Live
-from mvspec.structure import Structure
-from mvspec.syntax import MULTIVERSE, Piece, Tag
-from mvspec.thread import Event
 
 if TYPE_CHECKING:
     from mvspec.runtime.request import Request

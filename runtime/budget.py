@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join
 from mvspec.errors import LimitExceeded, VerifyError
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 
 __all__ = ["Budget"]
 

@@ -15,19 +15,18 @@ from rich.text import Text
 
 from mvspec.compiler.cost import plan_cost
 from mvspec.compiler.plan import Adaptive, ExecutionPlan
+from mvspec.data.records import InputError
 from mvspec.errors import MvspecError
-from mvspec.ir import Document
-from mvspec.records import InputError
-from mvspec.runtime.drawing import check_timeline, write_timeline
-from mvspec.runtime.engine import Runnable, TorchEngine
-from mvspec.runtime.events import Finished
-from mvspec.runtime.live import LiveColumns
+from mvspec.events import Finished
+from mvspec.runtime.engine.torch_engine import Runnable, TorchEngine
 from mvspec.runtime.options import Options
 from mvspec.runtime.program import load_program
-from mvspec.runtime.result import Result
-from mvspec.runtime.timeline import timeline_text
-from mvspec.runtime.trace import Trace
-from mvspec.views import visible
+from mvspec.trace import Result, Trace
+from mvspec.tree.ir import Document
+from mvspec.view.live import LiveColumns
+from mvspec.view.terminal import visible
+from mvspec.view.timeline import timeline_text
+from mvspec.view.timeline_image import check_timeline, write_timeline
 
 if TYPE_CHECKING:
     from mvspec.runtime.serving.engine import SGLangEngine
@@ -189,8 +188,9 @@ def describe_plan(path: Path, model: str | None, tokenizer: Any = None) -> Execu
     """
     from mvspec.compiler.planning import plan_document
     from mvspec.compiler.tokenizer import load_tokenizer
-    from mvspec.runtime.default_model import default_model
-    from mvspec.syntax import MULTIVERSE, UNTAGGED, Tag
+    from mvspec.forms.syntax import MULTIVERSE, UNTAGGED
+    from mvspec.law.tags import Tag
+    from mvspec.runtime.engine.default_model import default_model
 
     program = load_program(path)
     if isinstance(program, ExecutionPlan):

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import LimitExceeded, Unsupported, VerifyError
-from mvspec.ir import TAG, Gen
+from mvspec.law.tags import TAG
 from mvspec.runtime.grammar import grammar_of
+from mvspec.tree.ir import Gen
 
 __all__ = ["Constraint", "Constraints", "value_of"]
 

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from mvspec.compiler.plan import Extend, Fork, Generate, Join, Op
 from mvspec.errors import Unsupported, VerifyError
-from mvspec.ir import TAG, Gen
+from mvspec.events import HoleFilled
+from mvspec.law.tags import TAG
 from mvspec.runtime.budget import Budget
 from mvspec.runtime.constraint import value_of
-from mvspec.runtime.events import HoleFilled
 from mvspec.runtime.hole import OpenHole, cut_at_stop
 from mvspec.runtime.sampling import Draw
 from mvspec.runtime.thread import Live, Token
+from mvspec.tree.ir import Gen
 
 if TYPE_CHECKING:
     from mvspec.runtime.request import Request

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mvspec.errors import Unsupported
-from mvspec.ir import Gen
+from mvspec.tree.ir import Gen
 
 __all__ = ["grammar_of"]
 

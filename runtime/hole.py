@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mvspec.compiler.vocabulary import Vocabulary
-from mvspec.ir import Gen
 from mvspec.runtime.constraint import Constraint
+from mvspec.tree.ir import Gen
 
 __all__ = ["OpenHole", "cut_at_stop"]
 

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from mvspec.runtime.trace import Trace
+from mvspec.trace import Trace
 
 __all__ = ["Interrupted", "deferred"]
 

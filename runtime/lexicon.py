@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mvspec.compiler.token_rules import TokenRules
 from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.law.tags import Tag
+from mvspec.law.thread import Event
 from mvspec.runtime.constraint import Constraints
-from mvspec.syntax import Tag
-from mvspec.thread import Event
 
 __all__ = ["Lexicon"]
 

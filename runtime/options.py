@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mvspec.errors import VerifyError
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 from mvspec.runtime.sampling import Sampling, check_fields, is_whole
 
 __all__ = ["Options", "options_of_each"]

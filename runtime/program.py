@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.compiler.plan import ExecutionPlan
+from mvspec.compiler.replay import replay_plan
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.forms import parse
-from mvspec.ir import Document
-from mvspec.limits import Limits
-from mvspec.runtime.engine import Engine, Runnable, TorchEngine
+from mvspec.law.limits import Limits
+from mvspec.runtime.engine.torch_engine import Engine, Runnable, TorchEngine
 from mvspec.runtime.options import Options
-from mvspec.runtime.result import Result
 from mvspec.runtime.sampling import Sampling
-from mvspec.runtime.trace import Trace
+from mvspec.trace import Result, Trace
+from mvspec.tree.ir import Document
 
 __all__ = ["engine_of", "load_program", "run"]
 
@@ -102,7 +102,7 @@ def load_program(path: str | os.PathLike[str]) -> Runnable:
             lines = text.splitlines()
             if not lines:
                 raise VerifyError("", "the file is empty: expected a trace on each line")
-            return Trace.from_json(lines[-1]).plan
+            return replay_plan(Trace.from_json(lines[-1]))
         if file.suffix == ".json":
             plan = '"ops"' in text[:4096] and '"messages"' not in text[:20]
             return ExecutionPlan.from_json(text) if plan else Document.from_json(text)

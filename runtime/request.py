@@ -10,17 +10,17 @@ from torch import Tensor
 
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate
 from mvspec.errors import MvspecError
-from mvspec.ir import Parallel
+from mvspec.law.tags import Tag
 from mvspec.runtime.adaptive import Interpreter
 from mvspec.runtime.budget import Budget
+from mvspec.runtime.engine.store import Store
 from mvspec.runtime.filling import Filling
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.options import Options
 from mvspec.runtime.sampling import Draw, Wanted
-from mvspec.runtime.store import Store
 from mvspec.runtime.thread import Live, Token
 from mvspec.runtime.threads import Threads
-from mvspec.syntax import Tag
+from mvspec.tree.ir import Parallel
 
 __all__ = ["Request"]
 

@@ -3,72 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from mvspec.builder import message
 from mvspec.compiler.plan import Adaptive
-from mvspec.errors import Diagnostic, LimitExceeded, VerifyError
+from mvspec.errors import Diagnostic
 from mvspec.forms import parse
-from mvspec.html.notebook import panel_html, text_html
-from mvspec.ir import Document
 from mvspec.runtime.thread import Token
-from mvspec.runtime.trace import FilledHole, Trace, TracedThread
+from mvspec.trace import FilledHole, Result, Trace, TracedThread
+from mvspec.tree.builder import message
+from mvspec.tree.ir import Document
 
 if TYPE_CHECKING:
     from mvspec.runtime.request import Request
 
-__all__ = ["Result", "result_of"]
-
-
-@dataclass(frozen=True)
-class Result:
-    """A document that a model has filled or written.
-
-    Args:
-        document: with all holes filled, or with the turn that the model wrote; None where a
-            plan came without a document and its form cannot be read back.
-        values: by hole name: the text, or for a hole with a schema what its JSON says, as an
-            instance where the schema was a Pydantic class. A hole that was cut inside its
-            constraint is missing; `result["name"]` says why.
-        texts: by hole name, as text.
-        trace: every token with its thread, position, logprob and step.
-        diagnostics: what is malformed, where structure was not enforced.
-        top_logprobs: for each token the likeliest ones, where they were asked for.
-        logits: those that follow each token, [tokens, vocabulary], where they were asked for.
-    """
-
-    document: Document | None
-    values: Mapping[str, Any]
-    texts: Mapping[str, str]
-    trace: Trace
-    diagnostics: tuple[Diagnostic, ...] = ()
-    top_logprobs: Sequence[tuple[tuple[int, float], ...]] = ()
-    logits: Sequence[Tensor | None] | None = None
-    errors: Mapping[str, str] = field(default_factory=dict)
-
-    def __getitem__(self, hole: str) -> Any:
-        if hole in self.errors:
-            if any(each.name == hole and each.cut for each in self.trace.holes):
-                raise LimitExceeded(f"hole {hole!r}: {self.errors[hole]}")
-            raise VerifyError(f"hole {hole!r}", self.errors[hole])
-        if hole not in self.values:
-            known = ", ".join(self.values) or "none"
-            raise VerifyError(f"hole {hole!r}", f"the document has no such hole: it has {known}")
-        return self.values[hole]
-
-    def _repr_html_(self) -> str:
-        filled = [text_html(text, name) for name, text in self.texts.items()]
-        failed = [text_html(why, f"{name}: no value") for name, why in self.errors.items()]
-        return panel_html("result", [], [*filled, *failed, self.trace._repr_html_()])
-
-    @property
-    def text(self) -> str:
-        """The assistant's text as the model read and wrote it, in surface order."""
-        return self.trace.text
+__all__ = ["result_of"]
 
 
 def result_of(request: Request, model: str) -> Result:

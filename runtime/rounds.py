@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mvspec.runtime.store import Store
+from mvspec.runtime.engine.store import Store
 from mvspec.runtime.thread import Live
 
 __all__ = ["Rounds"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mvspec.errors import VerifyError
-from mvspec.runtime.store import sent
+from mvspec.runtime.engine.store import sent
 
 __all__ = ["Draw", "Sampling", "Wanted", "choose", "draw"]
 

@@ -11,9 +11,9 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from mvspec.compiler.plan import Op
+from mvspec.law.structure import Structure
+from mvspec.law.thread import Event
 from mvspec.runtime.hole import OpenHole
-from mvspec.structure import Structure
-from mvspec.thread import Event
 
 __all__ = ["Forced", "Live", "Token"]
 

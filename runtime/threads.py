@@ -13,15 +13,15 @@ from collections.abc import Sequence
 
 from tokenizers.decoders import DecodeStream
 
-from mvspec.runtime.events import Event, Forked, Joined, PathEnded, TakenBack, Written
+from mvspec.events import Event, Forked, Joined, PathEnded, TakenBack, Written
+from mvspec.law.structure import Structure
+from mvspec.runtime.engine.model import Part
+from mvspec.runtime.engine.store import Store
 from mvspec.runtime.lexicon import Lexicon
-from mvspec.runtime.model import Part
 from mvspec.runtime.options import Options
 from mvspec.runtime.rounds import Rounds
 from mvspec.runtime.sampling import Draw
-from mvspec.runtime.store import Store
 from mvspec.runtime.thread import Live, Token
-from mvspec.structure import Structure
 
 __all__ = ["Threads"]
 

@@ -19,7 +19,7 @@ from tokenizers import (
 from transformers import PreTrainedTokenizerFast
 
 from mvspec.compiler import add_tags
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
 
 __all__ = [
     "CHATML",

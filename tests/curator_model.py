@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mvspec.curation import Answer, Chain, Request, Usage
-from mvspec.ir import Parallel, Text, Think
+from mvspec.tree.ir import Parallel, Text, Think
 
 __all__ = ["Scripted", "TreeModel", "chains", "reply"]
 

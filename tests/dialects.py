@@ -15,9 +15,10 @@ from strategies import texts, turns
 
 import mvspec
 from mvspec.forms import FORMS
-from mvspec.ir import Conclusion, Goal, Message, Outline, Parallel, Path, Text, Think
-from mvspec.node import Node
-from mvspec.syntax import Syntax, Tag
+from mvspec.forms.syntax import Syntax
+from mvspec.law.tags import Tag
+from mvspec.tree.ir import Conclusion, Goal, Message, Outline, Parallel, Path, Text, Think
+from mvspec.tree.node import Node
 
 __all__ = ["READABLE", "bits", "forms", "mutated", "soup", "texts_in", "turns_in"]
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from tiny import chat
 
+from mvspec.law.tags import Tag
 from mvspec.runtime import TorchEngine
-from mvspec.runtime.model import Model, Part
-from mvspec.runtime.store import Store
-from mvspec.syntax import Tag
+from mvspec.runtime.engine.model import Model, Part
+from mvspec.runtime.engine.store import Store
 
 __all__ = ["Dice", "dice_engine"]
 

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
 
 # Qwen2's split pattern and control tokens (Qwen2.5 tokenizer.json); the first 14 are special.
 SPLIT = (

@@ -14,8 +14,8 @@ from torch import Tensor
 import mvspec as mv
 from mvspec.compiler import additive_mask
 from mvspec.runtime import Result, TorchEngine
-from mvspec.runtime.model import Model
-from mvspec.runtime.store import Store
+from mvspec.runtime.engine.model import Model
+from mvspec.runtime.engine.store import Store
 
 __all__ = ["Scripted", "ask", "scripted_engine", "tokens_of", "training_logits"]
 

@@ -9,7 +9,7 @@ import torch
 import transformers
 from tiny import chat
 
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
 
 __all__ = ["save_model"]
 

@@ -9,8 +9,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 import mvspec
-from mvspec.ir import (
-    TAG,
+from mvspec.law.tags import TAG, Tag
+from mvspec.tree.ir import (
     Conclusion,
     Document,
     Gen,
@@ -23,8 +23,7 @@ from mvspec.ir import (
     Text,
     Think,
 )
-from mvspec.node import Node
-from mvspec.syntax import Tag
+from mvspec.tree.node import Node
 
 __all__ = ["canonical_texts", "documents", "holes", "mutated", "soup", "texts", "turns"]
 

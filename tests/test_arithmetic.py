@@ -17,10 +17,9 @@ import mvspec
 from mvspec.compiler import additive_mask, compile_document
 from mvspec.compiler.tokenizer import fingerprint, load_tokenizer
 from mvspec.errors import VerifyError
-from mvspec.ir import Document, Parallel
 from mvspec.runtime import TorchEngine
-from mvspec.runtime.adaptive_demo import measure, show_adaptive_demo
-from mvspec.runtime.arithmetic import (
+from mvspec.runtime.tasks.adaptive_demo import measure, show_adaptive_demo
+from mvspec.runtime.tasks.arithmetic import (
     PARALLEL,
     SPLITS,
     STEPWISE,
@@ -35,7 +34,8 @@ from mvspec.runtime.arithmetic import (
     solve,
     split_of,
 )
-from mvspec.runtime.examination import UNHELD, examine, means
+from mvspec.runtime.tasks.examination import UNHELD, examine, means
+from mvspec.tree.ir import Document, Parallel
 
 shares = st.sampled_from((0.0, 0.3, 1.0))
 

@@ -16,7 +16,7 @@ from tiny import tiny_engine  # noqa: E402
 
 import mvspec as mv  # noqa: E402
 from mvspec.errors import LimitExceeded, VerifyError  # noqa: E402
-from mvspec.limits import Limits  # noqa: E402
+from mvspec.law.limits import Limits  # noqa: E402
 from mvspec.runtime import (  # noqa: E402
     Event,
     Finished,
@@ -30,7 +30,7 @@ from mvspec.runtime import (  # noqa: E402
     Sampling,
     Written,
 )
-from mvspec.runtime.store import token_bytes  # noqa: E402
+from mvspec.runtime.engine.store import token_bytes  # noqa: E402
 
 SAYS = {f"{name}:": name.lower() * 99 for name in "ABCDF"}
 

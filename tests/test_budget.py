@@ -18,7 +18,7 @@ from tiny import chat, tiny_engine  # noqa: E402
 import mvspec as mv  # noqa: E402
 from mvspec.compiler.plan import ExecutionPlan, Extend, Generate  # noqa: E402
 from mvspec.errors import LimitExceeded  # noqa: E402
-from mvspec.limits import Limits  # noqa: E402
+from mvspec.law.limits import Limits  # noqa: E402
 from mvspec.runtime import Options, Result, Sampling  # noqa: E402
 from mvspec.runtime.budget import Budget  # noqa: E402
 

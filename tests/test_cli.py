@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import mvspec
 from mvspec.cli import app
-from mvspec.schema import document_schema
+from mvspec.tree.schema import document_schema
 
 CORPUS = Path(__file__).parent.parent.parent / "shared" / "corpus"
 CUT = CANONICAL[: CANONICAL.index("</Goal>") + 3]

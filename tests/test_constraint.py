@@ -22,8 +22,8 @@ import mvspec
 from mvspec import gen
 from mvspec.compiler import Vocabulary
 from mvspec.errors import Unsupported, VerifyError
+from mvspec.law.tags import Tag
 from mvspec.runtime.constraint import Constraints, value_of
-from mvspec.syntax import Tag
 
 # Tokens and state
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 import mvspec
 from mvspec.cli import app
-from mvspec.repaired import log_path
+from mvspec.data.fix import log_path
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 FLAT = mvspec.assistant(

@@ -22,12 +22,12 @@ from mvspec.compiler import compile_document
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.forms import FORMS
-from mvspec.ir import Document, Parallel
-from mvspec.runtime.arithmetic import arithmetic_model
-from mvspec.runtime.countdown import TINY, Difficulty, Problem, is_right
-from mvspec.runtime.expression import value_of
-from mvspec.runtime.problem import PARALLEL, SPLITS, STEPWISE, problems, solve, split_of
+from mvspec.runtime.tasks.arithmetic import arithmetic_model
+from mvspec.runtime.tasks.countdown import TINY, Difficulty, Problem, is_right
+from mvspec.runtime.tasks.expression import value_of
+from mvspec.runtime.tasks.problem import PARALLEL, SPLITS, STEPWISE, problems, solve, split_of
 from mvspec.training.command import main as train
+from mvspec.tree.ir import Document, Parallel
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "countdown"
 

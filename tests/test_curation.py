@@ -15,8 +15,6 @@ import pytest
 from curator_model import Scripted, TreeModel, chains, reply
 
 import mvspec
-from mvspec.compiler.conversation import BadRecord
-from mvspec.compiler.rows import Row
 from mvspec.compiler.sequential import flatten
 from mvspec.curation import (
     Answer,
@@ -31,8 +29,10 @@ from mvspec.curation import (
 )
 from mvspec.curation.checks import leaning_words
 from mvspec.curation.structure import PathPlan, Run
-from mvspec.ir import Conclusion, Document, Outline, Parallel, Text, Think
-from mvspec.node import Node
+from mvspec.data.conversation import BadRecord
+from mvspec.data.rows import Row
+from mvspec.tree.ir import Conclusion, Document, Outline, Parallel, Text, Think
+from mvspec.tree.node import Node
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 OPTIONS = Curation("m")

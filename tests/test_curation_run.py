@@ -25,8 +25,6 @@ from curator_model import Scripted, chains
 from gemini_server import Act, Body, GeminiServer, failure, generated, scripted
 
 from mvspec.compiler.compilation import compile_rows
-from mvspec.compiler.conversation import Fields
-from mvspec.compiler.rows import open_rows
 from mvspec.compiler.shard import Options
 from mvspec.curation import (
     Budget,
@@ -46,8 +44,10 @@ from mvspec.curation.report import write_report
 from mvspec.curation.run import Tally, Unfinished, run_task
 from mvspec.curation.site import Ask
 from mvspec.curation.tasks import CurationTask
-from mvspec.ir import Document
-from mvspec.records import InputError
+from mvspec.data.conversation import Fields
+from mvspec.data.records import InputError
+from mvspec.data.rows import open_rows
+from mvspec.tree.ir import Document
 
 KEY = "test-key-that-nobody-may-see-4711"
 ROOT = Path(__file__).parent

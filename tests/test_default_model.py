@@ -17,7 +17,7 @@ pytest.importorskip("transformers")
 
 from mvspec.runtime import ModelError, default_model
 
-MODULE = "mvspec.runtime.default_model"
+MODULE = "mvspec.runtime.engine.default_model"
 made = sys.modules[MODULE]  # the package binds the function by the same name
 GGUF, NAME, WHEEL = made.GGUF, made.NAME, made.WHEEL
 

@@ -10,7 +10,7 @@ from test_law10_forms import check
 
 import mvspec
 from mvspec.forms import FORMS
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
 
 TAGGED = ("multiverse", "multiverse-prompt", "threadweaver", "curator")
 WORD = re.compile(r"[A-Za-z]{2,}")

@@ -11,7 +11,7 @@ from dialects import READABLE
 
 import mvspec
 from mvspec.forms import FORMS
-from mvspec.parser import apply
+from mvspec.forms.parser import apply
 
 PAGE = Path(__file__).parents[1] / "docs" / "forms.md"
 # A fence needs a newline at its end, which a text need not have.
@@ -156,8 +156,8 @@ def test_traces_of_wrong_shape_keep_what_was_said(trace: dict[str, object]) -> N
 
 def test_a_warning_of_numbers_points_at_the_label() -> None:
     text = EXAMPLES["multiverse-prompt"].replace(" 2>", " 7>")
-    from mvspec.check import check_record
-    from mvspec.records import Record
+    from mvspec.data.check import check_record
+    from mvspec.data.records import Record
 
     (warning,) = check_record(Record("a", "a", text), "multiverse-prompt").diagnostics
     assert (warning.code, text[warning.offset : warning.end]) == ("numbering", "7")

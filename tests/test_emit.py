@@ -13,9 +13,9 @@ from typer.testing import CliRunner, Result
 
 import mvspec
 from mvspec.cli import app
+from mvspec.cli.print_stages import emit
 from mvspec.compiler import compile_document
 from mvspec.compiler.cost import plan_cost
-from mvspec.compiler.emit import emit
 from mvspec.compiler.planning import plan_document
 from mvspec.compiler.stages import compile_stages
 

@@ -18,7 +18,7 @@ from tiny import chat, tiny_engine  # noqa: E402
 import mvspec as mv  # noqa: E402
 from mvspec.compiler import ExecutionPlan, plan_document  # noqa: E402
 from mvspec.errors import LimitExceeded, Unsupported, VerifyError  # noqa: E402
-from mvspec.limits import Limits  # noqa: E402
+from mvspec.law.limits import Limits  # noqa: E402
 from mvspec.runtime import (  # noqa: E402
     Finished,
     Forked,
@@ -31,7 +31,7 @@ from mvspec.runtime import (  # noqa: E402
     Trace,
     Written,
 )
-from mvspec.runtime.store import Store, token_bytes  # noqa: E402
+from mvspec.runtime.engine.store import Store, token_bytes  # noqa: E402
 
 
 def ask(*body: Any) -> mv.Document:
@@ -282,7 +282,7 @@ def test_a_model_that_does_not_fit_into_the_memory(monkeypatch: pytest.MonkeyPat
     def full(*args: Any, **kwargs: Any) -> Any:
         raise MemoryError("Cannot allocate memory")
 
-    monkeypatch.setattr("mvspec.runtime.engine.load", full)
+    monkeypatch.setattr("mvspec.runtime.engine.torch_engine.load", full)
     with pytest.raises(ModelError, match=r"the model big does not fit .*Cannot allocate"):
         TorchEngine.load("big")
 

@@ -13,7 +13,7 @@ from traces import CANONICAL
 from typer.testing import CliRunner, Result
 
 from mvspec.cli import app
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 from mvspec.runtime.evaluation.problem import Columns, open_problems, read_problems
 from mvspec.runtime.evaluation.results import open_results, read_run
 from mvspec.runtime.evaluation.sample import Sample, final_text

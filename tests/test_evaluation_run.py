@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 import mvspec as mv
 from mvspec.cli import app
 from mvspec.errors import MvspecError
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Sampling, TorchEngine
 from mvspec.runtime.evaluation.command import Asking, Evaluation, Source, run_engine
 from mvspec.runtime.evaluation.generation import Generation, prompt_of

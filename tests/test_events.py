@@ -17,7 +17,7 @@ from hypothesis import strategies as st  # noqa: E402
 from scripted import ask, scripted_engine  # noqa: E402
 
 import mvspec as mv  # noqa: E402
-from mvspec.limits import Limits  # noqa: E402
+from mvspec.law.limits import Limits  # noqa: E402
 from mvspec.runtime import (  # noqa: E402
     Event,
     Finished,

@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 from tiny import tiny_engine
 
 import mvspec as mv
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 from mvspec.runtime import load_program, run
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))

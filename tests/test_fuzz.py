@@ -18,8 +18,8 @@ from traces import CANONICAL, TRACES
 
 import mvspec
 from mvspec.forms import FORMS
-from mvspec.ir import TAG
-from mvspec.parser import WINDOW
+from mvspec.forms.parser import WINDOW
+from mvspec.law.tags import TAG
 
 NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
 ROOT = Path(__file__).parents[1]
@@ -92,7 +92,7 @@ INSIDE: dict[str, tuple[tuple[str, str], ...]] = {
 @pytest.mark.parametrize("form", READABLE)
 def test_time_grows_as_the_text(form: str) -> None:
     # Ten times the text may take thirty times as long on a busy machine, and no hundred times.
-    tags = [FORMS[form].written(tag, "1") for tag in mvspec.syntax.Tag]
+    tags = [FORMS[form].written(tag, "1") for tag in mvspec.forms.syntax.Tag]
     units = {*filter(None, tags), "<Path>\n", "<Pa<Path>th>", "1: a\n", "S1: a\n", '["'}
     for start, unit in (*INSIDE[form], *(("", unit) for unit in sorted(units))):
         few, many = (fastest(start + unit * size, form) for size in (100, 1000))
@@ -102,7 +102,7 @@ def test_time_grows_as_the_text(form: str) -> None:
 @pytest.mark.parametrize("form", [form for form in READABLE if FORMS[form].ordered])
 def test_a_refusal_takes_the_time_of_its_place(form: str) -> None:
     # Of 8 MB of stray tags a strict parse reads the beginning; all of them would be seconds.
-    text = (FORMS[form].written(mvspec.syntax.Tag.END_PATH, "1") + "\n") * 1_000_000
+    text = (FORMS[form].written(mvspec.forms.syntax.Tag.END_PATH, "1") + "\n") * 1_000_000
     start = time.process_time()
     with pytest.raises(mvspec.ParseError) as caught:
         mvspec.parse(text, form)

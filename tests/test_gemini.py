@@ -32,7 +32,7 @@ from mvspec.curation import (
 )
 from mvspec.curation.answers import Steps, schema_text
 from mvspec.curation.gemini import Gemini
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 
 KEY = "test-key-that-nobody-may-see-4711"
 ASK = Request("parse", "gemini-x", "Say it.", "[1] One.", schema_text(Steps), max_tokens=64)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 from mvspec.runtime.evaluation import choice, code, instructions, maths
 from mvspec.runtime.evaluation.grading import Graders, graders
 from mvspec.runtime.evaluation.sandbox import missing, run_code

@@ -21,7 +21,7 @@ from walks import (
 
 from mvspec import gen
 from mvspec.errors import LimitExceeded, Unsupported, VerifyError
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
 
 # Python warns of [a&&b], in which Rust, whose regexes the library reads, sees an intersection.
 pytestmark = pytest.mark.filterwarnings("ignore:Possible:FutureWarning")

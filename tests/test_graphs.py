@@ -27,12 +27,12 @@ from torch import Tensor  # noqa: E402
 from traces import CANONICAL  # noqa: E402
 
 import mvspec as mv  # noqa: E402
+from mvspec.law.step import sees  # noqa: E402
 from mvspec.runtime import Options, Result, TorchEngine, graphs  # noqa: E402
-from mvspec.runtime.attention import Part, Slices  # noqa: E402
-from mvspec.runtime.graphs import Graphs, Table, bucket  # noqa: E402
-from mvspec.runtime.model import Model  # noqa: E402
-from mvspec.runtime.store import Store  # noqa: E402
-from mvspec.step import sees  # noqa: E402
+from mvspec.runtime.engine.attention import Part, Slices  # noqa: E402
+from mvspec.runtime.engine.graphs import Graphs, Table, bucket  # noqa: E402
+from mvspec.runtime.engine.model import Model  # noqa: E402
+from mvspec.runtime.engine.store import Store  # noqa: E402
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -84,8 +84,8 @@ def read(
 def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the kernels' definition stand where no GPU is."""
     defined: Any = SimpleNamespace(write=write, read=read)
-    monkeypatch.setitem(sys.modules, "mvspec.runtime.kernels", defined)
-    monkeypatch.setattr("mvspec.runtime.kernels", defined, raising=False)
+    monkeypatch.setitem(sys.modules, "mvspec.runtime.engine.kernels", defined)
+    monkeypatch.setattr("mvspec.runtime.engine.kernels", defined, raising=False)
 
 
 class Uncaptured(Graphs):

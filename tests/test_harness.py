@@ -12,8 +12,8 @@ from scripted import scripted_engine
 from tiny import tiny_engine
 
 from mvspec.errors import Unsupported
+from mvspec.law.tags import Tag
 from mvspec.runtime import TorchEngine
-from mvspec.syntax import Tag
 
 lm_eval = pytest.importorskip("lm_eval")
 harness = pytest.importorskip("mvspec.runtime.evaluation.harness")

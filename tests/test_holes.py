@@ -23,8 +23,7 @@ from mvspec.compiler.plan import (  # noqa: E402
     Op,
 )
 from mvspec.errors import Unsupported, VerifyError  # noqa: E402
-from mvspec.ir import Text  # noqa: E402
-from mvspec.limits import Limits  # noqa: E402
+from mvspec.law.limits import Limits  # noqa: E402
 from mvspec.runtime import (  # noqa: E402
     Finished,
     HoleFilled,
@@ -33,6 +32,7 @@ from mvspec.runtime import (  # noqa: E402
     TakenBack,
     Written,
 )
+from mvspec.tree.ir import Text  # noqa: E402
 
 # Stop strings
 

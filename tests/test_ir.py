@@ -12,8 +12,8 @@ from pydantic import BaseModel, ValidationError
 from strategies import documents, turns
 
 import mvspec
-from mvspec.ir import (
-    MAX_DEPTH,
+from mvspec.law.limits import MAX_DEPTH
+from mvspec.tree.ir import (
     Conclusion,
     Document,
     Gen,
@@ -25,7 +25,7 @@ from mvspec.ir import (
     Text,
     Think,
 )
-from mvspec.node import Node
+from mvspec.tree.node import Node
 
 
 def text(value: str) -> Text:

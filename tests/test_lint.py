@@ -5,11 +5,11 @@ from __future__ import annotations
 from traces import CANONICAL
 
 import mvspec
-from mvspec.check import check_record
+from mvspec.data.check import check_record
+from mvspec.data.numbering import numbering_warnings
+from mvspec.data.records import Record
 from mvspec.errors import Source
-from mvspec.lint import numbering_warnings
-from mvspec.records import Record
-from mvspec.syntax import MULTIVERSE
+from mvspec.forms.syntax import MULTIVERSE
 
 ODD = CANONICAL.replace("\n2: ", "\n3: ")
 

@@ -12,7 +12,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from mvspec.runtime.events import (
+from mvspec.events import (
     Event,
     Finished,
     Forked,
@@ -22,7 +22,7 @@ from mvspec.runtime.events import (
     TakenBack,
     Written,
 )
-from mvspec.runtime.live import LiveColumns
+from mvspec.view.live import LiveColumns
 
 EVIL = " \x1b[31mred\x1b]0;title\x07 [bold red]x[/] :smile: \r\x00\u202e"
 

@@ -12,7 +12,6 @@ from bpe import chat_tokenizer
 from curator_model import chains
 from tiny import tiny_engine, tiny_model
 
-from mvspec.compiler.rows import Row
 from mvspec.curation import (
     Answer,
     ChainFields,
@@ -25,6 +24,7 @@ from mvspec.curation import (
 from mvspec.curation.answers import Judgement, schema_text
 from mvspec.curation.command import Run, run
 from mvspec.curation.local import Local
+from mvspec.data.rows import Row
 
 SCHEMA = json.dumps(
     {

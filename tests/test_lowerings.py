@@ -32,8 +32,8 @@ from mvspec.compiler import (
 )
 from mvspec.compiler.lowerings import find_lowering
 from mvspec.errors import Unsupported
-from mvspec.ir import Message
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
+from mvspec.tree.ir import Message
 
 NESTED = mvspec.parse(CANONICAL).messages[0]
 TWICE = mvspec.assistant(

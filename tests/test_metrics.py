@@ -16,9 +16,10 @@ from traces import CANONICAL
 import mvspec
 from mvspec import assistant, branch, document, gen, parallel, user
 from mvspec.errors import Unsupported
-from mvspec.ir import TAG, Message, Parallel
-from mvspec.metrics import Corpus, Metrics, count_words, measure, token_counter
-from mvspec.syntax import UNTAGGED
+from mvspec.forms.syntax import UNTAGGED
+from mvspec.law.metrics import Corpus, Metrics, count_words, measure, token_counter
+from mvspec.law.tags import TAG
+from mvspec.tree.ir import Message, Parallel
 
 CORPUS = Path(__file__).parent.parent.parent / "shared" / "corpus"
 

@@ -14,8 +14,8 @@ from test_traces import RUNS
 import mvspec
 from mvspec.compiler import plan_document
 from mvspec.compiler.plan import Adaptive, ExecutionPlan
-from mvspec.html.notebook import panel_html, text_html, tree_html
-from mvspec.runtime.trace import Trace, TracedThread
+from mvspec.trace import Trace, TracedThread
+from mvspec.view.notebook import panel_html, text_html, tree_html
 
 
 class Elements(HTMLParser):
@@ -88,13 +88,13 @@ def test_traces_of_nasty_texts(text: str) -> None:
         owners=(0,), position_ids=(0,), authors=("model",), logprobs=(None,), steps=(0,),
         ends=(0.1,), rows=(1,),
     )  # fmt: skip
-    assert mvspec.views.visible(text).strip() in safe(trace._repr_html_()).text
+    assert mvspec.view.terminal.visible(text).strip() in safe(trace._repr_html_()).text
 
 
 @given(nasty(), nasty())
 def test_panels_are_text(title: str, text: str) -> None:
     found = safe(panel_html(title, [(title, text)], [text_html(text, title, None)]))
-    assert found.text.count(mvspec.views.visible(text)) >= 2
+    assert found.text.count(mvspec.view.terminal.visible(text)) >= 2
 
 
 def test_several_are_on_one_page() -> None:

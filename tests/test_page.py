@@ -22,10 +22,10 @@ from typer.testing import CliRunner, Result
 
 import mvspec
 from mvspec.cli import app
-from mvspec.html import page
-from mvspec.html.page import Page, is_page
-from mvspec.html.records import sheet_of
-from mvspec.records import Record
+from mvspec.data.records import Record
+from mvspec.view import page
+from mvspec.view.page import Page, is_page
+from mvspec.view.records import sheet_of
 
 
 class Reader(HTMLParser):
@@ -118,7 +118,7 @@ def test_no_character_of_a_record_is_markup(rows: list[tuple[str, str, str]], ti
 
 @pytest.mark.parametrize("title", NASTY)
 def test_titles_are_text(title: str, tmp_path: Path) -> None:
-    shown = mvspec.views.visible(title)
+    shown = mvspec.view.terminal.visible(title)
     reader = Reader(page_of(tmp_path, [], title))
     titles = [i for i, (tag, _) in zip(reader.inside, reader.elements, strict=True)
               if tag in ("title", "h1")]  # fmt: skip

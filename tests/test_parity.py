@@ -28,10 +28,11 @@ from settings import Settings, load_settings
 import mvspec
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import MvspecError
-from mvspec.runtime import countdown
-from mvspec.runtime.arithmetic import TINY, arithmetic_model, ask, problems, solve
-from mvspec.runtime.examination import is_canonical
-from mvspec.syntax import UNTAGGED, Tag
+from mvspec.forms.syntax import UNTAGGED
+from mvspec.law.tags import Tag
+from mvspec.runtime.tasks import countdown
+from mvspec.runtime.tasks.arithmetic import TINY, arithmetic_model, ask, problems, solve
+from mvspec.runtime.tasks.examination import is_canonical
 
 FOLDER = Path(__file__).parents[1] / "examples" / "parity"
 

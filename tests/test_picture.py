@@ -19,11 +19,11 @@ import mvspec
 from mvspec import Message
 from mvspec.cli import app
 from mvspec.compiler import Layout, compile_document, concatenate
-from mvspec.compiler.drawing import draw, find_stretches
 from mvspec.compiler.masks import dense_mask
-from mvspec.compiler.picture import layout_html, layout_png, write_pictures
 from mvspec.compiler.stages import compile_stages
-from mvspec.records import InputError
+from mvspec.data.records import InputError
+from mvspec.view.layout_page import layout_html, layout_png, write_pictures
+from mvspec.view.mask_image import draw, find_stretches
 
 LOWERINGS = ("multiverse", "sequential", "tree", "official", "shared(3)")
 

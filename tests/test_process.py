@@ -15,7 +15,7 @@ from rich.console import Console
 from traces import CANONICAL
 
 from mvspec import console
-from mvspec.workers import ordered_map
+from mvspec.data.parallel_map import ordered_map
 
 CUT = CANONICAL[: CANONICAL.index("</Goal>") + 3]
 

@@ -16,11 +16,11 @@ from traces import CANONICAL
 import mvspec as mv
 from mvspec.compiler import ExecutionPlan
 from mvspec.errors import MvspecError, VerifyError
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 from mvspec.runtime import Options, TorchEngine, Trace, load_program, run
 from mvspec.runtime.console import cost_line, describe_plan, run_file, show_demo
-from mvspec.runtime.demo import document
-from mvspec.runtime.live import LiveColumns
+from mvspec.runtime.tasks.demo import document
+from mvspec.view.live import LiveColumns
 
 PROGRAM = """\
 import mvspec as mv

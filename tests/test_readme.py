@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 
 import mvspec
-from mvspec.recovery.edits import Code
+from mvspec.forms.recovery.edits import Code
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")

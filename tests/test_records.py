@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import mvspec
 from mvspec.cli import app
-from mvspec.records import PATIENCE, InputError, read_records
+from mvspec.data.records import PATIENCE, InputError, read_records
 
 
 def check(*args: object, stdin: str | None = None) -> tuple[int, list[dict[str, Any]]]:

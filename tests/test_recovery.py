@@ -13,10 +13,10 @@ from traces import CANONICAL, TRACES, Trace
 
 import mvspec
 from mvspec.errors import Diagnostic, Source
-from mvspec.ir import TAG
-from mvspec.parser import apply
-from mvspec.recovery import Code
-from mvspec.recovery.pairing import longest_pairs
+from mvspec.forms.parser import apply
+from mvspec.forms.recovery import Code
+from mvspec.forms.recovery.pairing import longest_pairs
+from mvspec.law.tags import TAG
 
 CODE = re.compile(r"[a-z]+(?:-[a-z0-9]+)*")
 ROOT = File(__file__).parent.parent

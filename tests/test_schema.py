@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 import mvspec
-from mvspec.schema import document_schema
+from mvspec.tree.schema import document_schema
 
 COMMITTED = Path(mvspec.__file__).with_name("document.schema.json")
 
 
 def test_committed_schema_is_the_codes() -> None:
     assert COMMITTED.read_text("utf-8") == document_schema(), (
-        "the IR has changed: run `mvspec schema > mvspec/document.schema.json`"
+        "the IR has changed: run `mvspec schema > mvspec/tree/document.schema.json`"
     )
 
 

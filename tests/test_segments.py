@@ -26,8 +26,8 @@ from mvspec.compiler import (
 )
 from mvspec.compiler.lower import tokens_of_segments
 from mvspec.errors import Unsupported
-from mvspec.ir import Message
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
+from mvspec.tree.ir import Message
 
 NESTED = mvspec.parse(CANONICAL).messages[0]
 NEWLINE_FIRST = mvspec.assistant(

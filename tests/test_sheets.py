@@ -20,16 +20,26 @@ import mvspec
 from mvspec.compiler import compile_document, dense_mask
 from mvspec.compiler.pages import lay_tokens
 from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.data.records import Record, read_records
 from mvspec.errors import VerifyError
-from mvspec.html.records import holds, sheet_of
-from mvspec.html.sheet import AUTHORS, Branch, Leaf, Run, Sheet, SheetThread, hidden, ramps, units
-from mvspec.html.traces import FIELDS, trace_sheet
-from mvspec.html.turns import lay_words, words
-from mvspec.ir import Document, Message
-from mvspec.metrics import measure
-from mvspec.records import Record, read_records
-from mvspec.recovery.edits import apply
-from mvspec.runtime.trace import Trace
+from mvspec.forms.recovery.edits import apply
+from mvspec.law.metrics import measure
+from mvspec.trace import Trace
+from mvspec.tree.ir import Document, Message
+from mvspec.view.record_view import (
+    AUTHORS,
+    Branch,
+    Leaf,
+    Run,
+    Sheet,
+    SheetThread,
+    hidden,
+    ramps,
+    units,
+)
+from mvspec.view.records import holds, sheet_of
+from mvspec.view.traces import FIELDS, trace_sheet
+from mvspec.view.turns import lay_words, words
 
 TOKENIZER = chat_tokenizer()
 VOCABULARY = Vocabulary.of(TOKENIZER)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 import mvspec
-from mvspec.limits import Limits
-from mvspec.structure import Structure
-from mvspec.syntax import Tag
+from mvspec.law.limits import Limits
+from mvspec.law.structure import Structure
+from mvspec.law.tags import Tag
 
 # Tokens of the fixed texts in Qwen2.5's vocabulary.
 QWEN = {"\n": 1, "\n\n": 1, "\n1: \n": 4, "\n1:": 3, " \n": 1}

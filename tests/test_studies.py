@@ -22,17 +22,17 @@ import sharing
 import study
 from bpe import chat_tokenizer, small_tokenizer
 from problems import CONNECTIVES, problems
+from reading import read_layouts
 from tiny import chat, tiny_model
 from traces import CANONICAL
+from width import find_branches, width
 
 import mvspec as mv
 from mvspec.compiler import compile_document
 from mvspec.curation import split_sentences
-from mvspec.curation.implicit import find_branches, width
 from mvspec.curation.tasks import prompting_verdict
 from mvspec.errors import MvspecError, VerifyError
-from mvspec.runtime.reading import read_layouts
-from mvspec.syntax import MULTIVERSE, UNTAGGED
+from mvspec.forms.syntax import MULTIVERSE, UNTAGGED
 
 
 def saved(folder: Path) -> Path:

@@ -17,9 +17,9 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from mvspec.errors import MvspecError, Unsupported
-from mvspec.runtime.drawing import timeline_svg, write_timeline
-from mvspec.runtime.timeline import timeline_text
-from mvspec.runtime.trace import Trace, TracedThread
+from mvspec.trace import Trace, TracedThread
+from mvspec.view.timeline import timeline_text
+from mvspec.view.timeline_image import timeline_svg, write_timeline
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVIL = "<script>alert(1)</script> & \x1b[31m\r\x00 {x} ]]> [bold]"

@@ -18,10 +18,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 import mvspec
 from mvspec.compiler import Vocabulary, add_tags
 from mvspec.compiler.token_rules import TokenRules
-from mvspec.limits import Limits
-from mvspec.structure import Structure
-from mvspec.syntax import Tag
-from mvspec.thread import Event
+from mvspec.law.limits import Limits
+from mvspec.law.structure import Structure
+from mvspec.law.tags import Tag
+from mvspec.law.thread import Event
 
 ENDS = ("<|endoftext|>", "<|im_end|>")
 

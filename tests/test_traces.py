@@ -17,7 +17,7 @@ from tiny import FORKING, chat, tiny_engine  # noqa: E402
 
 import mvspec as mv  # noqa: E402
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join  # noqa: E402
-from mvspec.limits import Limits  # noqa: E402
+from mvspec.law.limits import Limits  # noqa: E402
 from mvspec.runtime import (  # noqa: E402
     Interrupted,
     Options,

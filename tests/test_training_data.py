@@ -16,11 +16,11 @@ from traces import CANONICAL
 import mvspec
 from mvspec.compiler import Layout, compile_document, concatenate, dense_mask
 from mvspec.errors import LimitExceeded, VerifyError
-from mvspec.ir import Message
 from mvspec.training import Batch, CheckpointError, LayoutData, Row, Stage
 from mvspec.training.loader import Loader
 from mvspec.training.schedule import Schedule
 from mvspec.training.source import Source
+from mvspec.tree.ir import Message
 
 TOKENIZER = chat_tokenizer()
 

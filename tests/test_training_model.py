@@ -26,7 +26,7 @@ from mvspec.compiler import additive_mask, compile_document
 from mvspec.compiler.tokenizer import save_tokenizer
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
 from mvspec.errors import MvspecError, Unsupported, VerifyError
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 from mvspec.runtime import Options, TorchEngine
 from mvspec.training import (
     Batch,

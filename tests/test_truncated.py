@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 import mvspec
 from mvspec.cli import app
-from mvspec.parser import apply
+from mvspec.forms.parser import apply
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
 CALLS = (

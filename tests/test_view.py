@@ -17,13 +17,13 @@ from nasty import NASTY
 from traces import CANONICAL
 
 import mvspec
+from mvspec.data.records import read_records
 from mvspec.errors import MvspecError
-from mvspec.html.page import Page
-from mvspec.html.records import holds, sheet_of
-from mvspec.html.sheet import AUTHORS
-from mvspec.html.turns import lay_words
-from mvspec.records import read_records
-from mvspec.views import visible
+from mvspec.view.page import Page
+from mvspec.view.record_view import AUTHORS
+from mvspec.view.records import holds, sheet_of
+from mvspec.view.terminal import visible
+from mvspec.view.turns import lay_words
 
 selenium = pytest.importorskip("selenium")
 

@@ -28,7 +28,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers
 import mvspec
 from mvspec.compiler import Vocabulary, add_tags, compile_document
 from mvspec.errors import Unsupported
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
 
 ALL = [small_tokenizer, loose_tokenizer, qwen_tokenizer]
 BITS = [*(tag.value for tag in Tag), *CONTROL, "<tool_call>", "</tool_call>", "<|fim_prefix|>"]

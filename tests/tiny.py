@@ -10,9 +10,9 @@ import transformers
 from bpe import CHATML, copy, small_tokenizer
 from torch import Tensor, nn
 
+from mvspec.law.tags import Tag
 from mvspec.runtime import TorchEngine
-from mvspec.runtime.model import Model
-from mvspec.syntax import Tag
+from mvspec.runtime.engine.model import Model
 
 __all__ = ["FORKING", "KINDS", "Biased", "chat", "tiny_engine", "tiny_model"]
 

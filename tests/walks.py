@@ -15,8 +15,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from mvspec.compiler import Vocabulary
 from mvspec.errors import Unsupported
-from mvspec.ir import Gen
 from mvspec.runtime.constraint import Constraint, Constraints
+from mvspec.tree.ir import Gen
 
 __all__ = [
     "KINDS",

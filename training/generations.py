@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from mvspec.builder import document, user
+from mvspec.data.records import InputError
 from mvspec.errors import VerifyError
-from mvspec.limits import Limits
-from mvspec.records import InputError
+from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Result, Sampling
 from mvspec.training.module import LanguageModel
-from mvspec.views import tree_text
+from mvspec.tree.builder import document, user
+from mvspec.view.terminal import tree_text
 
 __all__ = ["Generations"]
 

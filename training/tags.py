@@ -12,9 +12,9 @@ from torch import Tensor
 
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.compiler.vocabulary import Vocabulary, add_tags
+from mvspec.data.records import InputError
 from mvspec.errors import Unsupported, VerifyError
-from mvspec.records import InputError
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
 
 __all__ = ["extend_tokenizer", "initialise_tags", "own_copy", "tag_words"]
 

@@ -19,10 +19,10 @@ from pathlib import Path
 
 from mvspec.errors import MvspecError
 from mvspec.runtime import Result, SGLangEngine, TorchEngine
-from mvspec.runtime.arithmetic import arithmetic_model
-from mvspec.runtime.examination import UNHELD, mark, means
-from mvspec.runtime.problem import Problem, ask, problems
 from mvspec.runtime.tasks import TASKS
+from mvspec.runtime.tasks.arithmetic import arithmetic_model
+from mvspec.runtime.tasks.examination import UNHELD, mark, means
+from mvspec.runtime.tasks.problem import Problem, ask, problems
 
 
 def measure(

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.errors import MvspecError
-from mvspec.runtime.problem import (
+from mvspec.runtime.tasks import TASKS
+from mvspec.runtime.tasks.problem import (
     PARALLEL,
     SPLITS,
     STEPWISE,
@@ -28,7 +29,6 @@ from mvspec.runtime.problem import (
     question_of,
     solve,
 )
-from mvspec.runtime.tasks import TASKS
 
 PROMPTS = {"parallel": PARALLEL, "stepwise": STEPWISE}
 

@@ -11,7 +11,7 @@ learn() { # FOLDER SEED MODEL CONFIGS: a round
     folder=$1 seed=$2 model=$3
     shift 3
     [ -e $folder/train.jsonl ] || python $scripts/generate.py $folder/train.jsonl --task countdown --count 10000 --seed $seed
-    mvspec compile $folder/train.jsonl --tokenizer runtime/arithmetic_model -o $folder/train
+    mvspec compile $folder/train.jsonl --tokenizer runtime/tasks/arithmetic_model -o $folder/train
     mvspec train fit "$@"
     mvspec train export $folder/checkpoints -o $model --dtype bfloat16
 }

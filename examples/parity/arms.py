@@ -14,12 +14,12 @@ from transformers import AutoTokenizer
 
 from mvspec.compiler.lowerings import find_lowering
 from mvspec.errors import Unsupported, VerifyError
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
+from mvspec.law.tags import Tag
 from mvspec.runtime import Options, TorchEngine
-from mvspec.runtime.examination import Mark, examine, is_canonical
-from mvspec.runtime.model import load
-from mvspec.runtime.problem import PARALLEL, STEPWISE, Problem
-from mvspec.syntax import Tag
+from mvspec.runtime.engine.model import load
+from mvspec.runtime.tasks.examination import Mark, examine, is_canonical
+from mvspec.runtime.tasks.problem import PARALLEL, STEPWISE, Problem
 
 __all__ = ["ARMS", "Arm", "chosen", "find_arm", "tagged", "worded"]
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.errors import VerifyError
-from mvspec.runtime.adaptive_demo import measure
-from mvspec.runtime.examination import mark, means
-from mvspec.runtime.problem import Problem, ask, problems
-from mvspec.runtime.trace import Trace
-from mvspec.syntax import UNTAGGED
+from mvspec.forms.syntax import UNTAGGED
+from mvspec.runtime.tasks.adaptive_demo import measure
+from mvspec.runtime.tasks.examination import mark, means
+from mvspec.runtime.tasks.problem import Problem, ask, problems
+from mvspec.trace import Trace
 
 from arms import Arm, find_arm  # isort: skip
 from report import Records  # isort: skip

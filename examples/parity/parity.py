@@ -25,9 +25,9 @@ from filelock import FileLock, Timeout
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.runtime import default_model
-from mvspec.runtime.arithmetic import arithmetic_model
-from mvspec.runtime.examination import means
-from mvspec.runtime.problem import STEPWISE
+from mvspec.runtime.tasks.arithmetic import arithmetic_model
+from mvspec.runtime.tasks.examination import means
+from mvspec.runtime.tasks.problem import STEPWISE
 
 from arms import Arm, chosen, find_arm, worded  # isort: skip
 from clock import Clock, held_out, server_of  # isort: skip

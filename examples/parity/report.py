@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from mvspec.runtime.problem import STEPWISE
+from mvspec.runtime.tasks.problem import STEPWISE
 
 from arms import find_arm  # isort: skip
 from settings import Settings  # isort: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from mvspec.compiler import Layout, compile_document, concatenate, pack
 from mvspec.compiler.tokenizer import load_tokenizer
-from mvspec.runtime.problem import PARALLEL, STEPWISE, Difficulty, Problem, problems, solve
+from mvspec.runtime.tasks.problem import PARALLEL, STEPWISE, Difficulty, Problem, problems, solve
 
 from settings import Fit  # isort: skip
 

@@ -17,8 +17,8 @@ from pydantic import (
 )
 
 from mvspec.errors import MvspecError, VerifyError
-from mvspec.node import verify_error
 from mvspec.runtime.tasks import TASKS
+from mvspec.tree.node import verify_error
 
 __all__ = ["Evaluation", "Fit", "Settings", "load_settings"]
 
@@ -81,7 +81,7 @@ class Settings(_Part):
 
     Args:
         model: a config, as {"model_type": "llama", ...}, for weights from scratch; or a folder, or
-            "default": SmolLM2-135M-Instruct, as `mvspec.runtime.default_model` has it.
+            "default": SmolLM2-135M-Instruct, as `mvspec.runtime.engine.default_model` has it.
         tokenizer: a folder; by default the model's own, with tags, and for weights from scratch
             that of the model that comes with the package.
         task: what is learnt.

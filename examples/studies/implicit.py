@@ -13,11 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 
 from study import mean_error, publish, sequential_reading, start, table
+from width import find_branches, width
 
 import mvspec
 from mvspec import Message, MvspecError
 from mvspec.curation import split_sentences
-from mvspec.curation.implicit import find_branches, width
 from mvspec.errors import ParseError
 
 LABELLED = Path(__file__).with_name("labelled.txt")

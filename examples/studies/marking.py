@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from problems import CONNECTIVES
+from reading import read_layouts
 from rich.progress import track
 from study import sequential_reading
 
@@ -20,8 +21,7 @@ from mvspec import Document, Message
 from mvspec.compiler import Layout, Vocabulary
 from mvspec.compiler.stages import compile_stages
 from mvspec.errors import ParseError
-from mvspec.runtime.reading import read_layouts
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
 
 __all__ = ["LEAST", "SETS", "Examples", "Marked", "collect", "marked_document", "marked_text",
            "read_corpus"]  # fmt: skip

@@ -29,7 +29,7 @@ from rich.progress import track
 from study import Records, mean_error, publish, read_documents, start, table
 
 from mvspec import MvspecError
-from mvspec.runtime.model import load
+from mvspec.runtime.engine.model import load
 
 STRENGTHS = (0.001, 0.01, 0.1)
 """Inverse regularisation, chosen on validation documents."""

@@ -14,15 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from problems import problems
+from reading import read_layouts
 from rich.progress import track
 from study import Records, mean_error, publish, read_documents, start, table
 
 from mvspec import Document, Parallel
 from mvspec.compiler import Layout, Vocabulary
 from mvspec.compiler.stages import compile_stages
-from mvspec.runtime.model import load
-from mvspec.runtime.reading import read_layouts
-from mvspec.syntax import MULTIVERSE, UNTAGGED, Syntax
+from mvspec.forms.syntax import MULTIVERSE, UNTAGGED, Syntax
+from mvspec.runtime.engine.model import load
 
 LOWERINGS = ("multiverse", "shared(1)", "shared(8)", "shared(64)", "sequential")
 

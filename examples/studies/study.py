@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mvspec import Document, Message, MvspecError, Parallel, Think
-from mvspec.node import Node
+from mvspec.tree.node import Node
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

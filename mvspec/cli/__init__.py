@@ -31,7 +31,7 @@ from mvspec.cli import (
     train,
     view,
 )
-from mvspec.console import Commands
+from mvspec.cli.console import Commands
 
 __all__ = ["app"]
 

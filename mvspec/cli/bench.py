@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from mvspec.cli.console import print_table
 from mvspec.cli.options import Json, Model, as_given, needs
-from mvspec.console import print_table
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 
 __all__ = ["bench"]
 

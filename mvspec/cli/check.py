@@ -10,14 +10,14 @@ from typing import Annotated
 
 import typer
 
-from mvspec.check import check_record, other_forms
+from mvspec.cli.console import Summary, print_table, progress
 from mvspec.cli.options import Field, Form, Inputs, Json, Workers, apart
-from mvspec.console import Summary, print_table, progress
-from mvspec.records import Record, read_records
-from mvspec.repaired import Policy, fixed, log_path
-from mvspec.syntax import MULTIVERSE
-from mvspec.views import visible
-from mvspec.workers import ordered_map
+from mvspec.data.check import check_record, other_forms
+from mvspec.data.fix import Policy, fixed, log_path
+from mvspec.data.parallel_map import ordered_map
+from mvspec.data.records import Record, read_records
+from mvspec.forms.syntax import MULTIVERSE
+from mvspec.view.terminal import visible
 
 __all__ = ["check"]
 

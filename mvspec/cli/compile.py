@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
+from mvspec.cli.console import print_table
 from mvspec.cli.options import Field, Form, Lowering, Tokenizer, Workers, needs
-from mvspec.console import print_table
-from mvspec.syntax import MULTIVERSE
+from mvspec.forms.syntax import MULTIVERSE
 
 __all__ = ["compile_records"]
 
@@ -74,10 +74,10 @@ def compile_records(
     for option in [name for name, given in written.items() if given and not output]:
         raise typer.BadParameter("needs -o: it is about what is written", param_hint=option)
     with needs("engine", "compile"):
-        from mvspec.compiler.conversation import Fields
-        from mvspec.compiler.emit import STAGES, print_stage
-        from mvspec.compiler.rows import open_rows
+        from mvspec.cli.print_stages import STAGES, print_stage
         from mvspec.compiler.tokenizer import load_vocabulary
+        from mvspec.data.conversation import Fields
+        from mvspec.data.rows import open_rows
     if stage not in STAGES:
         raise typer.BadParameter(
             f"{stage!r} is not one of {', '.join(STAGES)}", param_hint="--emit"

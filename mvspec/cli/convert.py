@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
+from mvspec.cli.console import progress
 from mvspec.cli.options import READABLE, Field, Inputs, apart, known_form
-from mvspec.console import progress
-from mvspec.convert import convert_records
+from mvspec.data.convert import convert_records
+from mvspec.data.records import is_one_text, read_records
 from mvspec.forms import FORMS, JSON
-from mvspec.records import is_one_text, read_records
-from mvspec.syntax import MULTIVERSE
-from mvspec.views import visible
+from mvspec.forms.syntax import MULTIVERSE
+from mvspec.view.terminal import visible
 
 __all__ = ["convert"]
 

@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from mvspec.cli.console import print_table
 from mvspec.cli.options import needs
-from mvspec.console import print_table
-from mvspec.views import visible
+from mvspec.view.terminal import visible
 
 __all__ = ["curate"]
 

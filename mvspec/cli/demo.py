@@ -26,9 +26,9 @@ def demo(
 ) -> None:
     """Run eight questions about a text at once, and a verdict; measure it against one by one."""
     with needs("engine", "demo"):
-        from mvspec.runtime.adaptive_demo import show_adaptive_demo
         from mvspec.runtime.console import show_demo
-        from mvspec.runtime.demo import document
+        from mvspec.runtime.tasks.adaptive_demo import show_adaptive_demo
+        from mvspec.runtime.tasks.demo import document
     with as_given():
         if adaptive:
             show_adaptive_demo(model, count=problems, timeline=timeline)

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from mvspec.cli.console import print_table
 from mvspec.cli.options import Json, Model, as_given, needs
 from mvspec.cli.stats import counter_of
-from mvspec.console import print_table
-from mvspec.records import InputError
-from mvspec.views import visible
+from mvspec.data.records import InputError
+from mvspec.view.terminal import visible
 
 __all__ = ["app"]
 
@@ -157,7 +157,7 @@ def run(
         problem = len(found.left_out) + len(found.missing)
     else:
         with needs("engine", "eval"):
-            from mvspec.limits import Limits
+            from mvspec.law.limits import Limits
             from mvspec.runtime import Options, Sampling
             from mvspec.runtime.evaluation.engines import load_engine
             from mvspec.runtime.evaluation.generation import Generation, prompt_of

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from mvspec.data.records import InputError, is_readable
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS, JSON
-from mvspec.records import InputError, is_readable
 
 __all__ = [
     "READABLE",

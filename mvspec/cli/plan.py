@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mvspec.cli.options import Json, Model, as_given, needs
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 
 __all__ = ["plan"]
 

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from mvspec.cli.options import Json, Model, Timeline, as_given, needs
-from mvspec.limits import Limits
-from mvspec.records import InputError
+from mvspec.data.records import InputError
+from mvspec.law.limits import Limits
 
 __all__ = ["run"]
 

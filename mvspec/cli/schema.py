@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mvspec.schema import document_schema
+from mvspec.tree.schema import document_schema
 
 __all__ = ["schema"]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mvspec.cli.options import as_given, needs
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 
 __all__ = ["serve"]
 

@@ -11,14 +11,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from mvspec.check import read_document, report
 from mvspec.cli.options import Field, Form, Inputs, Lowering, OnlyRecords, apart, needs
+from mvspec.data.check import read_document, report
+from mvspec.data.records import InputError, Record, read_records
 from mvspec.errors import Source
-from mvspec.html.notebook import HTML_LIMIT, tree_html
-from mvspec.ir import Document
-from mvspec.records import InputError, Record, read_records
-from mvspec.syntax import MULTIVERSE
-from mvspec.views import TEXT_LIMIT, least_width, tree_rich, visible
+from mvspec.forms.syntax import MULTIVERSE
+from mvspec.tree.ir import Document
+from mvspec.view.notebook import HTML_LIMIT, tree_html
+from mvspec.view.terminal import TEXT_LIMIT, least_width, tree_rich, visible
 
 __all__ = ["show"]
 
@@ -115,8 +115,8 @@ def draw_masks(
     """Write the pictures of titled documents' layouts to a file."""
     with needs("engine", "show --mask"):
         from mvspec.compiler import compile_document
-        from mvspec.compiler.picture import write_pictures
         from mvspec.compiler.tokenizer import load_vocabulary
+        from mvspec.view.layout_page import write_pictures
     vocabulary = load_vocabulary(tokenizer)
     layouts = [(title, compile_document(each, vocabulary, lowering)) for title, each in documents]
     write_pictures(path, layouts, vocabulary)

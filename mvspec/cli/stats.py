@@ -8,15 +8,15 @@ from typing import Annotated
 
 import typer
 
-from mvspec.check import read_document
+from mvspec.cli.console import corpus_table, documents_table, print_table, progress
 from mvspec.cli.options import Field, Form, Inputs, Json, needs
-from mvspec.console import corpus_table, documents_table, print_table, progress
+from mvspec.data.check import read_document
+from mvspec.data.records import InputError, read_records
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS
-from mvspec.metrics import Corpus, Counter, Metrics, count_words, measure, token_counter
-from mvspec.records import InputError, read_records
-from mvspec.syntax import MULTIVERSE, Syntax
-from mvspec.views import visible
+from mvspec.forms.syntax import MULTIVERSE, Syntax
+from mvspec.law.metrics import Corpus, Counter, Metrics, count_words, measure, token_counter
+from mvspec.view.terminal import visible
 
 __all__ = ["stats"]
 

@@ -10,14 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from mvspec.cli.console import progress
 from mvspec.cli.options import Field, Form, Inputs, OnlyRecords, Workers, apart, as_given, needs
 from mvspec.cli.show import selected
-from mvspec.console import progress
-from mvspec.html.page import Page, own_output
-from mvspec.html.records import Lay, holds, sheet_of
-from mvspec.records import Record, read_records
-from mvspec.syntax import MULTIVERSE
-from mvspec.workers import ordered_map
+from mvspec.data.parallel_map import ordered_map
+from mvspec.data.records import Record, read_records
+from mvspec.forms.syntax import MULTIVERSE
+from mvspec.view.page import Page, own_output
+from mvspec.view.records import Lay, holds, sheet_of
 
 __all__ = ["view"]
 

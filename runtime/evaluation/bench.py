@@ -14,8 +14,8 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from mvspec.records import InputError
-from mvspec.runtime.engine import TorchEngine
+from mvspec.data.records import InputError
+from mvspec.runtime.engine.torch_engine import TorchEngine
 from mvspec.runtime.evaluation.plots import Curve, Panel, write_plot
 from mvspec.runtime.evaluation.progress import progress
 from mvspec.runtime.evaluation.speed import Grid, Measured, measure_grid

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 from mvspec.runtime.evaluation.verdict import Verdict
 
 __all__ = ["find_checker", "grade"]

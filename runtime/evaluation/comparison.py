@@ -9,12 +9,12 @@ from typing import Any
 from rich.box import SIMPLE
 from rich.table import Table
 
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 from mvspec.runtime.evaluation.results import Run
 from mvspec.runtime.evaluation.sample import Sample
 from mvspec.runtime.evaluation.statistics import Paired, paired
 from mvspec.runtime.evaluation.summary import ALL
-from mvspec.views import visible
+from mvspec.view.terminal import visible
 
 __all__ = ["Comparison", "compare_runs", "comparison_table"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 from mvspec.runtime.evaluation.plots import Curve, Panel, write_plot
 from mvspec.runtime.evaluation.results import Run
 from mvspec.runtime.evaluation.summary import problems_of, summarise

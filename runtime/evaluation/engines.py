@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from mvspec.runtime.engine import TorchEngine
+from mvspec.runtime.engine.torch_engine import TorchEngine
 
 if TYPE_CHECKING:
     from mvspec.runtime.serving.engine import SGLangEngine

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from mvspec.builder import document, user
 from mvspec.compiler.plan import Extend
 from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
-from mvspec.ir import Document
-from mvspec.limits import Limits
-from mvspec.runtime.engine import TorchEngine
+from mvspec.forms.syntax import MULTIVERSE, UNTAGGED
+from mvspec.law.limits import Limits
+from mvspec.law.tags import Tag
+from mvspec.runtime.engine.torch_engine import TorchEngine
 from mvspec.runtime.evaluation.engines import model_name
 from mvspec.runtime.evaluation.graded import graded
 from mvspec.runtime.evaluation.grading import Graders
@@ -22,8 +22,9 @@ from mvspec.runtime.evaluation.problem import Problem
 from mvspec.runtime.evaluation.sample import Key, Sample, shape_of
 from mvspec.runtime.evaluation.tasks import Task
 from mvspec.runtime.options import Options
-from mvspec.runtime.trace import Trace
-from mvspec.syntax import MULTIVERSE, UNTAGGED, Tag
+from mvspec.trace import Trace
+from mvspec.tree.builder import document, user
+from mvspec.tree.ir import Document
 
 if TYPE_CHECKING:
     from mvspec.runtime.serving.engine import SGLangEngine

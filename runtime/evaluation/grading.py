@@ -18,8 +18,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from mvspec.data.parallel_map import settle
 from mvspec.runtime.evaluation.verdict import Verdict
-from mvspec.workers import settle
 
 __all__ = ["Graders", "graders"]
 

@@ -17,17 +17,17 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from mvspec.builder import gen
 from mvspec.compiler.masks import additive_mask, pad_batch
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Generate
 from mvspec.compiler.planning import plan_layout
 from mvspec.errors import Unsupported
-from mvspec.limits import Limits
-from mvspec.runtime.engine import TorchEngine
+from mvspec.law.limits import Limits
+from mvspec.law.tags import Tag
+from mvspec.runtime.engine.torch_engine import TorchEngine
 from mvspec.runtime.evaluation.generation import written_text
 from mvspec.runtime.options import Options
 from mvspec.runtime.sampling import Sampling
-from mvspec.syntax import Tag
+from mvspec.tree.builder import gen
 
 __all__ = ["NAME", "MvspecLM"]
 

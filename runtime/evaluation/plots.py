@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 
 __all__ = ["Curve", "Panel", "check_plot", "write_plot"]
 

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mvspec.compiler.conversation import BadRecord, row_value
-from mvspec.compiler.rows import Row, Rows, open_hub, open_rows
-from mvspec.records import InputError
+from mvspec.data.conversation import BadRecord, row_value
+from mvspec.data.records import InputError
+from mvspec.data.rows import Row, Rows, open_hub, open_rows
 
 __all__ = ["IDS", "BadRow", "Columns", "Problem", "digest", "open_problems", "read_problems"]
 

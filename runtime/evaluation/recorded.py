@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mvspec.compiler.conversation import BadRecord, row_value, step_into
-from mvspec.compiler.rows import Row, Rows
-from mvspec.records import InputError
+from mvspec.data.conversation import BadRecord, row_value, step_into
+from mvspec.data.records import InputError
+from mvspec.data.rows import Row, Rows
 from mvspec.runtime.evaluation.problem import IDS, Columns, Problem
 
 __all__ = ["Recorded", "match_outputs"]

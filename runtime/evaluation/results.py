@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 from mvspec.runtime.evaluation.sample import Key, Sample
 
 __all__ = ["Results", "Run", "open_results", "read_run"]

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from mvspec.check import read_document
+from mvspec.data.check import read_document
+from mvspec.data.records import Record
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS
-from mvspec.ir import Parallel
-from mvspec.metrics import Counter, Metrics, measure
-from mvspec.records import Record
-from mvspec.syntax import MULTIVERSE
+from mvspec.forms.syntax import MULTIVERSE
+from mvspec.law.metrics import Counter, Metrics, measure
+from mvspec.tree.ir import Parallel
 
 __all__ = ["Key", "Sample", "Shape", "final_text", "shape_of"]
 

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mvspec.errors import MvspecError
-from mvspec.runtime.engine import TorchEngine
+from mvspec.runtime.engine.torch_engine import TorchEngine
 from mvspec.runtime.evaluation.shapes import Ids, Shape, replay, shape_of_degree, token_ids
 from mvspec.runtime.options import Options
 from mvspec.runtime.serving.engine import SGLangEngine

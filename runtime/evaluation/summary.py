@@ -11,10 +11,10 @@ import numpy as np
 from rich.box import SIMPLE
 from rich.table import Table
 
-from mvspec.metrics import Corpus
+from mvspec.law.metrics import Corpus
 from mvspec.runtime.evaluation.sample import Sample
 from mvspec.runtime.evaluation.statistics import Estimate, accuracy
-from mvspec.views import visible
+from mvspec.view.terminal import visible
 
 __all__ = ["Summary", "problems_of", "summaries", "summarise", "summary_table", "troubles"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from string import ascii_uppercase
 from typing import Any
 
-from mvspec.records import InputError
+from mvspec.data.records import InputError
 from mvspec.runtime.evaluation import choice, code
 from mvspec.runtime.evaluation.problem import BadRow, Columns
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mvspec.runtime.events import Forked, Joined, Written
+from mvspec.events import Forked, Joined, Written
 from mvspec.runtime.result import result_of
 from mvspec.runtime.serving.counters import Counters
 from mvspec.runtime.serving.family import Family

@@ -14,7 +14,7 @@ import httpx
 
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
 
 __all__ = ["Endpoint", "HttpEndpoint", "LocalEndpoint", "Send"]
 

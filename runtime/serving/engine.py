@@ -15,14 +15,15 @@ from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported, VerifyError
-from mvspec.runtime.engine import Runnable, plan_for
-from mvspec.runtime.events import Event, Finished
+from mvspec.events import Event, Finished
+from mvspec.forms.syntax import MULTIVERSE, UNTAGGED, Syntax
+from mvspec.law.tags import Tag
+from mvspec.runtime.engine.torch_engine import Runnable, plan_for
 from mvspec.runtime.interrupt import Interrupted
 from mvspec.runtime.options import Options, options_of_each
-from mvspec.runtime.result import Result
 from mvspec.runtime.serving.endpoint import Endpoint, HttpEndpoint, LocalEndpoint
 from mvspec.runtime.serving.job import Job
-from mvspec.syntax import MULTIVERSE, UNTAGGED, Syntax, Tag
+from mvspec.trace import Result
 
 __all__ = ["SGLangEngine"]
 

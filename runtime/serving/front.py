@@ -10,15 +10,16 @@ from copy import copy
 from functools import partial
 from typing import Any
 
-from mvspec.builder import message
 from mvspec.compiler.planning import plan_document
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, ParseError
 from mvspec.forms import parse
-from mvspec.ir import TAG, Document, Message
+from mvspec.law.tags import TAG
 from mvspec.runtime.options import Options
 from mvspec.runtime.serving.marks import has_tags
 from mvspec.runtime.serving.order import KEY, Order
+from mvspec.tree.builder import message
+from mvspec.tree.ir import Document, Message
 
 __all__ = ["Front"]
 

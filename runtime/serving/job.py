@@ -9,12 +9,11 @@ from typing import Any
 
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
-from mvspec.runtime.events import Event
+from mvspec.events import Event
 from mvspec.runtime.options import Options
-from mvspec.runtime.result import Result
 from mvspec.runtime.serving.order import KEY, Order, check_options
 from mvspec.runtime.serving.wire import decode_event, decode_result
-from mvspec.runtime.trace import Trace
+from mvspec.trace import Result, Trace
 
 __all__ = ["Job"]
 

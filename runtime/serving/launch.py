@@ -10,11 +10,11 @@ from pathlib import Path
 
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.data.records import InputError
 from mvspec.errors import MvspecError, Unsupported
-from mvspec.limits import Limits
-from mvspec.records import InputError
+from mvspec.law.limits import Limits
+from mvspec.law.tags import Tag
 from mvspec.runtime.serving.native import NATIVE
-from mvspec.syntax import Tag
 
 __all__ = ["Launch"]
 

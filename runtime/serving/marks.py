@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mvspec.law.tags import Tag
 from mvspec.runtime.sampling import Draw
-from mvspec.syntax import Tag
 
 if TYPE_CHECKING:
     from mvspec.runtime.serving.strand import Strand

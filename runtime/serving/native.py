@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from mvspec.errors import MvspecError, Unsupported
-from mvspec.limits import Limits
-from mvspec.node import verify_error
+from mvspec.law.limits import Limits
 from mvspec.runtime.options import Options
 from mvspec.runtime.sampling import Sampling
 from mvspec.runtime.serving import hooks
 from mvspec.runtime.serving.order import Order
+from mvspec.tree.node import verify_error
 
 __all__ = ["NATIVE", "native_limits", "native_options", "native_order"]
 

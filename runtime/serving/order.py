@@ -15,10 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Op
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import LimitExceeded, Unsupported, VerifyError
-from mvspec.ir import Document, Outline
-from mvspec.node import verify_error
+from mvspec.forms.syntax import UNTAGGED
 from mvspec.runtime.options import Options
-from mvspec.syntax import UNTAGGED
+from mvspec.tree.ir import Document, Outline
+from mvspec.tree.node import verify_error
 
 __all__ = ["KEY", "Order", "check_options"]
 

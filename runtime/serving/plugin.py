@@ -14,7 +14,7 @@ from typing import Any
 
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.serving import hooks, marks
 from mvspec.runtime.serving.adapter import Adapter

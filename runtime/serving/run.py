@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from mvspec.runtime.engine.store import Store
 from mvspec.runtime.request import Request
-from mvspec.runtime.store import Store
 from mvspec.runtime.thread import Live, Token
 
 __all__ = ["Columns", "Run"]

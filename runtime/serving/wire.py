@@ -10,8 +10,7 @@ from typing import Any
 
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.errors import Diagnostic, MvspecError, VerifyError
-from mvspec.runtime.constraint import value_of
-from mvspec.runtime.events import (
+from mvspec.events import (
     Event,
     Forked,
     HoleFilled,
@@ -20,8 +19,8 @@ from mvspec.runtime.events import (
     TakenBack,
     Written,
 )
-from mvspec.runtime.result import Result
-from mvspec.runtime.trace import Trace
+from mvspec.runtime.constraint import value_of
+from mvspec.trace import Result, Trace
 
 __all__ = ["decode_event", "decode_result", "encode_event", "encode_result"]
 

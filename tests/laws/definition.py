@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
-from mvspec.ir import Gen, Message, Parallel, Text, Think
-from mvspec.node import Node
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
+from mvspec.tree.ir import Gen, Message, Parallel, Text, Think
+from mvspec.tree.node import Node
 
 Place = tuple[tuple[int, int], ...]
 

@@ -18,8 +18,8 @@ from qwen import qwen_tokenizer
 from tokenizers import Tokenizer
 
 from mvspec.compiler import Tokens, Vocabulary
-from mvspec.ir import Message
-from mvspec.syntax import Tag
+from mvspec.law.tags import Tag
+from mvspec.tree.ir import Message
 
 __all__ = ["TOKENIZERS", "Block", "blocks", "nfc", "pairs", "place_tokens", "tag_at"]
 

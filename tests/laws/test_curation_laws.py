@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from strategies import texts
 
 import mvspec
-from mvspec.compiler.rows import Row
 from mvspec.compiler.sequential import flatten
 from mvspec.curation import (
     Answer,
@@ -27,7 +26,8 @@ from mvspec.curation import (
     split_sentences,
 )
 from mvspec.curation.sentences import numbered
-from mvspec.ir import Document, Text, Think
+from mvspec.data.rows import Row
+from mvspec.tree.ir import Document, Text, Think
 
 CODES = {
     "schema", "length", "blocked", "empty", "parse", "group", "frame", "rewrite", "content",

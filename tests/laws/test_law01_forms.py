@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from strategies import documents, turns
 
 import mvspec
-from mvspec.ir import Document, Message, Parallel, Path, Text, Think
+from mvspec.tree.ir import Document, Message, Parallel, Path, Text, Think
 
 
 @pytest.mark.parametrize("form", READABLE)

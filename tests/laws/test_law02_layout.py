@@ -25,10 +25,10 @@ from mvspec.compiler import (
 )
 from mvspec.compiler.vocabulary import TAGS
 from mvspec.errors import MvspecError, VerifyError
-from mvspec.ir import Message
-from mvspec.step import Step, sees
-from mvspec.structure import Structure
-from mvspec.syntax import Tag
+from mvspec.law.step import Step, sees
+from mvspec.law.structure import Structure
+from mvspec.law.tags import Tag
+from mvspec.tree.ir import Message
 
 MANY = pytest.mark.parametrize("make", TOKENIZERS)
 NESTED = mvspec.parse(CANONICAL).messages[0]

@@ -7,10 +7,10 @@ from hypothesis import given
 from strategies import turns
 
 import mvspec
-from mvspec.ir import Message
-from mvspec.step import Step, sees
-from mvspec.structure import Structure
-from mvspec.syntax import Tag
+from mvspec.law.step import Step, sees
+from mvspec.law.structure import Structure
+from mvspec.law.tags import Tag
+from mvspec.tree.ir import Message
 
 
 def run(events: list[Token], *, strict: bool) -> list[Step]:
@@ -42,7 +42,7 @@ def test_the_strict_machine_takes_every_canonical_turn(message: Message) -> None
     events = tokens(message)
     assert run(events, strict=True) == run(events, strict=False)
     pieces = Structure()
-    for piece in mvspec.syntax.MULTIVERSE.pieces(message):
+    for piece in mvspec.forms.syntax.MULTIVERSE.pieces(message):
         pieces.feed(piece.tag or piece.text, width=1 if piece.tag else len(piece.text))
     assert pieces.count == len(events)
     assert pieces.expect(0).end

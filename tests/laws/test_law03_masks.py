@@ -26,7 +26,7 @@ from mvspec.compiler import (
     pad_batch,
 )
 from mvspec.errors import VerifyError
-from mvspec.ir import Message
+from mvspec.tree.ir import Message
 
 NAMES = ("multiverse", "autoregressive", "sequential", "tree", "official", "shared(1)", "shared(5)")
 NESTED = mvspec.parse(CANONICAL).messages[0]

@@ -23,7 +23,7 @@ from mvspec.compiler import (
 )
 from mvspec.compiler.packing import best_fit
 from mvspec.errors import VerifyError
-from mvspec.ir import Message
+from mvspec.tree.ir import Message
 
 NAMES = ("multiverse", "autoregressive", "sequential", "tree", "official", "shared(1)", "shared(7)")
 NESTED = mvspec.parse(CANONICAL).messages[0]

@@ -15,7 +15,7 @@ from traces import CANONICAL
 import mvspec
 from mvspec.compiler import compile_document, lower, pack
 from mvspec.errors import Unsupported
-from mvspec.ir import Message
+from mvspec.tree.ir import Message
 
 NESTED = mvspec.parse(CANONICAL).messages[0]
 CHAT = chat_tokenizer()

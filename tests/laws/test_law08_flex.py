@@ -28,9 +28,9 @@ from transformers.masking_utils import AttentionMaskInterface  # noqa: E402
 import mvspec as mv  # noqa: E402
 from mvspec.compiler import block_mask  # noqa: E402
 from mvspec.compiler.layout import Layout  # noqa: E402
-from mvspec.ir import Message  # noqa: E402
-from mvspec.limits import Limits  # noqa: E402
+from mvspec.law.limits import Limits  # noqa: E402
 from mvspec.runtime import Options, Result, Sampling, TorchEngine  # noqa: E402
+from mvspec.tree.ir import Message  # noqa: E402
 
 TOKENIZER = chat()
 NESTED = mv.parse(CANONICAL).messages[0]

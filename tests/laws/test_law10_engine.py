@@ -21,7 +21,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 import mvspec as mv  # noqa: E402
 from mvspec.compiler import plan_layout  # noqa: E402
-from mvspec.limits import Limits  # noqa: E402
+from mvspec.law.limits import Limits  # noqa: E402
 from mvspec.runtime import Options, Result, Sampling  # noqa: E402
 
 ENGINES = {

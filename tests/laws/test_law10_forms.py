@@ -13,7 +13,7 @@ from traces import CANONICAL
 
 import mvspec
 from mvspec.forms import FORMS
-from mvspec.parser import apply
+from mvspec.forms.parser import apply
 
 BARE_JOIN = re.compile(r"(?:|<C[a-z]*|<Conclusion>\s*(?:</?[A-Za-z]*)?)\Z")
 HALF = re.compile(r"(\\?u[dD][89abAB]..)?(\\?(u[0-9a-fA-F]{0,3})?)?|[0-9a-fA-F]{1,3}")
@@ -137,7 +137,7 @@ def test_a_trace_that_is_none(text: str) -> None:
 @pytest.mark.parametrize("size", [40, 400])
 def test_hard_cases(form: str, size: int) -> None:
     syntax = FORMS[form]
-    for tag in mvspec.syntax.Tag:
+    for tag in mvspec.forms.syntax.Tag:
         written = syntax.written(tag, "1")
         for glue in ("", "\n", " x "):
             check((written + glue) * size, form)

@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mvspec
-from mvspec.limits import Limits
-from mvspec.structure import Structure
-from mvspec.syntax import Tag
-from mvspec.thread import Event
+from mvspec.law.limits import Limits
+from mvspec.law.structure import Structure
+from mvspec.law.tags import Tag
+from mvspec.law.thread import Event
 
 # Pieces that a tokenizer could have, chosen to be awkward: newlines with text around them, parts
 # of tags and of labels.

@@ -11,8 +11,8 @@ from strategies import canonical_texts, mutated, soup
 from traces import CANONICAL
 
 import mvspec
-from mvspec.parser import apply
-from mvspec.syntax import Tag
+from mvspec.forms.parser import apply
+from mvspec.law.tags import Tag
 
 
 def check(text: str) -> None:

@@ -21,7 +21,7 @@ def main(folder: str) -> None:
 
     import mvspec as mv
     from mvspec.errors import Unsupported
-    from mvspec.limits import Limits
+    from mvspec.law.limits import Limits
     from mvspec.runtime import Options, Sampling, SGLangEngine, TorchEngine, Written
 
     served: Any = sglang.Engine(

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import mvspec as mv
 from mvspec.compiler import additive_mask
-from mvspec.runtime.trace import Trace
+from mvspec.trace import Trace
 
 __all__ = ["Reference", "random_document"]
 

@@ -25,10 +25,10 @@ from transformers import AutoTokenizer
 
 import mvspec as mv
 from mvspec.compiler import plan_document
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Sampling
 from mvspec.runtime.serving.order import KEY, Order
-from mvspec.runtime.trace import Trace
+from mvspec.trace import Trace
 
 
 class Soak:

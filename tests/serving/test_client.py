@@ -19,7 +19,7 @@ from served import Served
 
 import mvspec as mv
 from mvspec.compiler.plan import ExecutionPlan
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 from mvspec.runtime import (
     Finished,
     HoleFilled,
@@ -28,11 +28,10 @@ from mvspec.runtime import (
     TakenBack,
     Written,
 )
-from mvspec.runtime.result import Result
 from mvspec.runtime.serving.job import Job
 from mvspec.runtime.serving.order import KEY, Order
 from mvspec.runtime.serving.wire import decode_result, encode_event, encode_result
-from mvspec.runtime.trace import Trace
+from mvspec.trace import Result, Trace
 
 
 class Count(BaseModel):

@@ -17,7 +17,7 @@ from tiny import chat
 
 import mvspec as mv
 from mvspec.errors import MvspecError, Unsupported, VerifyError
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 from mvspec.runtime import Interrupted, Options, SGLangEngine, Written
 from mvspec.runtime.serving.job import Job
 

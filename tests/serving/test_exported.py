@@ -22,9 +22,9 @@ from typer.testing import CliRunner
 from mvspec.cli import app
 from mvspec.compiler import compile_document
 from mvspec.errors import MvspecError
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Result, SGLangEngine, TorchEngine
-from mvspec.runtime.arithmetic import (
+from mvspec.runtime.tasks.arithmetic import (
     TINY,
     Problem,
     arithmetic_model,
@@ -34,7 +34,7 @@ from mvspec.runtime.arithmetic import (
     question_of,
     solve,
 )
-from mvspec.runtime.examination import UNHELD, mark, means
+from mvspec.runtime.tasks.examination import UNHELD, mark, means
 from mvspec.training import LanguageModel, LayoutData, Optimizer
 
 NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"

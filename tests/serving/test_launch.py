@@ -21,12 +21,12 @@ from typer.testing import CliRunner
 import mvspec as mv
 from mvspec.cli import app
 from mvspec.compiler import plan_document
+from mvspec.data.records import InputError
 from mvspec.errors import MvspecError, Unsupported
-from mvspec.limits import Limits
-from mvspec.records import InputError
+from mvspec.forms.syntax import MULTIVERSE, UNTAGGED
+from mvspec.law.limits import Limits
 from mvspec.runtime import Options, SGLangEngine
 from mvspec.runtime.serving.launch import Launch
-from mvspec.syntax import MULTIVERSE, UNTAGGED
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import mvspec as mv
 from mvspec.compiler import plan_document, plan_layout
 from mvspec.runtime import Options
 from mvspec.runtime.serving.order import KEY, Order
-from mvspec.runtime.trace import Trace
+from mvspec.trace import Trace
 
 NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
 

@@ -13,7 +13,7 @@ from packaging.version import Version
 from served import Served
 
 import mvspec as mv
-from mvspec.limits import Limits
+from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Sampling
 
 USER: Any = {"role": "user", "content": "Well?"}

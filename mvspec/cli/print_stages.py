@@ -1,0 +1,206 @@
+"""What a stage of the compiler made of a record, as lines for people."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+from mvspec.compiler.cost import plan_cost
+from mvspec.compiler.layout import Layout
+from mvspec.compiler.plan import Adaptive
+from mvspec.compiler.planning import plan_document
+from mvspec.compiler.segments import Segment
+from mvspec.compiler.stages import Stages, compile_stages, segments_of
+from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.data.conversation import BadRecord, Fields, read_row
+from mvspec.data.records import InputError
+from mvspec.data.rows import Rows
+from mvspec.errors import MvspecError
+from mvspec.tree.ir import Document
+from mvspec.view.terminal import tree_rich, visible
+
+__all__ = ["STAGES", "emit", "print_stage"]
+
+STAGES = ("ir", "segments", "layout", "plan")
+
+_AUTHORS = {"model": "green", "engine": "yellow", "outside": "cyan", "template": "blue"}
+_TEXT = 60
+"""Characters of a segment that are shown."""
+
+
+def emit(
+    stage: str,
+    document: Document,
+    tokenizer: Any,
+    lowering: str = "multiverse",
+    *,
+    forced_loss: bool = False,
+) -> Iterator[RenderableType]:
+    """Yield what a stage made of a document, line by line.
+
+    Args:
+        stage: a name in `STAGES`. "ir" is the tree; "segments" what is tokenised on its own;
+            "layout" the tokens with position, thread and what they may not see; "plan" what an
+            engine would run.
+
+    Raises:
+        MvspecError: the document cannot be compiled that far.
+    """
+    if stage == "ir":
+        yield tree_rich(document, None)
+    elif stage == "segments":
+        yield from segment_lines(segments_of(document, Vocabulary.of(tokenizer), lowering))
+    elif stage == "plan":
+        plan = plan_document(document, tokenizer)
+        yield Text(str(plan))
+        if not any(isinstance(op, Adaptive) for op in plan.ops):
+            yield Text(str(plan_cost(plan)))
+    else:
+        stages = compile_stages(document, tokenizer, lowering, forced_loss=forced_loss)
+        yield from layout_lines(stages, tokenizer)
+
+
+def print_stage(
+    stage: str,
+    rows: Rows,
+    fields: Fields,
+    vocabulary: Vocabulary,
+    lowering: str = "multiverse",
+    *,
+    forced_loss: bool = False,
+) -> int:
+    """Print what a stage makes of every record; return of how many it makes nothing.
+
+    Colours and folding are for terminals only.
+    """
+    console = Console()
+    bad = printed = 0
+    for row in rows.read():
+        try:
+            name, document = read_row(row, fields)
+            lines = emit(stage, document, vocabulary, lowering, forced_loss=forced_loss)
+            first = next(lines)
+        except BadRecord as error:
+            bad += 1
+            print(_where(error), file=sys.stderr)
+            continue
+        except MvspecError as error:
+            bad += 1
+            print(visible(f"{row.place}: {error}"), file=sys.stderr)
+            continue
+        title = Text(visible(name), "bold underline")
+        for line in ([Text("")] if printed else []) + [title, first, *lines]:
+            if isinstance(line, Text) and not console.is_terminal:
+                # Rich takes its time with every line, and a layout has thousands.
+                print(line.plain)
+            else:
+                console.print(line, soft_wrap=isinstance(line, Text))
+        printed += 1
+    if not printed and not bad:
+        raise InputError("there is no record in the input")
+    return bad
+
+
+def _where(error: BadRecord) -> str:
+    entry = error.entry
+    place = ":".join(str(entry[key]) for key in ("place", "line", "column") if key in entry)
+    return visible(f"{place}: {entry['reason']} [{entry['code']}]")
+
+
+def segment_lines(parts: list[Segment]) -> Iterator[Text]:
+    """Yield a line for each segment: its author and its text."""
+    yield Text("author    text", "bold")
+    for part in parts:
+        if part.hole:
+            text = f"hole {part.hole.name}, at most {part.hole.max_tokens} tokens"
+        elif part.tag and not part.text:
+            text = f"{part.tag}, not written"
+        else:
+            text = quoted(part.text, _TEXT)
+        yield Text.assemble((f"{part.author:<10}", _AUTHORS[part.author]), text)
+
+
+def layout_lines(stages: Stages, tokenizer: Any) -> Iterator[Text]:
+    """Yield a line for each token of a layout, below a line of totals.
+
+    Columns: index, id, position, parent (-1: none), whether it carries loss, its author and path
+    (where the layout keeps the text's order), the keys that are hidden from it, its text.
+    """
+    layout = stages.layout
+    yield Text(totals(stages), "bold")
+    author, thread = _origins(stages)
+    texts = token_texts(layout.input_ids, tokenizer)
+    hides = [hidden(layout, index) for index in range(len(layout))]
+    rows = [
+        (
+            str(index),
+            str(layout.input_ids[index]),
+            str(layout.position_ids[index]),
+            str(layout.parent[index]),
+            "loss" if layout.loss_mask[index] else "",
+            author[index],
+            thread[index],
+            hides[index],
+        )
+        for index in range(len(layout))
+    ]
+    names = ("index", "id", "position", "parent", "loss", "author", "path", "hidden")
+    widths = [max(map(len, column)) for column in zip(names, *rows, strict=True)]
+    yield Text("  ".join([*map(_pad, names, widths, range(8)), "text"]), "bold")
+    depth = {"": ""}
+    for row, text in zip(rows, texts, strict=True):
+        style = depth.setdefault(row[6], _STYLES[len(depth) % len(_STYLES)])
+        line = "  ".join(map(_pad, row, widths, range(8)))
+        yield Text.assemble((line, "dim" if not row[4] else ""), "  ", (quoted(text), style))
+
+
+_STYLES = ("cyan", "yellow", "green", "magenta", "blue", "red")
+
+
+def _pad(cell: str, width: int, column: int) -> str:
+    return cell.rjust(width) if column < 4 else cell.ljust(width)
+
+
+def totals(stages: Stages) -> str:
+    """Return the length, the degree of parallelism and the loss of a layout in a line."""
+    layout = stages.layout
+    loss = int(layout.loss_mask.sum())
+    last = int(layout.position_ids.max(initial=-1))
+    return (
+        f"{len(layout):,} tokens, positions 0 to {last:,}, "
+        f"degree of parallelism {stages.parallelism():.3f}, {loss:,} with loss, "
+        f"depth {layout.depth} ({stages.lowering})"
+    )
+
+
+def _origins(stages: Stages) -> tuple[list[str], list[str]]:
+    tokens = stages.tokens
+    if stages.reordered:
+        blank = [""] * len(stages.layout)
+        return blank, blank
+    authors = np.where(tokens.free, "model", np.where(tokens.forced, "engine", "prompt"))
+    return authors.tolist(), stages.threads()
+
+
+def hidden(layout: Layout, index: int) -> str:
+    """Return the intervals of keys that a token may not see, as "12-40, 50-60" (ends included)."""
+    pairs = zip(layout.hide_lo[:, index].tolist(), layout.hide_hi[:, index].tolist(), strict=True)
+    return ", ".join(f"{lo}-{hi - 1}" for lo, hi in pairs if lo < hi)
+
+
+def token_texts(ids: Any, tokenizer: Any) -> list[str]:
+    """Return the text of each token; a token that is part of a character shows as �."""
+    backend = Vocabulary.of(tokenizer).backend
+    texts: list[str] = backend.decode_batch([[int(i)] for i in ids], skip_special_tokens=False)
+    return texts
+
+
+def quoted(text: str, limit: int | None = None) -> str:
+    """Return `text` on one line: newlines as ⏎, other invisible characters as pictures."""
+    shown = text if limit is None or len(text) <= limit else f"{text[: limit - 1]}…"
+    return "'" + visible(shown).replace("\n", "⏎") + "'"

@@ -1,0 +1,206 @@
+"""Adaptive Parallel Reasoning: a trace of a parent's calls and of its sub searches, as JSON.
+
+    {"main_calls": [...], "sub_calls": [[{"main_calls": [...], "sub_calls": []}, ...], ...]}
+
+A call of the parent ends where it spawns (`<Calling Sub Searches>`: outlines); the next call
+repeats it with what the searches found in the spawn's place (`<Sub Searches>`: the conclusion).
+The searches' own texts are the paths. A trace holds spawn and join only together, so the whole
+trace is the text of this form; it may be spelled like any JSON. (APR's Countdown generator.)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cache
+from typing import Any
+
+from lark import Token, Transformer
+
+from mvspec.forms.can_hold import refusal
+from mvspec.forms.grammar import Grammar, Mismatch, run_pattern
+from mvspec.forms.syntax import Syntax, tags
+from mvspec.law.tags import Tag
+from mvspec.tree.ir import Conclusion, Document, Goal, Message, Outline, Parallel, Path, Text, Think
+
+__all__ = ["APR", "Trace", "read_apr", "refuse_apr", "trace_of", "write_apr"]
+
+APR = Syntax(
+    "apr",
+    tags=tags(
+        {
+            Tag.GOAL: "<Calling Sub Searches>",
+            Tag.END_GOAL: "<End Calling Sub Searches>",
+            Tag.OUTLINE: "<Start Sub Search {} at level 1>",
+            Tag.CONCLUSION: "<Sub Searches>",
+            Tag.END_CONCLUSION: "<End Sub Searches>",
+        },
+        "",
+    ),
+    counted=True,
+    max_depth=1,
+    ordered=False,
+)
+
+Trace = dict[str, list[Any]]
+"""`main_calls` and `sub_calls`."""
+
+CALLING, END_CALLING = APR.written(Tag.GOAL) + "\n", APR.written(Tag.END_GOAL) + "\n"
+SUB, END_SUB = APR.written(Tag.CONCLUSION) + "\n", APR.written(Tag.END_CONCLUSION) + "\n"
+START = re.compile(r"<Start Sub Search ([0-9]+) at level 1> ([^\n]*)\n")
+
+
+def read_apr(text: str) -> Document:
+    """Return the document of a trace.
+
+    Raises:
+        Mismatch: it is no JSON, or no trace as APR makes it.
+    """
+    try:
+        trace = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Mismatch(str(error)) from None
+    calls, searches = shape(trace)
+    last = calls[-1]
+    body: list[Text | Parallel] = []
+    joins = 0
+    for item in _grammar().parse(last):
+        if isinstance(item, Token):
+            body.append(text_of(item, end=item.type == "TAIL"))
+            continue
+        at, found = item
+        if joins == len(searches):
+            raise Mismatch("a join without a spawn")
+        body.append(_block(calls[joins], last[:at], searches[joins], found))
+        joins += 1
+    if joins < len(searches):
+        raise Mismatch("a spawn without a join")
+    return Document(messages=(Message(role="assistant", body=tuple(body)),))
+
+
+def shape(trace: Any) -> tuple[list[str], list[list[str]]]:
+    """Return the parent's calls, and the texts of the searches of each spawn.
+
+    Raises:
+        Mismatch: the value is no trace with one level of searches.
+    """
+    calls, searches = _lists(trace)
+    if len(calls) != len(searches) + 1 or not all(isinstance(call, str) for call in calls):
+        raise Mismatch("a trace has one call more than spawns")
+    texts: list[list[str]] = []
+    for group in searches:
+        if not isinstance(group, list) or not group:
+            raise Mismatch("a spawn has searches")
+        texts.append([])
+        for child in group:
+            own, below = _lists(child)
+            if below or len(own) != 1 or not isinstance(own[0], str):
+                raise Mismatch("a search is one call")
+            texts[-1].append(own[0])
+    return calls, texts
+
+
+def _lists(trace: Any) -> tuple[list[Any], list[Any]]:
+    if not isinstance(trace, dict) or set(trace) != {"main_calls", "sub_calls"}:
+        raise Mismatch("a trace has main_calls and sub_calls")
+    calls, searches = trace["main_calls"], trace["sub_calls"]
+    if not isinstance(calls, list) or not isinstance(searches, list):
+        raise Mismatch("main_calls and sub_calls are lists")
+    return calls, searches
+
+
+def text_of(text: str, *, end: bool = False) -> Text:
+    """Return a run of a call as a text; its newline belongs to the form, but at the end."""
+    said = str(text) if end else text[:-1]
+    if not said or not (end or text.endswith("\n")):
+        raise Mismatch("a text ends with a newline")
+    return Text(text=said)
+
+
+def _block(call: str, before: str, searches: list[str], found: str) -> Parallel:
+    spawn = call[len(before) :]
+    if not call.startswith(before) or not spawn.startswith(CALLING):
+        raise Mismatch("a call is the one before it, with the join in the spawn's place")
+    starts = START.findall(spawn)
+    lines = [line for _, line in starts]
+    if spawn != spawn_text(lines) or len(lines) != len(searches):
+        raise Mismatch("a spawn starts each search once")
+    labels = [str(index) for index in range(1, len(lines) + 1)]
+    for each in (*lines, *searches):
+        if "<" in each and APR.marker.search(each):
+            raise Mismatch("a tag stands in a text")
+    return Parallel(
+        goal=Goal(
+            outlines=tuple(Outline(label=a, text=b) for a, b in zip(labels, lines, strict=True))
+        ),
+        paths=tuple(
+            Path(label=label, body=(text_of(each),) if each else ())
+            for label, each in zip(labels, searches, strict=True)
+        ),
+        conclusion=Conclusion(body=(text_of(found),) if found else ()),
+    )
+
+
+def spawn_text(lines: list[str]) -> str:
+    """Return the end of a call that spawns a search for each line."""
+    starts = (f"{APR.written(Tag.OUTLINE, str(k))} {line}\n" for k, line in enumerate(lines))
+    return "".join((CALLING, *starts, END_CALLING))
+
+
+@cache
+def _grammar() -> Grammar:
+    run = run_pattern(APR)
+    terminals = {
+        "TEXT": rf"{run}(?<=\n)(?={SUB})",
+        "TAIL": rf"(?:{run})\Z",
+        "SUB": SUB,
+        "FOUND": rf"{run}(?<=\n)(?={END_SUB})",
+        "_END_SUB": END_SUB,
+    }
+    return Grammar((APR.name,), terminals, _Build(visit_tokens=False))
+
+
+class _Build(Transformer[Token, Any]):
+    """Makes what a call consists of as rules are reduced."""
+
+    def join(self, items: list[Token]) -> tuple[int, str]:
+        start = items[0].start_pos
+        return start or 0, str(items[1]) if len(items) > 1 else ""
+
+    def start(self, items: list[Any]) -> list[Any]:
+        return items
+
+
+def write_apr(message: Message) -> str:
+    """Return a turn as a trace; `refuse_apr` has let it pass."""
+    return json.dumps(trace_of(message), ensure_ascii=False)
+
+
+def trace_of(message: Message) -> Trace:
+    """Return a turn as a trace, not yet spelled as JSON."""
+    calls: list[str] = []
+    searches: list[list[Trace]] = []
+    text = ""
+    for index, item in enumerate(message.body):
+        if isinstance(item, Text):
+            text += item.text + "\n" * (index + 1 < len(message.body))
+        elif isinstance(item, Parallel):
+            calls.append(text + spawn_text([outline.text for outline in item.goal.outlines]))
+            searches.append(
+                [{"main_calls": [said(path.body)], "sub_calls": []} for path in item.paths]
+            )
+            text += SUB + said(item.conclusion.body) + END_SUB
+    return {"main_calls": [*calls, text], "sub_calls": searches}
+
+
+def said(body: tuple[Any, ...]) -> str:
+    """Return the text of a body, each with its newline."""
+    return "".join(f"{item.text}\n" for item in body if isinstance(item, Text))
+
+
+def refuse_apr(message: Message, address: str = "") -> None:
+    """Raise Unsupported for the first node that a trace cannot hold."""
+    for index, item in enumerate(message.body):
+        if isinstance(item, Think):
+            where = f"{address}.body[{index}]".lstrip(".")
+            raise refusal(APR, where, "a trace has no reasoning span: take it out of Think")

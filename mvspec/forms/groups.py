@@ -1,0 +1,156 @@
+"""The parallel plan of step 1 of curation: groups of steps, and what each unit of them does.
+
+    Parallel groups:
+    P1: [S1+S2, S3]
+    Parallel execution plan:
+    P1[parallel reason: S3 needs nothing of S1]:
+      S1+S2: Add, then check.
+      S3: Multiply.
+
+A group is a block, a unit (steps that follow each other are joined by +) an outline whose text
+is its line; paths and conclusions are empty. The reason is a text before its block.
+(Multiverse's curation, step 1, third and fourth prompt.)
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache, lru_cache
+
+from lark import Token, Transformer
+
+from mvspec.forms.can_hold import refusal
+from mvspec.forms.grammar import (
+    NO_CONCLUSION,
+    Grammar,
+    Mismatch,
+    document_of,
+    line_pattern,
+    text_of,
+)
+from mvspec.forms.summary import REASON
+from mvspec.forms.syntax import Syntax, tags
+from mvspec.tree.ir import Document, Goal, Message, Outline, Parallel, Path, Text
+
+__all__ = ["GROUPS", "PLAN", "UNIT", "read_groups", "refuse_groups", "write_groups"]
+
+GROUPS = Syntax("curator-plan", tags=tags({}, ""), counted=True, max_depth=1, ordered=False)
+
+HEAD, PLAN = "Parallel groups:\n", "Parallel execution plan:\n"
+
+_STEP = r"S[0-9]+(?:\.[0-9]+)*"
+UNIT = rf"{_STEP}(?:\+{_STEP})*"
+"""Steps that run one after the other, as one branch."""
+
+_UNIT_LINE = re.compile(rf"({UNIT}): ")
+_REASON = re.compile(REASON)
+
+
+def read_groups(text: str) -> Document:
+    """Return the document of a canonical plan.
+
+    Raises:
+        Mismatch: it is not canonical.
+    """
+    document: Document = _grammar().parse(text)
+    return document
+
+
+@cache
+def _grammar() -> Grammar:
+    line = line_pattern(GROUPS)
+    reason = rf"\[parallel reason: {line}(?<=\]:)"
+    # A group is one terminal: lines are short, and a token costs as much as twenty characters.
+    terminals = {
+        "GROUPS": rf"{HEAD}(?:P[0-9]+: \[{UNIT}(?:, {UNIT})*+\]\n)*+{PLAN}",
+        "GROUP": rf"P[0-9]+(?:{reason}|:)\n(?:  {UNIT}: {line}\n)++",
+    }
+    return Grammar((GROUPS.name,), terminals, _Build(visit_tokens=False))
+
+
+class _Build(Transformer[Token, Document]):
+    """Makes nodes as rules are reduced."""
+
+    def start(self, items: list[Token]) -> Document:
+        named, *groups = items
+        body: list[Text | Parallel] = []
+        heads = [HEAD]
+        for number, item in enumerate(groups, 1):
+            title, _, steps = item.partition("\n  ")
+            name, mark, reason = title[:-1].partition("[")
+            lines = steps[:-1].split("\n  ")
+            heads.append(group_line(number, lines))
+            if name != f"P{number}":
+                raise Mismatch("groups do not count")
+            if mark:
+                body.append(text_of(mark + reason))
+            body.append(group(lines))
+        if "".join((*heads, PLAN)) != named:
+            raise Mismatch("the two lists differ")
+        return document_of(tuple(body))
+
+
+def group(lines: list[str]) -> Parallel:
+    """Return the block of a group from the lines of its units."""
+    paths = tuple([bare_path(index) for index in range(1, len(lines) + 1)])
+    outlines = [
+        Outline.trusted(label=path.label, text=line)
+        for path, line in zip(paths, lines, strict=True)
+    ]
+    return Parallel.trusted(
+        goal=Goal.trusted(outlines=tuple(outlines)), paths=paths, conclusion=NO_CONCLUSION
+    )
+
+
+@lru_cache(1024)
+def bare_path(number: int) -> Path:
+    """Return the path of a number, without text; a node never changes, so blocks may share it."""
+    return Path.trusted(label=str(number), body=())
+
+
+def group_line(number: int, lines: list[str]) -> str:
+    """Return the line of the first list for a group of these units."""
+    return f"P{number}: [{', '.join(line.split(': ', 1)[0] for line in lines)}]\n"
+
+
+def write_groups(message: Message) -> str:
+    """Return a turn as a plan; `refuse_groups` has let it pass."""
+    heads, plans, reason = [HEAD], [PLAN], ""
+    for item in message.body:
+        if isinstance(item, Text):
+            reason = item.text
+        elif isinstance(item, Parallel):
+            lines = [outline.text for outline in item.goal.outlines]
+            heads.append(group_line(len(heads), lines))
+            plans.append(f"P{len(heads) - 1}{reason}:\n")
+            plans += (f"  {line}\n" for line in lines)
+            reason = ""
+    return "".join((*heads, *plans))
+
+
+def refuse_groups(message: Message, address: str = "") -> None:
+    """Raise Unsupported for the first node that a plan cannot hold."""
+    items = message.body
+    for index, item in enumerate(items):
+        where = f"{address}.body[{index}]".lstrip(".")
+        if isinstance(item, Text):
+            last = index + 1 == len(items)
+            if last or not _REASON.fullmatch(item.text):
+                why = "a plan has no text but a line [parallel reason: ...] before a block"
+                raise refusal(GROUPS, where, f"{why}: take it out")
+        elif isinstance(item, Parallel):
+            _refuse_block(item, where)
+        else:
+            raise refusal(GROUPS, where, "a plan has no reasoning span: take it out of Think")
+
+
+def _refuse_block(block: Parallel, address: str) -> None:
+    for index, outline in enumerate(block.goal.outlines):
+        if not _UNIT_LINE.match(outline.text):
+            why = "an outline of a plan names its steps, such as S1+S2: Add"
+            raise refusal(GROUPS, f"{address}.goal.outlines[{index}]", f"{why}: begin it so")
+    for index, path in enumerate(block.paths):
+        if path.body:
+            raise refusal(GROUPS, f"{address}.paths[{index}]", "a plan's paths are empty: empty it")
+    if block.conclusion.body:
+        raise refusal(GROUPS, f"{address}.conclusion", "a plan has no conclusions: empty it")

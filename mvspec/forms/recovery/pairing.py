@@ -1,0 +1,220 @@
+"""Labels: which path belongs to which outline."""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mvspec.forms.recovery.edits import LABEL, NUMBER, Code, Event
+from mvspec.forms.recovery.hidden import without_tags
+from mvspec.law.tags import TAG, Tag
+
+__all__ = ["longest_pairs", "pair_labels"]
+
+_PARTIAL_LABEL = re.compile(rf"\n({NUMBER}\.?)\Z")
+
+
+def pair_labels(text: str, events: list[Event]) -> list[Event]:
+    """Return the tags with a label for every outline and path, and one path for every outline.
+
+    Outlines follow the order of their paths. Equal labels pair in order, as many as can (longest
+    increasing run); between two pairs, what is left pairs as it comes; then outlines without a
+    path get an empty one, and paths without an outline an empty outline. Takes O(n log n).
+    """
+    before: dict[int, list[Event]] = {}
+    open_blocks: list[_Block] = []
+    for index, event in enumerate(events):
+        if event.tag is Tag.PARALLEL:
+            open_blocks.append(_Block(text, events, before))
+        elif event.tag is Tag.OUTLINE:
+            open_blocks[-1].outlines.append(index)
+        elif event.tag is Tag.PATH:
+            open_blocks[-1].paths.append(index)
+        elif event.tag is Tag.END_GOAL:
+            open_blocks[-1].goal_end = index
+        elif event.tag is Tag.CONCLUSION:
+            open_blocks[-1].conclusion = index
+        elif event.tag is Tag.END_PARALLEL:
+            open_blocks.pop().pair()
+    out: list[Event] = []
+    for index, event in enumerate(events):
+        out += before.get(index, ())
+        out.append(event)
+    return out
+
+
+@dataclass(slots=True)
+class _Block:
+    """The tags of one block, by their index."""
+
+    text: str
+    events: list[Event]
+    before: dict[int, list[Event]]  # the tags to write before a tag
+    outlines: list[int] = field(default_factory=list)
+    paths: list[int] = field(default_factory=list)
+    goal_end: int = -1
+    conclusion: int = -1
+
+    def pair(self) -> None:
+        names = [self.label(index) for index in self.outlines]
+        path_names = [self.label(index) for index in self.paths]
+        names = self.reorder(names, path_names)
+        numbers = _Numbers(names)
+        for o, p, lacks in self.pairs(names, path_names):
+            name = "" if lacks is Tag.OUTLINE else names[o]
+            path_name = "" if lacks is Tag.PATH else path_names[p]
+            label = numbers.take(name, path_name)
+            if lacks is Tag.OUTLINE:
+                label = label or numbers.fresh()
+                at = self.outlines[o] if o < len(self.outlines) else self.goal_end
+                message = f"path {label} has no outline: expected <Outline> {label}"
+                if path_name and path_name != label:
+                    why = "repeats or leaves the order of the outlines"
+                    message = f"path {path_name} {why}: it becomes path {label}"
+                self.add(at, lacks, label, "missing-outline", message)
+            else:
+                label = label or self.partial(o, numbers)
+                self.events[self.outlines[o]].label = label
+            if lacks is Tag.PATH:
+                at = self.paths[p] if p < len(self.paths) else self.conclusion
+                message = f"outline {label} has no path: expected <Path> {label}"
+                self.add(at, lacks, label, "missing-path", message)
+            else:
+                self.events[self.paths[p]].label = label
+
+    def reorder(self, names: list[str], path_names: list[str]) -> list[str]:
+        """Let outlines that have a path stand in the order of the paths; return their labels."""
+        wanted = places_of(path_names)
+        found = places_of(names)
+        slots = sorted(found[key] for key in found if key in wanted)
+        order = [found[key] for key in sorted(found.keys() & wanted.keys(), key=wanted.__getitem__)]
+        if slots == order:
+            return names
+        moved = list(names)
+        for slot, place in zip(slots, order, strict=True):
+            if slot != place:
+                self.events[self.outlines[slot]].line = self.line(place)
+                moved[slot] = names[place]
+        return moved
+
+    def line(self, place: int) -> str:
+        """Return what an outline says, on one line and without its label."""
+        index = self.outlines[place]
+        text = self.text[self.events[index].end : self.events[index + 1].start]
+        label = LABEL.match(text)
+        text = without_tags(text[label.end() :] if label else text, TAG)
+        return " ".join(text.strip("\n \t\r").split("\n")) if "\n" in text else text.strip()
+
+    def pairs(
+        self, names: list[str], path_names: list[str]
+    ) -> Iterator[tuple[int, int, Tag | None]]:
+        """Yield (outline, path, the one of the two that is missing and belongs there)."""
+        o = p = 0
+        ends = (len(names), len(path_names))
+        for next_o, next_p in (*longest_pairs(names, path_names), ends):
+            while o < next_o and p < next_p:
+                yield o, p, None
+                o, p = o + 1, p + 1
+            for alone in range(o, next_o):
+                yield alone, p, Tag.PATH
+            for alone in range(p, next_p):
+                yield next_o, alone, Tag.OUTLINE
+            if (next_o, next_p) != ends:
+                yield next_o, next_p, None
+            o, p = next_o + 1, next_p + 1
+
+    def add(self, index: int, tag: Tag, label: str, code: Code, message: str) -> None:
+        at = self.events[index].start
+        self.before.setdefault(index, []).extend(
+            Event(each, at, at, code, message, label) for each in (tag, tag.partner)
+        )
+
+    def label(self, index: int) -> str:
+        """Return the label that the text gives an outline or a path, or ""."""
+        match = LABEL.match(self.text, self.events[index].end, self.events[index + 1].start)
+        return match.group(1) if match else ""
+
+    def partial(self, o: int, numbers: _Numbers) -> str:
+        """Return a label that a text cut inside of it can still become, else the next number."""
+        match = _PARTIAL_LABEL.match(self.text, self.events[self.outlines[o]].end)
+        return numbers.longer(match.group(1)) if match else numbers.fresh()
+
+
+class _Numbers:
+    """The labels of one block: those that are taken, and the next that is free."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.reserved = {name for name in names if name}
+        self.used: set[str] = set()
+        first = next(filter(None, names), "")
+        self.prefix = first[: first.rfind(".") + 1]
+        self.number = 0
+
+    def take(self, name: str, path_name: str) -> str:
+        """Return the outline's own label, else the path's, where it is free; else ""."""
+        if name and name not in self.used:
+            label = name
+        elif path_name and path_name not in self.used and path_name not in self.reserved:
+            label = path_name
+        else:
+            return ""
+        self.used.add(label)
+        return label
+
+    def fresh(self) -> str:
+        """Return the first number at the prefix that no outline has."""
+        self.number = max(self.number, len(self.used)) + 1
+        while (label := f"{self.prefix}{self.number}") in self.reserved or label in self.used:
+            self.number += 1
+        self.used.add(label)
+        return label
+
+    def longer(self, start: str) -> str:
+        """Return a free label that begins with `start`."""
+        label = f"{start}1" if start.endswith(".") else start
+        while label in self.used:
+            label += "0"
+        self.used.add(label)
+        return label
+
+
+def places_of(names: list[str]) -> dict[tuple[str, int], int]:
+    """Return where each label stands, by how often it has come."""
+    places: dict[tuple[str, int], int] = {}
+    count: dict[str, int] = {}
+    for index, name in enumerate(names):
+        if name:
+            count[name] = count.get(name, 0) + 1
+            places[name, count[name]] = index
+    return places
+
+
+def longest_pairs(outlines: list[str], paths: list[str]) -> list[tuple[int, int]]:
+    """Pair equal labels so that both rise, as many as can: O(n log n)."""
+    places = places_of(outlines)
+    count: dict[str, int] = {}
+    tails: list[int] = []  # the smallest last outline of a run of each length
+    tail_path: list[int] = []
+    back: dict[int, tuple[int, int]] = {}
+    for path, name in enumerate(paths):
+        count[name] = count.get(name, 0) + 1
+        place = places.get((name, count[name])) if name else None
+        if place is None:
+            continue
+        k = bisect.bisect_left(tails, place)
+        back[path] = (place, tail_path[k - 1] if k else -1)
+        if k == len(tails):
+            tails.append(place)
+            tail_path.append(path)
+        else:
+            tails[k] = place
+            tail_path[k] = path
+    out: list[tuple[int, int]] = []
+    path = tail_path[-1] if tail_path else -1
+    while path >= 0:
+        place, before = back[path]
+        out.append((place, path))
+        path = before
+    return out[::-1]

@@ -1,0 +1,218 @@
+"""The white space, labels and missing tags between what recovery takes as structure."""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Iterator
+
+from mvspec.forms.recovery.edits import LABEL, LEAD, Code, Edit, Event
+from mvspec.forms.syntax import Syntax
+from mvspec.law.tags import Tag
+
+__all__ = ["Run", "Writer"]
+
+_TAIL_SPACE = re.compile(r"\n[ \t\r]++\Z")
+_NEWLINE = re.compile("\n")
+
+
+class Run:
+    """The text between two tags of the repaired text, without the tags dropped from it."""
+
+    def __init__(self, text: str, start: int, end: int, dropped: list[Edit]) -> None:
+        self.end = end
+        self.edits: list[Edit] = []
+        self.text = text[start:end]
+        self.places = [0]  # where each part starts in `self.text`, and in the source
+        self.starts = [start]
+        if dropped:
+            self.leave_out(text, start, end, dropped)
+
+    def leave_out(self, text: str, start: int, end: int, dropped: list[Edit]) -> None:
+        """Take the parts between what is dropped."""
+        self.places, self.starts = [], []
+        kept: list[str] = []
+        at, place = start, 0
+        for stop, after in (*((edit.start, edit.end) for edit in dropped), (end, end)):
+            if stop > at or not kept:
+                kept.append(text[at:stop])
+                self.places.append(place)
+                self.starts.append(at)
+                place += stop - at
+            at = after
+        self.text = "".join(kept)
+
+    def replace(self, start: int, end: int, insert: str, code: Code, message: str) -> None:
+        """Replace `self.text[start:end]`, a span that may hold dropped tags."""
+        part = bisect.bisect_right(self.places, start) - 1
+        if start == end:
+            at = self.starts[part] + start - self.places[part]
+            at = self.end if start == len(self.text) else at
+            self.edits.append(Edit(at, at, insert, code, message))
+        while start < end:
+            last = part + 1 == len(self.places)
+            stop = end if last else min(end, self.places[part + 1])
+            shift = self.starts[part] - self.places[part]
+            self.edits.append(Edit(start + shift, stop + shift, insert, code, message))
+            start, part, insert = stop, part + 1, ""
+
+
+class Writer:
+    """Makes every run between two tags canonical, and writes the tags that are missing."""
+
+    def __init__(self, text: str, syntax: Syntax, events: list[Event], dropped: list[Edit]) -> None:
+        self.text = text
+        self.syntax = syntax
+        self.events = events
+        self.dropped = sorted(dropped)
+
+    def run(self) -> Iterator[Edit]:
+        """Yield every edit; those of one place in the order in which they are to be made."""
+        yield from self.dropped
+        before: Event | None = None
+        at = low = 0
+        stack: list[Tag] = []
+        for event in (*self.events, None):
+            end = event.start if event else len(self.text)
+            high = low
+            while high < len(self.dropped) and self.dropped[high].start < end:
+                high += 1
+            run = Run(self.text, at, end, self.dropped[low:high])
+            self.canonical(run, before, event, stack[-1] if stack else None)
+            yield from run.edits
+            if not event:
+                return
+            if event.missing:
+                message = event.message or f"the text ends inside the tag {event.tag}"
+                yield Edit(event.end, event.end, event.missing, event.code, message)
+            at, before, low = event.end, event, high
+            if event.tag.closes:
+                stack.pop()
+            else:
+                stack.append(event.tag)
+
+    def canonical(
+        self, run: Run, before: Event | None, after: Event | None, inside: Tag | None
+    ) -> None:
+        """Edit the run between two tags into what the syntax has there."""
+        cut = run.end == len(self.text)
+        if inside in (Tag.PARALLEL, Tag.GOAL):
+            self.structural(run, cut)
+            return
+        if before and before.line is not None:
+            label = self.syntax.after(Tag.OUTLINE) + before.label + self.syntax.label_end
+            message = f"the paths come in another order: outline {before.label} stands here"
+            run.replace(0, len(run.text), f"{label}{before.line}\n", "outline-order", message)
+            return
+        lead = 0
+        tag = before.tag if before else None
+        if before:
+            for _ in self.syntax.after(before.tag):
+                lead = self.newline(run, lead, before.tag)
+            if tag in (Tag.PATH, Tag.OUTLINE):
+                lead = self.label(run, lead, before.label, cut)
+        if inside is Tag.OUTLINE:
+            self.line(run, lead, cut)
+        elif after and after.tag is Tag.THINK:
+            if run.text:
+                message = "white space stands before <Think>"
+                run.replace(0, len(run.text), "", "separator", message)
+        elif after:
+            self.trail(run, lead, tag in (Tag.PATH, Tag.CONCLUSION), after.tag, cut)
+
+    def structural(self, run: Run, cut: bool) -> None:
+        """Between two tags that hold no text stands one separator."""
+        want = self.syntax.separator
+        if run.text == want:
+            return
+        if run.text.strip():
+            message = "text stands where only tags may: left out"
+            run.replace(0, len(run.text), want, "text-outside", message)
+        elif cut and not run.text:
+            run.replace(0, 0, want, "separator", "expected a newline after the tag")
+        else:
+            message = f"expected one newline between two tags, found {found(run.text)}"
+            run.replace(0, len(run.text), want, "separator", message)
+
+    def newline(self, run: Run, at: int, tag: Tag) -> int:
+        """A tag is followed by a newline."""
+        if run.text.startswith("\n", at):
+            return at + 1
+        match = LEAD.match(run.text, at)
+        if not match:
+            run.replace(at, at, "\n", "separator", f"expected a newline after {tag}")
+            return at
+        stop = match.end() - 1
+        if stop > at:
+            space = found(run.text[at : stop + 1])
+            message = f"expected a newline right after {tag}, found {space}"
+            run.replace(at, stop, "", "separator", message)
+        return match.end()
+
+    def label(self, run: Run, at: int, label: str, cut: bool) -> int:
+        """An outline and a path begin with their label."""
+        want = label + self.syntax.label_end
+        if run.text.startswith(want, at):
+            return at + len(want)
+        rest = run.text[at : at + len(want)]
+        if cut and want.startswith(rest):
+            end = len(run.text)
+            run.replace(end, end, want[len(rest) :], "missing-label", f"expected {want!r}")
+            return end
+        match = LABEL.match(run.text, at)
+        if not match:
+            run.replace(at, at, want, "missing-label", f"expected the label {want!r}")
+            return at
+        written = run.text[at : match.end()]
+        space = self.syntax.label_end[1:]
+        stop = match.end()
+        if match.group(1) != label:
+            message = f"the label is {match.group(1)}: expected {label}"
+            run.replace(at, stop, label + ":", "wrong-label", message)
+        elif written != label + ":":
+            message = f"expected {want!r}, found {written!r}"
+            run.replace(at, stop, label + ":", "separator", message)
+        if not run.text.startswith(space, stop):
+            run.replace(stop, stop, space, "separator", f"expected a space after {label + ':'!r}")
+            return stop
+        return stop + len(space)
+
+    def line(self, run: Run, at: int, cut: bool) -> None:
+        """An outline is one line, and a newline."""
+        rest = run.text[at:]
+        first = rest.find("\n")
+        if 0 <= first == len(rest) - 1:
+            return
+        stop = len(rest) if cut and first < 0 else len(rest.rstrip("\n \t\r"))
+        for match in _NEWLINE.finditer(rest, 0, stop):
+            message = "an outline is one line: its newline becomes a space"
+            run.replace(at + match.start(), at + match.end(), " ", "outline-line", message)
+        if rest[stop:] != "\n":
+            message = "expected a newline after the outline's line"
+            run.replace(at + stop, len(run.text), "\n", "separator", message)
+
+    def trail(self, run: Run, at: int, inline: bool, tag: Tag, cut: bool) -> None:
+        """Text before a tag ends in a newline; in line with a label it is there without text."""
+        end = len(run.text)
+        size = end - at
+        if run.text.endswith("\n", at) and (inline or size > 1):
+            return
+        if not size and not inline:
+            return
+        if cut:
+            run.replace(end, end, "\n", "missing-newline", f"expected a newline before {tag}")
+        elif size and not run.text[at:].strip("\n \t\r"):
+            want = "\n" if inline else ""
+            message = f"expected {tag}, found {found(run.text[at:])}"
+            run.replace(at, end, want, "separator", message)
+        elif match := _TAIL_SPACE.search(run.text, at):
+            run.replace(match.start() + 1, end, "", "separator", f"spaces stand before {tag}")
+        else:
+            message = f"expected a newline before {tag}"
+            run.replace(end, end, "\n", "missing-newline", message)
+
+
+def found(space: str) -> str:
+    """Return white space as a message shows it."""
+    shown = repr(space[:12]) + ("..." if len(space) > 12 else "")
+    return shown + (": line ends are CRLF, not LF" if space.startswith("\r\n") else "")

@@ -1,1 +1,0 @@
-"""The viewer: records as sheets, sheets as a page; trees for notebooks."""

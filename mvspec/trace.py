@@ -1,0 +1,246 @@
+"""A run on record: every token with its thread, position, author, logprob and step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mvspec.errors import Diagnostic, LimitExceeded, VerifyError
+from mvspec.law.step import Chain
+from mvspec.shown import as_html, as_layout, as_plan
+from mvspec.tree.ir import Document
+from mvspec.tree.node import verify_error
+
+__all__ = ["FilledHole", "Result", "Trace", "TracedThread"]
+
+Author = Literal["prompt", "engine", "model"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TracedThread(_Record):
+    """The root thread (number 0) or one path.
+
+    Args:
+        id: its number: threads are listed by it, and a path comes after its parent.
+        label: of the path, as `1` or `2.1`; "" at the root.
+        title: of the path: its outline; "" where there is none.
+        parent: the thread that forked it; None at the root.
+        block: number of the block that it is a path of; -1 at the root.
+    """
+
+    id: int
+    label: str = ""
+    title: str = ""
+    parent: int | None = None
+    block: int = -1
+
+
+class FilledHole(_Record):
+    """The tokens of one hole: those at [start, stop) in surface order.
+
+    Args:
+        text: its value as text.
+        cut: whether max_tokens ended it inside its constraint.
+    """
+
+    name: str
+    start: int
+    stop: int
+    text: str
+    cut: bool = False
+
+
+class Trace(_Record):
+    """What a run did. All of `ids` ... `steps` are [tokens], in the order of the surface form.
+
+    Args:
+        model: of the engine.
+        form: the surface form of the assistant's turn.
+        seed: of its random streams.
+        share: paths read each other after every so many tokens; 0 for never.
+        threads: the root first.
+        ids, texts: the tokens, and what each adds to its thread's text.
+        owners: each token's thread.
+        position_ids: each token's position id.
+        authors: who wrote each: "prompt", "engine" (forced) or "model".
+        logprobs: of tokens that were drawn, before temperature; None for the others.
+        steps: the forward after which each token was chosen, from 0; the prompt has -1.
+        ends: [forwards]: seconds from the start of the run to the end of each forward.
+        rows: [forwards]: how many of the run's tokens each forward read.
+        holes: those that were filled.
+        document: the result, where there is one.
+        finish: "end" (the plan or the turn ended), "limit" (closed by force: tokens, positions
+            or depth), "time" (closed by force at max_seconds) or "interrupted" (cut off).
+        seconds: of the whole run.
+    """
+
+    model: str = ""
+    form: str = "multiverse"
+    seed: int = 0
+    share: int = Field(default=0, ge=0)
+    threads: tuple[TracedThread, ...] = (TracedThread(id=0),)
+    ids: tuple[int, ...] = ()
+    texts: tuple[str, ...] = ()
+    owners: tuple[int, ...] = ()
+    position_ids: tuple[int, ...] = ()
+    authors: tuple[Author, ...] = ()
+    logprobs: tuple[float | None, ...] = ()
+    steps: tuple[int, ...] = ()
+    ends: tuple[float, ...] = ()
+    rows: tuple[int, ...] = ()
+    holes: tuple[FilledHole, ...] = ()
+    document: Document | None = None
+    finish: Literal["end", "limit", "time", "interrupted"] = "end"
+    seconds: float = Field(default=0.0, ge=0)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @model_validator(mode="after")
+    def _check(self) -> Trace:
+        columns = ("texts", "owners", "position_ids", "authors", "logprobs", "steps")
+        for name in columns:
+            if len(getattr(self, name)) != len(self.ids):
+                raise ValueError(f"{name} has {len(getattr(self, name))} of {len(self.ids)} tokens")
+        for index, thread in enumerate(self.threads):
+            parent = -1 if thread.parent is None else thread.parent
+            if thread.id != index or parent >= index or (parent < 0) != (index == 0):
+                raise ValueError(f"threads[{index}] is not in order")
+        if any(not 0 <= owner < len(self.threads) for owner in self.owners):
+            raise ValueError("a token's thread is not listed")
+        if any(step >= len(self.ends) for step in self.steps) or len(self.rows) != len(self.ends):
+            raise ValueError("a token's step is not listed")
+        return self
+
+    # Reading
+
+    @cached_property
+    def prompt(self) -> int:
+        """How many tokens the run was given before its first own one."""
+        own = (i for i, author in enumerate(self.authors) if author != "prompt")
+        return next(own, len(self.ids))
+
+    @property
+    def answer(self) -> int:
+        """How many tokens are the assistant's."""
+        return sum(author != "prompt" for author in self.authors)
+
+    @property
+    def critical_path(self) -> int:
+        """Positions from the assistant's first token to its last, without prompts in between."""
+        own = [p for p, a in zip(self.position_ids, self.authors, strict=True) if a != "prompt"]
+        if not own:
+            return 0
+        given = [p for p, a in zip(self.position_ids, self.authors, strict=True) if a == "prompt"]
+        between = sum(min(own) < position < max(own) for position in given)
+        return max(own) - min(own) + 1 - between
+
+    @property
+    def parallelism(self) -> float:
+        """The assistant's tokens over their critical path; 1 for a plain turn."""
+        return self.answer / self.critical_path if self.answer else 1.0
+
+    @property
+    def text(self) -> str:
+        """The assistant's text, in the order of the surface form."""
+        pairs = zip(self.texts, self.authors, strict=True)
+        return "".join(text for text, author in pairs if author != "prompt")
+
+    def chain(self, thread: int) -> Chain:
+        """Return what decides whom a thread's tokens see, with `mvspec.law.step.sees`."""
+        links: list[tuple[int, int]] = []
+        at: TracedThread | None = self.threads[thread]
+        while at is not None and at.parent is not None:
+            links.append((at.block, at.id))
+            at = self.threads[at.parent]
+        return tuple(reversed(links))
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    # As plans and layouts
+
+    @cached_property
+    def plan(self) -> Any:
+        """The replay of the run, an `ExecutionPlan`: the same tokens, written, not generated."""
+        return as_plan(self)
+
+    @property
+    def layout(self) -> Any:
+        """The run's tokens laid out as in training: by the law, or in rounds where paths shared.
+
+        A `mvspec.compiler.Layout`. Rounds have another order than `ids`.
+        """
+        return as_layout(self)
+
+    # Files
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Append the trace to a JSONL file, a line each."""
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(self.model_dump_json(exclude_none=True) + "\n")
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Trace:
+        """Read one line of a file that `save` wrote.
+
+        Raises:
+            VerifyError: it is no trace; the address says where.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            raise verify_error(error) from None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A document that a model has filled or written.
+
+    Args:
+        document: with all holes filled, or with the turn that the model wrote; None where a
+            plan came without a document and its form cannot be read back.
+        values: by hole name: the text, or for a hole with a schema what its JSON says, as an
+            instance where the schema was a Pydantic class. A hole that was cut inside its
+            constraint is missing; `result["name"]` says why.
+        texts: by hole name, as text.
+        trace: every token with its thread, position, logprob and step.
+        diagnostics: what is malformed, where structure was not enforced.
+        top_logprobs: for each token the likeliest ones, where they were asked for.
+        logits: those that follow each token, [tokens, vocabulary], where they were asked for.
+    """
+
+    document: Document | None
+    values: Mapping[str, Any]
+    texts: Mapping[str, str]
+    trace: Trace
+    diagnostics: tuple[Diagnostic, ...] = ()
+    top_logprobs: Sequence[tuple[tuple[int, float], ...]] = ()
+    logits: Sequence[Any] | None = None
+    errors: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, hole: str) -> Any:
+        if hole in self.errors:
+            if any(each.name == hole and each.cut for each in self.trace.holes):
+                raise LimitExceeded(f"hole {hole!r}: {self.errors[hole]}")
+            raise VerifyError(f"hole {hole!r}", self.errors[hole])
+        if hole not in self.values:
+            known = ", ".join(self.values) or "none"
+            raise VerifyError(f"hole {hole!r}", f"the document has no such hole: it has {known}")
+        return self.values[hole]
+
+    def _repr_html_(self) -> str:
+        return as_html(self)
+
+    @property
+    def text(self) -> str:
+        """The assistant's text as the model read and wrote it, in surface order."""
+        return self.trace.text

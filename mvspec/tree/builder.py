@@ -1,0 +1,222 @@
+"""Author documents as Python: the numbers and the matching of labels are done for you.
+
+>>> from mvspec import assistant, branch, document, gen, parallel, user
+>>> doc = document(
+...     user("Which is cheaper?"),
+...     assistant(
+...         parallel(
+...             branch("Price of A", gen("a", max_tokens=8)),
+...             branch("Price of B", gen("b", max_tokens=8)),
+...             conclusion=["Cheaper: ", gen("verdict", choices=["A", "B"])],
+...         )
+...     ),
+... )
+>>> [hole.name for hole in doc.holes]
+['a', 'b', 'verdict']
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel
+
+from mvspec.errors import VerifyError
+from mvspec.tree.ir import (
+    Conclusion,
+    Document,
+    Gen,
+    Goal,
+    Message,
+    Outline,
+    Parallel,
+    Path,
+    Role,
+    Text,
+    Think,
+)
+from mvspec.tree.node import Node
+
+__all__ = [
+    "assistant",
+    "branch",
+    "document",
+    "gen",
+    "message",
+    "parallel",
+    "system",
+    "think",
+    "tool",
+    "user",
+]
+
+Part = str | Node
+
+
+def document(*messages: Message) -> Document:
+    """Return a conversation of these messages."""
+    return Document.build(messages=messages)
+
+
+def message(role: Role, *body: Part) -> Message:
+    """Return one turn; strings become texts, and neighbouring strings one text."""
+    return Message.build(role=role, body=parts(body))
+
+
+def system(text: str) -> Message:
+    """Return a system message."""
+    return message("system", text)
+
+
+def user(text: str) -> Message:
+    """Return a user message; tags in it are plain characters and fork nothing."""
+    return message("user", text)
+
+
+def tool(text: str) -> Message:
+    """Return a tool's answer; tags in it are plain characters and fork nothing."""
+    return message("tool", text)
+
+
+def assistant(*body: Part) -> Message:
+    """Return an assistant's turn made of strings, `gen`, `parallel` and at most one `think`."""
+    return message("assistant", *body)
+
+
+def think(*body: Part) -> Think:
+    """Return the reasoning span of a turn."""
+    return Think.build(body=parts(body))
+
+
+def gen(
+    name: str,
+    max_tokens: int = 256,
+    *,
+    stop: str | Iterable[str] = (),
+    regex: str | None = None,
+    choices: Iterable[str] | None = None,
+    schema: type[BaseModel] | dict[str, Any] | str | None = None,
+) -> Gen:
+    """Return a hole that a runtime fills.
+
+    Args:
+        name: how the result is looked up.
+        max_tokens: the most tokens it may take.
+        stop: a string or strings that end it, left out of the result.
+        regex: the result matches it in full.
+        choices: the result is one of them.
+        schema: a Pydantic class (the result is an instance), or a JSON schema as a dict or text.
+
+    Raises:
+        VerifyError: more than one constraint, or one that cannot be read.
+    """
+    if isinstance(choices, str):
+        raise VerifyError(f"hole {name!r}", f"choices is one string: write choices=[{choices!r}]")
+    kind = schema if isinstance(schema, type) else None
+    if isinstance(schema, type):
+        if not issubclass(schema, BaseModel):
+            raise VerifyError(f"hole {name!r}", f"{schema.__name__} is no Pydantic class")
+        schema = schema.model_json_schema()
+    if isinstance(schema, dict):
+        try:
+            schema = json.dumps(schema)
+        except TypeError as error:
+            raise VerifyError(f"hole {name!r}", f"its schema is not JSON: {error}") from None
+    hole = Gen.build(
+        name=name,
+        max_tokens=max_tokens,
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        regex=regex,
+        choices=None if choices is None else tuple(choices),
+        json_schema=schema,
+    )
+    hole._type = kind
+    return hole
+
+
+def branch(outline: str, *body: Part) -> tuple[str, tuple[Node, ...]]:
+    """Return one branch for `parallel`: its line in the goal, and what its path holds."""
+    return outline, parts(body)
+
+
+def parallel(
+    *branches: tuple[str, tuple[Node, ...]], conclusion: Part | Iterable[Part] = ()
+) -> Parallel:
+    """Return a block of these branches, numbered 1, 2, 3; inner blocks become 1.1, 1.2.
+
+    Raises:
+        VerifyError: no branch, or a part that cannot stand in a path.
+    """
+    if not branches:
+        raise VerifyError("parallel", "a block has at least one branch: add branch(...)")
+    for index, each in enumerate(branches):
+        check_branch(each, index)
+    ending = (conclusion,) if isinstance(conclusion, str | Node) else tuple(conclusion)
+    block = Parallel.build(
+        goal=Goal.build(
+            outlines=tuple(
+                Outline.build(label=str(i), text=text) for i, (text, _) in enumerate(branches, 1)
+            )
+        ),
+        paths=tuple(Path.build(label=str(i), body=body) for i, (_, body) in enumerate(branches, 1)),
+        conclusion=Conclusion.build(body=parts(ending)),
+    )
+    return number(block)
+
+
+def number(block: Parallel, prefix: str = "") -> Parallel:
+    """Return the block with its labels `prefix`1, `prefix`2, and those below them likewise.
+
+    A block that is numbered so is returned as it is.
+    """
+    labels = [f"{prefix}{index}" for index in range(1, len(block.paths) + 1)]
+    paths = tuple(numbered(path, label) for label, path in zip(labels, block.paths, strict=True))
+    if all(new is old for new, old in zip(paths, block.paths, strict=True)):
+        return block
+    outlines = tuple(
+        Outline.trusted(label=label, text=outline.text)
+        for label, outline in zip(labels, block.goal.outlines, strict=True)
+    )
+    return Parallel.trusted(
+        goal=Goal.trusted(outlines=outlines), paths=paths, conclusion=block.conclusion
+    )
+
+
+def numbered(path: Path, label: str) -> Path:
+    """Return a path with its label and its blocks numbered; the same path where it has them."""
+    body = tuple(
+        number(item, f"{label}.") if isinstance(item, Parallel) else item for item in path.body
+    )
+    same = all(new is old for new, old in zip(body, path.body, strict=True))
+    return path if same and path.label == label else Path.trusted(label=label, body=body)
+
+
+def check_branch(given: object, index: int) -> None:
+    """Raise VerifyError for what `branch` did not make."""
+    if not isinstance(given, tuple) or len(given) != 2:
+        kind = type(given).__name__
+        raise VerifyError(f"parallel[{index}]", f"a {kind} is no branch: write branch(...)")
+
+
+def check_part(given: object) -> None:
+    """Raise VerifyError for what is no node, such as a list."""
+    if not isinstance(given, Node):
+        kind = type(given).__name__
+        raise VerifyError("", f"a part is a string or a node such as gen(...), not a {kind}")
+
+
+def parts(items: Iterable[Part]) -> tuple[Node, ...]:
+    """Return items as nodes: strings become texts, touching texts are joined, "" is dropped."""
+    out: list[Node] = []
+    for item in items:
+        if isinstance(item, str):
+            if not item:
+                continue
+            item = Text.build(text=item)
+        check_part(item)
+        if isinstance(item, Text) and out and isinstance(out[-1], Text):
+            item = Text.build(text=out.pop().text + item.text)  # type: ignore[attr-defined]
+        out.append(item)
+    return tuple(out)

@@ -1,0 +1,239 @@
+"""A record as the page shows it: text, tree, tokens with their threads and positions, repairs.
+
+A sheet is what the viewer knows of a record, whatever it was made from. Token i is
+`text[sum(widths[:i]):][:widths[i]]`; runs of tokens say which thread owns them, who wrote them and
+at which positions they sit. Offsets and widths count UTF-16 units, as the page's script does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from mvspec.errors import Diagnostic
+from mvspec.law.tags import TAG
+
+__all__ = ["AUTHORS", "Branch", "Leaf", "Run", "Sheet", "SheetThread", "hidden", "units"]
+
+AUTHORS = ("prompt", "engine", "model")
+"""Who wrote a token: what a run was given, what a runtime writes (forced), the model (free)."""
+
+SNIPPET = 160
+"""Characters of a record that the list of records shows, at most."""
+
+
+class SheetThread(NamedTuple):
+    """The root thread, or one path; as in a trace."""
+
+    label: str = ""
+    title: str = ""
+    parent: int = -1
+    block: int = -1
+
+
+class Run(NamedTuple):
+    """Tokens of one thread and one author, at positions that rise by one."""
+
+    thread: int
+    author: int
+    size: int
+    position: int
+
+
+class Leaf(NamedTuple):
+    """A text of the tree: the characters [start, stop) of the sheet's text."""
+
+    start: int
+    stop: int
+
+    def row(self) -> list[Any]:
+        return [self.start, self.stop]
+
+
+class Branch(NamedTuple):
+    """A node of the tree that holds others.
+
+    Args:
+        kind: document, message, think, parallel, path, conclusion, or gen for a hole.
+        title: what it is called: a role, a path's label, a hole's name.
+        text: a path's outline, a hole's terms.
+        start, stop: the characters that it covers, its tags included.
+    """
+
+    kind: str
+    title: str
+    text: str
+    start: int
+    stop: int
+    children: tuple[Branch | Leaf, ...] = ()
+
+    def row(self) -> list[Any]:
+        inside = [child.row() for child in self.children]
+        return [self.kind, self.title, self.text, self.start, self.stop, inside]
+
+
+@dataclass(slots=True)
+class Sheet:
+    """One record for the page.
+
+    Args:
+        name, place: as `mvspec check` calls it.
+        kind: "text", "document", "trace", "sample", or "settings" of an evaluation.
+        verdict: "ok", "cut", "malformed", or "unread" where nothing could be read; "" where
+            there is nothing to judge.
+        right: whether a sample's answer is; None where nobody judged.
+        label: what the record belongs to, such as its task.
+        lead: what the list shows of it; by default its text's beginning.
+        text: all tokens, end to end.
+        source: the record's own text, where `text` is not that.
+        unit: what the tokens are: "tokens" or "words".
+        tree, threads, runs, widths: see the module.
+        diagnostics: what is wrong, located in `source`, or else in `text`.
+        places: for each diagnostic the character of `text` that it is at; none where the text
+            has no such place.
+        fields: what else its row says.
+        facts: what is said of it beside its name, such as its model.
+        ids, logprobs, steps, ends: of a trace, as there.
+    """
+
+    name: str
+    place: str
+    kind: str
+    verdict: str = "ok"
+    right: bool | None = None
+    label: str = ""
+    lead: str = ""
+    text: str = ""
+    source: str | None = None
+    unit: str = "words"
+    tree: tuple[Branch | Leaf, ...] = ()
+    threads: list[SheetThread] = field(default_factory=lambda: [SheetThread()])
+    runs: list[Run] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    diagnostics: tuple[Diagnostic, ...] = ()
+    places: Sequence[int] = ()
+    fields: list[tuple[str, str]] = field(default_factory=list)
+    facts: list[tuple[str, str]] = field(default_factory=list)
+    ids: Sequence[int] = ()
+    logprobs: Sequence[float | None] = ()
+    steps: Sequence[int] = ()
+    ends: Sequence[float] = ()
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens are the assistant's."""
+        return sum(run.size for run in self.runs if run.author)
+
+    @property
+    def critical_path(self) -> int:
+        """How many positions the assistant's tokens take."""
+        spans = sorted((r.position, r.position + r.size) for r in self.runs if r.author)
+        length, reached = 0, -1
+        for start, stop in spans:
+            length += max(0, stop - max(start, reached))
+            reached = max(reached, stop)
+        return length
+
+    def index(self) -> list[Any]:
+        """Return what the list of records knows of it."""
+        tokens, critical = self.tokens, self.critical_path
+        lead = TAG.sub(" ", (self.lead or self.text or self.source or "")[: 3 * SNIPPET])
+        blocks = len({thread.block for thread in self.threads} - {-1})
+        codes = list(dict.fromkeys(each.code for each in self.diagnostics))
+        return [
+            self.name, self.kind, self.verdict, self.right, self.label,
+            " ".join(lead.split())[:SNIPPET], tokens,
+            round(tokens / critical, 3) if critical else 1, blocks, codes,
+        ]  # fmt: skip
+
+    def lines(self) -> tuple[str, str]:
+        """Return two lines of JSON: what a search reads, and all else."""
+        searched = [self.text, self.source, *(value for _, value in self.fields)]
+        rest = {
+            "place": self.place,
+            "unit": self.unit,
+            "tree": [node.row() for node in self.tree],
+            "threads": self.threads,
+            "runs": [part for run in self.runs for part in run],
+            "widths": self.widths,
+            "hidden": hidden(self.threads, self.runs),
+            "diagnostics": [_diagnostic(each) for each in self.diagnostics],
+            "places": list(self.places),
+            "keys": [key for key, _ in self.fields],
+            "facts": self.facts,
+            "critical": self.critical_path,
+        }
+        for name in ("ids", "steps"):
+            if values := getattr(self, name):
+                rest[name] = ramps(values)
+        if self.ends:
+            rest["ends"] = [round(end, 6) for end in self.ends]
+        if any(value is not None for value in self.logprobs):
+            rest["logprobs"] = [v if v is None else round(v, 3) for v in self.logprobs]
+        return json.dumps(searched), json.dumps(rest, separators=(",", ":"), allow_nan=False)
+
+
+def _diagnostic(each: Diagnostic) -> dict[str, object]:
+    return {**each.record(), "end": each.end}
+
+
+def hidden(threads: Sequence[SheetThread], runs: Iterable[Run]) -> list[list[int]]:
+    """Return for each thread the tokens that it may not see: lo, hi, lo, hi, ...
+
+    In the order of the surface form the siblings before a path stand together, from the first
+    token of the block's paths up to the first of its own: one interval a level, of which no
+    token of the path sees any (law, rule 3).
+
+    >>> threads = [SheetThread(), SheetThread("1", "", 0, 0), SheetThread("2", "", 0, 0)]
+    >>> hidden(threads, [Run(0, 2, 5, 0), Run(1, 2, 3, 5), Run(2, 2, 4, 5), Run(0, 2, 1, 9)])
+    [[], [], [5, 8]]
+    """
+    first: dict[int, int] = {}
+    start = 0
+    for run in runs:
+        at = run.thread
+        while at > 0 and at not in first:
+            first[at] = start
+            at = threads[at].parent
+        start += run.size
+    opened: dict[int, int] = {}
+    for number, index in first.items():
+        block = threads[number].block
+        opened[block] = min(index, opened.get(block, index))
+    out: list[list[int]] = []
+    for number, thread in enumerate(threads):
+        above = out[thread.parent] if 0 <= thread.parent < number else []
+        lo, hi = opened.get(thread.block, 0), first.get(number, 0)
+        out.append([*above, lo, hi] if thread.parent >= 0 and lo < hi else above)
+    return out
+
+
+def ramps(values: Sequence[int]) -> list[int]:
+    """Return numbers as (first, step, count), end to end: positions and threads hardly change.
+
+    >>> ramps([4, 5, 6, 9, 9])
+    [4, 1, 3, 9, 0, 2]
+    """
+    out: list[int] = []
+    index, n = 0, len(values)
+    while index < n:
+        first, stop = values[index], index + 1
+        step = values[stop] - first if stop < n and abs(values[stop] - first) <= 1 else 0
+        while stop < n and values[stop] == first + step * (stop - index):
+            stop += 1
+        out += (first, step, stop - index)
+        index = stop
+    return out
+
+
+def units(text: str) -> int:
+    """Return the length of a text in UTF-16 units, which is how a page's script counts.
+
+    >>> units("é"), units("👍")
+    (1, 2)
+    """
+    if text.isascii():
+        return len(text)
+    return len(text) + sum(character > "\uffff" for character in text)

@@ -1,0 +1,270 @@
+"""A document for the eye: a plain tree, a rich tree with paths side by side.
+
+Both print the same outline of a node, as mvspec/view/notebook.py does. Text is data in each of
+them: markup is never interpreted, and characters that cannot be seen or would move the cursor are
+made visible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from rich.box import ROUNDED
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from rich.text import Text as Styled
+from rich.tree import Tree
+
+from mvspec.tree.ir import (
+    Conclusion,
+    Document,
+    Gen,
+    Goal,
+    Message,
+    Outline,
+    Parallel,
+    Path,
+    Text,
+    Think,
+)
+from mvspec.tree.node import Node
+
+__all__ = [
+    "MIN_COLUMN",
+    "TEXT_LIMIT",
+    "Entry",
+    "entry",
+    "excerpt",
+    "least_width",
+    "tree_rich",
+    "tree_text",
+    "visible",
+]
+
+TEXT_LIMIT = 400
+"""Characters of one text that a terminal view shows before it says how many more there are."""
+
+MIN_COLUMN = 32
+"""Columns of a terminal that a path needs to stand beside its siblings."""
+
+MIN_TEXT = 16
+"""Columns that a text has at least, however deep it stands in the tree."""
+
+INDENT = 4
+"""Columns of a level of a rich tree."""
+
+_STYLES = {
+    "document": "bold",
+    "message": "bold cyan",
+    "think": "bold blue",
+    "parallel": "bold magenta",
+    "path": "bold green",
+    "conclusion": "bold yellow",
+    "gen": "italic red",
+}
+
+
+def visible(text: str) -> str:
+    """Return `text` with every character that cannot be seen written out, newlines kept.
+
+    Control characters become their pictures (NUL is ␀, a carriage return ␍); what is invisible
+    or reorders a line becomes an escape; joiners, which build visible characters, stay.
+
+    >>> visible("a\\x00b\\u202e")
+    'a␀b\\\\u202e'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\u200c\u200d" else _picture(c) for c in text)
+
+
+def _picture(character: str) -> str:
+    code = ord(character)
+    if character == "\t":
+        return "    "
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    if character.isspace() and character not in "\x85\u2028\u2029":
+        return character
+    return f"\\U{code:08x}" if code > 0xFFFF else f"\\u{code:04x}"
+
+
+def excerpt(text: str, limit: int | None) -> str:
+    """Return at most `limit` characters of `text`, made visible, and how many are left out."""
+    if limit is None or len(text) <= limit:
+        return visible(text)
+    return f"{visible(text[:limit])}… ({len(text) - limit:,} more characters)"
+
+
+class Entry(NamedTuple):
+    """One line of the outline that every view prints.
+
+    Args:
+        kind: what the node is; views style by it.
+        title: the line itself; "" for plain text.
+        text: what follows the title: a path's outline, a text's characters.
+        children: the entries below it.
+    """
+
+    kind: str
+    title: str
+    text: str = ""
+    children: tuple[Entry, ...] = ()
+
+
+def entry(node: Node) -> Entry:
+    """Return the outline of a node; a goal's lines become the titles of their paths."""
+    match node:
+        case Text(text=text):
+            return Entry("text", "", text)
+        case Gen():
+            return Entry("gen", f"gen {node.name}", _terms(node))
+        case Outline(label=label, text=text):
+            return Entry("path", f"outline {label}", text)
+        case Parallel(goal=goal, paths=paths, conclusion=conclusion):
+            number = f"{len(paths)} path{'s' * (len(paths) != 1)}"
+            branches = tuple(
+                entry(path)._replace(text=outline.text)
+                for outline, path in zip(goal.outlines, paths, strict=True)
+            )
+            return Entry("parallel", f"parallel, {number}", "", (*branches, entry(conclusion)))
+    below = tuple(entry(child) for child in node.children)
+    match node:
+        case Document():
+            return Entry("document", "document", "", below)
+        case Message(role=role):
+            return Entry("message", role, "", below)
+        case Think():
+            return Entry("think", "think", "", below)
+        case Path(label=label):
+            return Entry("path", f"path {label}", "", below)
+        case Conclusion():
+            return Entry("conclusion", "conclusion", "", below)
+        case Goal():
+            return Entry("parallel", "goal", "", below)
+    return Entry("node", type(node).__name__.lower(), "", below)
+
+
+def _terms(hole: Gen) -> str:
+    terms = [f"at most {hole.max_tokens} tokens"]
+    if hole.stop:
+        terms.append("until " + " or ".join(map(repr, hole.stop)))
+    if hole.choices:
+        terms.append("one of " + ", ".join(map(repr, hole.choices)))
+    if hole.regex is not None:
+        terms.append(f"matches {hole.regex!r}")
+    if hole.json_schema is not None:
+        terms.append(f"JSON of {hole.json_schema}")
+    return "; ".join(terms)
+
+
+def tree_text(node: Node, limit: int | None = TEXT_LIMIT) -> str:
+    """Return a node as an indented tree, without colour or width.
+
+    Args:
+        limit: characters shown of each text; None shows all.
+
+    >>> import mvspec
+    >>> block = mvspec.parallel(mvspec.branch("Cost", "Low."), conclusion="Buy.")
+    >>> print(tree_text(block))
+    parallel, 1 path
+    ├─ path 1: Cost
+    │  └─ Low.
+    └─ conclusion
+       └─ Buy.
+    """
+    return "\n".join(_lines(entry(node), limit))
+
+
+def _lines(item: Entry, limit: int | None) -> Iterator[str]:
+    shown = excerpt(item.text, limit)
+    head = f"{item.title}: {shown}" if item.title and shown else item.title or shown
+    yield from head.split("\n")
+    for index, child in enumerate(item.children):
+        last = index + 1 == len(item.children)
+        first, *rest = _lines(child, limit)
+        # The bar goes on beside what hangs below an entry, and ends with the last entry.
+        yield ("└─ " if last else "├─ ") + first
+        yield from (("   " if last else "│  ") + line for line in rest)
+
+
+def least_width(node: Node) -> int:
+    """Return the columns that the rich tree of a node needs: in fewer, rich leaves text out.
+
+    >>> import mvspec
+    >>> least_width(mvspec.parse("Plain text is two levels below its document."))
+    24
+    """
+    return _least(entry(node))
+
+
+def _least(item: Entry) -> int:
+    below = (_least(child) + INDENT for child in item.children)
+    return max(below, default=MIN_TEXT)
+
+
+def tree_rich(node: Node, limit: int | None = TEXT_LIMIT) -> Tree:
+    """Return a node as a rich tree; where the terminal is wide, paths stand side by side.
+
+    Rich leaves out what stands too deep for the width: give it `least_width` columns.
+
+    Args:
+        limit: characters shown of each text; None shows all.
+    """
+    tree = Tree("", guide_style="dim", hide_root=True)
+    item = entry(node)
+    if _forks(item):
+        tree.add(_Block(item, limit))
+        return tree
+    return _branch(item, limit)
+
+
+def _branch(item: Entry, limit: int | None) -> Tree:
+    tree = Tree(_styled(item, limit), guide_style="dim")
+    for child in item.children:
+        if _forks(child):
+            tree.add(_Block(child, limit))
+        else:
+            tree.children.append(_branch(child, limit))
+    return tree
+
+
+def _forks(item: Entry) -> bool:
+    return item.kind == "parallel" and sum(child.kind == "path" for child in item.children) > 1
+
+
+def _styled(item: Entry, limit: int | None) -> Styled:
+    line = Styled(visible(item.title), _STYLES.get(item.kind, ""), overflow="fold")
+    if item.text:
+        line.append(": " if item.title else "", "default")
+        line.append(excerpt(item.text, limit), "not bold default")
+    return line
+
+
+class _Block:
+    """A block: a column for each path where the width allows, else a tree like any other."""
+
+    def __init__(self, item: Entry, limit: int | None) -> None:
+        self.item = item
+        self.limit = limit
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        *paths, conclusion = self.item.children
+        column = max(MIN_COLUMN, *map(_least, paths))
+        if options.max_width < len(paths) * (column + 3) + 1:
+            yield _branch(self.item, self.limit)
+            return
+        yield _styled(self.item, self.limit)
+        table = Table(box=ROUNDED, border_style="dim", expand=True)
+        bodies = []
+        for path in paths:
+            table.add_column(_styled(path, self.limit), ratio=1, overflow="fold")
+            body = _branch(path, self.limit)
+            body.hide_root = True
+            bodies.append(body)
+        table.add_row(*bodies)
+        yield table
+        yield _branch(conclusion, self.limit)

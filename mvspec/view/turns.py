@@ -1,0 +1,202 @@
+"""Documents as sheets: the pieces of a rendering, counted in words, and the tree over them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from mvspec.forms.syntax import MULTIVERSE, Piece, Syntax
+from mvspec.law.structure import Structure
+from mvspec.law.tags import Tag
+from mvspec.tree.ir import Document, Message, Parallel, Text
+from mvspec.view.record_view import AUTHORS, Branch, Leaf, Run, SheetThread, units
+from mvspec.view.terminal import entry
+
+__all__ = ["Pages", "lay_words", "trees", "words"]
+
+_WORD = re.compile(r"[^ \t\r\n]+[ \t\r\n]*|[ \t\r\n]+")
+_OPENS = {
+    Tag.THINK: "think",
+    Tag.PARALLEL: "parallel",
+    Tag.PATH: "path",
+    Tag.CONCLUSION: "conclusion",
+}
+
+
+def words(text: str) -> list[str]:
+    """Cut a text into words, each with the white space behind it; end to end they are the text.
+
+    >>> words("two  words\\n")
+    ['two  ', 'words\\n']
+    """
+    return _WORD.findall(text)
+
+
+@dataclass(slots=True)
+class Pages:
+    """What a document is laid out as; the parts of a `Sheet` of the same names."""
+
+    text: str = ""
+    tree: tuple[Branch | Leaf, ...] = ()
+    threads: list[SheetThread] = field(default_factory=lambda: [SheetThread()])
+    runs: list[Run] = field(default_factory=list)
+    widths: list[int] = field(default_factory=list)
+    ids: Sequence[int] = ()
+
+
+def trees(message: Message, syntax: Syntax, start: int = 0) -> tuple[Branch | Leaf, ...]:
+    """Return the tree of an assistant's turn over the characters of its rendering.
+
+    Args:
+        start: where the rendering begins, in UTF-16 units.
+    """
+    tree = _Tree(message, start)
+    for piece in syntax.pieces(message):
+        tree.add(piece)
+    return tuple(tree.levels[0])
+
+
+class _Tree:
+    """Builds the tree of a turn from the pieces of its rendering."""
+
+    def __init__(self, message: Message, start: int) -> None:
+        self.at = start
+        self.levels: list[list[Branch | Leaf]] = [[]]
+        self.opened: list[tuple[str, str, str, int]] = []
+        # Paths come in the order of their blocks; those of inner blocks in between.
+        self.blocks = message.walk(Parallel)
+        self.paths: list[Iterator[tuple[str, str]]] = []
+        self.in_outline = False
+
+    def add(self, piece: Piece) -> None:
+        stop = self.at + units(piece.text)
+        if piece.tag is not None:
+            self.event(piece.tag, stop)
+        elif piece.hole is not None:
+            item = entry(piece.hole)
+            hole = Branch("gen", piece.hole.name, item.text, self.at, stop)
+            self.levels[-1].append(hole)
+        elif piece.content and not self.in_outline:
+            self.levels[-1].append(Leaf(self.at, stop))
+        self.at = stop
+
+    def event(self, tag: Tag, stop: int) -> None:
+        if tag in (Tag.OUTLINE, Tag.END_OUTLINE):
+            self.in_outline = tag is Tag.OUTLINE
+        elif tag in _OPENS:
+            title = text = ""
+            if tag is Tag.PARALLEL:
+                block = next(self.blocks)
+                self.paths.append(iter([(each.label, each.text) for each in block.goal.outlines]))
+            elif tag is Tag.PATH:
+                title, text = next(self.paths[-1])
+            self.opened.append((_OPENS[tag], title, text, self.at))
+            self.levels.append([])
+        elif tag.closes and tag.partner in _OPENS:
+            inside = tuple(self.levels.pop())
+            kind, title, text, start = self.opened.pop()
+            self.levels[-1].append(Branch(kind, title, text, start, stop, inside))
+            if tag is Tag.END_PARALLEL:
+                self.paths.pop()
+
+
+def lay_words(document: Document, syntax: Syntax = MULTIVERSE) -> Pages:
+    """Lay a document out in words: the law on a unit that needs no tokenizer.
+
+    The machine places every word as if it were a token; a tag is one word.
+
+    Args:
+        syntax: the form in which the assistant's turns are written.
+
+    >>> import mvspec
+    >>> block = mvspec.parallel(mvspec.branch("A", "x y"), mvspec.branch("B", "z"))
+    >>> pages = lay_words(mvspec.document(mvspec.assistant(block)))
+    >>> [thread.label for thread in pages.threads], sum(run.size for run in pages.runs)
+    (['', '1', '2'], 40)
+    """
+    laid = _Laid(Pages())
+    for message in document.messages:
+        start = laid.chars
+        if message.role == "assistant":
+            inside = trees(message, syntax, start)
+            laid.turn(message, syntax)
+        else:
+            for part in message.body:
+                if isinstance(part, Text):
+                    laid.words(part.text, 0, AUTHORS.index("prompt"), laid.position)
+            inside = (Leaf(start, laid.chars),) if laid.chars > start else ()
+        branch = Branch("message", message.role, "", start, laid.chars, inside)
+        laid.pages.tree += (branch,)
+    laid.pages.text = "".join(laid.parts)
+    return laid.pages
+
+
+@dataclass(slots=True)
+class _Laid:
+    """Words, placed one after the other."""
+
+    pages: Pages
+    parts: list[str] = field(default_factory=list)
+    chars: int = 0
+    position: int = 0
+    blocks: int = 0
+
+    def words(self, text: str, thread: int, author: int, position: int) -> int:
+        """Place the words of a text, and return how many they are."""
+        found = words(text)
+        self.parts.append(text)
+        widths = [units(word) for word in found]
+        self.chars += sum(widths)
+        self.pages.widths += widths
+        add_run(self.pages.runs, Run(thread, author, len(found), position))
+        if thread == 0:
+            self.position = position + len(found)
+        return len(found)
+
+    def turn(self, message: Message, syntax: Syntax) -> None:
+        machine = Structure(syntax, position=self.position, strict=False)
+        names: dict[int, int] = {0: 0}
+        blocks = message.walk(Parallel)
+        for text, tag, forced in _joined(syntax.pieces(message)):
+            author = AUTHORS.index("engine" if forced else "model")
+            count = len(words(text))
+            step = machine.feed(text if tag is None else tag, count)
+            if text:
+                self.words(text, names[step.thread], author, step.position)
+            if step.forked:
+                for outline, thread in zip(next(blocks).goal.outlines, step.forked, strict=True):
+                    names[thread] = len(self.pages.threads)
+                    above = names[step.thread]
+                    path = SheetThread(outline.label, outline.text, above, self.blocks)
+                    self.pages.threads.append(path)
+                self.blocks += 1
+        self.position = machine.threads[0].position
+
+
+def _joined(pieces: Iterable[Piece]) -> Iterator[tuple[str, Tag | None, bool]]:
+    """Yield tags, and texts of one author between them."""
+    text, forced = "", False
+    for piece in pieces:
+        if text and (piece.tag is not None or piece.forced != forced):
+            yield text, None, forced
+            text = ""
+        if piece.tag is not None:
+            yield piece.text, piece.tag, piece.forced
+            continue
+        text += piece.text
+        forced = piece.forced
+    if text:
+        yield text, None, forced
+
+
+def add_run(runs: list[Run], run: Run) -> None:
+    """Add a run, to the one before where it goes on there."""
+    if not run.size:
+        return
+    if runs:
+        last = runs[-1]
+        if run[:2] == last[:2] and run.position == last.position + last.size:
+            runs[-1] = last._replace(size=last.size + run.size)
+            return
+    runs.append(run)

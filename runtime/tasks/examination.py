@@ -1,0 +1,101 @@
+"""Problems of a task asked of an engine, and how it did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+from mvspec.errors import MvspecError
+from mvspec.forms import parse
+from mvspec.law.limits import Limits
+from mvspec.runtime.options import Options
+from mvspec.runtime.tasks.problem import PARALLEL, Problem, ask
+from mvspec.trace import Result
+
+__all__ = ["UNHELD", "Mark", "examine", "is_canonical", "mark", "means"]
+
+UNHELD = Options(structure=False, limits=Limits(max_tokens=2000))
+"""Nothing holds the model to the grammar: what is well-formed is its own doing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How one problem went.
+
+    Args:
+        right: the final answer is right.
+        well_formed: the turn ended by itself, and its structure needs no repair.
+        forked: it has a block.
+        tokens: of the assistant's turn.
+        critical_path: of them.
+        forwards: that the run took part in.
+    """
+
+    right: bool
+    well_formed: bool
+    forked: bool
+    tokens: int
+    critical_path: int
+    forwards: int
+
+
+def mark(result: Result, problem: Problem) -> Mark:
+    """Return how an engine's answer to a problem went."""
+    trace = result.trace
+    return Mark(
+        right=problem.is_right(result.text),
+        well_formed=trace.finish == "end" and not result.diagnostics,
+        forked=len(trace.threads) > 1,
+        tokens=trace.answer,
+        critical_path=trace.critical_path,
+        forwards=len(trace.ends),
+    )
+
+
+def is_canonical(text: str) -> bool:
+    """Return whether a text with tags is well-formed as it stands."""
+    try:
+        parse(text)
+    except MvspecError:
+        return False
+    return True
+
+
+def examine(
+    engine: Any,
+    problems: Sequence[Problem],
+    prompt: str = PARALLEL,
+    options: Options = UNHELD,
+    *,
+    batch: int = 64,
+) -> Iterator[tuple[Mark, str]]:
+    """Ask an engine problems, several at once, and yield how each went, and the turn's text.
+
+    Args:
+        engine: a `TorchEngine` or an `SGLangEngine`.
+        problems: what to ask.
+        prompt: that follows the question.
+        options: how answers are written.
+        batch: problems that run at once.
+    """
+    rest = iter(problems)
+    while some := list(islice(rest, batch)):
+        results = engine.run_many([ask(problem, prompt) for problem in some], options)
+        for result, problem in zip(results, some, strict=True):
+            yield mark(result, problem), result.text
+
+
+def means(marks: Iterable[Mark]) -> dict[str, float]:
+    """Return the mean of every field, and of tokens over critical path as `parallelism`.
+
+    >>> means([Mark(True, True, True, 150, 100, 101), Mark(False, True, False, 50, 50, 51)])
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'right': 0.5, 'well_formed': 1.0, 'forked': 0.5, 'tokens': 100.0, 'critical_path': 75.0,
+     'forwards': 76.0, 'parallelism': 1.25}
+    """
+    rows = [asdict(each) for each in marks]
+    found = {name: sum(float(row[name]) for row in rows) / len(rows) for name in rows[0]}
+    degrees = [row["tokens"] / max(row["critical_path"], 1) for row in rows]
+    return found | {"parallelism": sum(degrees) / len(rows)}
