@@ -71,7 +71,10 @@ def moved(engine: TorchEngine, before: Result, at: int) -> tuple[int, int]:
         if a is None or b is None:
             continue
         changed = not torch.equal(a, b)
-        if not sees(trace.chain(trace.owners[index]), trace.chain(trace.owners[at])) or index < at:
+        if (
+            not sees(trace.chain(trace.thread_ids[index]), trace.chain(trace.thread_ids[at]))
+            or index < at
+        ):
             others += changed
         else:
             own += changed
@@ -101,7 +104,7 @@ def main() -> None:
                 for _ in range(5 if graphs else 1):  # the first ones let them be captured
                     together = engine.run_many(plans, DECODE)
                     alone = [engine.run(plan, DECODE) for plan in plans[:3]]
-                paths = [i for i, owner in enumerate(alone[1].trace.owners) if owner]
+                paths = [i for i, owner in enumerate(alone[1].trace.thread_ids) if owner]
                 both = [moved(engine, alone[1], paths[len(paths) * n // 5]) for n in range(5)]
                 made = engine.model.graphs
                 print(json.dumps({

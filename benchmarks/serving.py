@@ -259,7 +259,7 @@ def speed(served: Served, draws: Draws, report: Report, args: argparse.Namespace
             trace = traces[degree]
             real = sum(author != "prompt" for author in trace["authors"])
             real /= 1 + max(trace["position_ids"]) - PROMPT
-            ends = np.diff(trace["ends"])
+            ends = np.diff(trace["forward_seconds"])
             report.row(
                 "speed", batch=batch, P=round(real, 2), threads=batch * SHAPES[degree],
                 plain_s=seconds, admission_s=admission, ours_s=took, limit_s=limit,
@@ -269,12 +269,13 @@ def speed(served: Served, draws: Draws, report: Report, args: argparse.Namespace
             report.keep(
                 "speed steps", batch=batch, P=round(real, 2), shape=_sizes(shapes[degree]),
                 ours=ours[degree], plain=[each["seconds"] for each in plain],
-                forwards=len(trace["rows"]), trace_s=trace["seconds"], first_s=trace["ends"][0],
+                forwards=len(trace["forward_tokens"]), trace_s=trace["seconds"],
+                first_s=trace["forward_seconds"][0],
                 one_ms=1e3 * float(np.median(ends[2 : max(before - 3, 4)])),
                 many_ms=1e3 * float(np.median(ends[before + 5 : before + each - 10])),
                 plain_one_ms=1e3 * steps_cost(plain[0]["times"], 0, args.tokens) / args.tokens,
-                plain_many_ms=1e3 * wide[degree][-1] / each, ends=trace["ends"],
-                rows=trace["rows"],
+                plain_many_ms=1e3 * wide[degree][-1] / each, ends=trace["forward_seconds"],
+                rows=trace["forward_tokens"],
             )  # fmt: skip
 
 
@@ -297,8 +298,8 @@ def joins(served: Served, draws: Draws, report: Report, args: argparse.Namespace
         )
         report.row(
             "joins", blocks=blocks, paths=paths, drawn_on_the_critical_path=drawn,
-            forwards=len(trace["rows"]),
-            more_per_block=(len(trace["rows"]) - drawn - 1) / blocks,
+            forwards=len(trace["forward_tokens"]),
+            more_per_block=(len(trace["forward_tokens"]) - drawn - 1) / blocks,
             ms_more_per_block=1e3 * (took - plain) / blocks,
         )  # fmt: skip
 
@@ -340,7 +341,7 @@ def structure(served: Served, draws: Draws, report: Report, args: argparse.Names
                         "custom_params": {KEY: Order(options=options).model_dump_json()},
                     }))  # fmt: skip
                 found = served.run(requests)
-                ends = np.diff(trace_of(found["outs"][-1])["ends"])
+                ends = np.diff(trace_of(found["outs"][-1])["forward_seconds"])
                 costs.append(1e3 * float(np.median(ends[4:])))
             plain = [draws.plain(tokens) for _ in range(batch)]
             for _, params in plain:

@@ -93,16 +93,16 @@ def trace(tokens: int, seed: int) -> Trace:
                 for index, each in enumerate(pages.threads)
             ],
             "ids": [rng.randrange(150_000) for _ in owners],
-            "texts": [pages.text[a:b] for a, b in pairwise(starts)],
-            "owners": owners,
+            "token_texts": [pages.text[a:b] for a, b in pairwise(starts)],
+            "thread_ids": owners,
             "position_ids": positions,
             "authors": authors,
             "logprobs": [
                 None if author != "model" else -rng.expovariate(2) for author in authors
             ],
-            "steps": positions,
-            "ends": [0.02 * (step + 1) for step in range(forwards)],
-            "rows": [1] * forwards,
+            "forward_ids": positions,
+            "forward_seconds": [0.02 * (step + 1) for step in range(forwards)],
+            "forward_tokens": [1] * forwards,
             "document": document,
             "seconds": 0.02 * forwards,
         }

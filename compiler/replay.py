@@ -55,7 +55,7 @@ def _ops(trace: Trace) -> Iterator[Op]:
         return Join(paths=ends, thread=name[thread])
 
     while index < n:
-        owner = trace.owners[index]
+        owner = trace.thread_ids[index]
         chain = trace.chain(owner)
         inside = [block for block, _ in chain]
         while [block for block, _ in opened] != inside[: len(opened)]:
@@ -65,7 +65,7 @@ def _ops(trace: Trace) -> Iterator[Op]:
             yield fork(block, parent or 0)
         stop = index
         author = trace.authors[index]
-        while stop < n and (trace.owners[stop], trace.authors[stop]) == (owner, author):
+        while stop < n and (trace.thread_ids[stop], trace.authors[stop]) == (owner, author):
             stop += 1
         yield Extend(thread=name[owner], tokens=trace.ids[index:stop], author=author)
         index = stop

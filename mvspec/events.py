@@ -1,4 +1,4 @@
-"""What a run tells while it goes on."""
+"""Events of a run, in the order in which they happen."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One token is in a thread; the prompt's are not told.
+    """One token is in a thread; the prompt's have no event.
 
     Whoever appends these and drops what `TakenBack` says holds the tokens of the trace.
 
@@ -34,7 +34,7 @@ class Written:
         author: "engine" (forced) or "model".
         logprob: of the token under the model, before temperature; None where nothing was drawn.
         hole: the hole that it fills; "" for none.
-        step: the forward that it was chosen after, from 0.
+        forward: the forward that it was chosen after, from 0.
     """
 
     request: str
@@ -45,7 +45,7 @@ class Written:
     author: str
     logprob: float | None
     hole: str
-    step: int
+    forward: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class TakenBack:
     request: str
     thread: int
     count: int
-    step: int
+    forward: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Forked:
     paths: tuple[int, ...]
     labels: tuple[str, ...]
     titles: tuple[str, ...]
-    step: int
+    forward: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class PathEnded:
 
     request: str
     thread: int
-    step: int
+    forward: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ class Joined:
     request: str
     thread: int
     paths: tuple[int, ...]
-    step: int
+    forward: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class HoleFilled:
     text: str
     value: Any
     cut: bool
-    step: int
+    forward: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,4 +127,4 @@ class Finished:
 
 
 Event = Written | TakenBack | Forked | PathEnded | Joined | HoleFilled | Finished
-"""What a stream yields."""
+"""What a stream yields: `isinstance` tells which."""

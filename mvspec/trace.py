@@ -1,12 +1,13 @@
-"""A run on record: every token with its thread, position, author, logprob and step."""
+"""A run on record: every token with its thread, position, author, logprob and forward."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,9 +17,30 @@ from mvspec.shown import as_html, as_layout, as_plan
 from mvspec.tree.ir import Document
 from mvspec.tree.node import verify_error
 
-__all__ = ["FilledHole", "Result", "Trace", "TracedThread"]
+__all__ = ["FilledHole", "Result", "Trace", "TracedThread", "current_names"]
 
 Author = Literal["prompt", "engine", "model"]
+
+VERSION: Final = 2
+VERSION_1: Final = {
+    "ends": "forward_seconds",
+    "owners": "thread_ids",
+    "rows": "forward_tokens",
+    "steps": "forward_ids",
+    "texts": "token_texts",
+}
+"""What version 1 of the file format called its columns; it had no field `version`."""
+
+
+def current_names(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the object of a trace with the names of this version.
+
+    >>> current_names({"owners": [0], "ids": [7]})
+    {'thread_ids': [0], 'ids': [7]}
+    """
+    if "version" in value:
+        return value
+    return {VERSION_1.get(name, name): found for name, found in value.items()}
 
 
 class _Record(BaseModel):
@@ -59,22 +81,23 @@ class FilledHole(_Record):
 
 
 class Trace(_Record):
-    """What a run did. All of `ids` ... `steps` are [tokens], in the order of the surface form.
+    """A run as plain data; `ids` to `forward_ids` are [tokens], in the order of the surface form.
 
     Args:
+        version: of the file format; `from_json` reads version 1 too, which had no such field.
         model: of the engine.
         form: the surface form of the assistant's turn.
         seed: of its random streams.
         share: paths read each other after every so many tokens; 0 for never.
         threads: the root first.
-        ids, texts: the tokens, and what each adds to its thread's text.
-        owners: each token's thread.
+        ids, token_texts: the tokens, and what each adds to its thread's text.
+        thread_ids: each token's thread.
         position_ids: each token's position id.
         authors: who wrote each: "prompt", "engine" (forced) or "model".
         logprobs: of tokens that were drawn, before temperature; None for the others.
-        steps: the forward after which each token was chosen, from 0; the prompt has -1.
-        ends: [forwards]: seconds from the start of the run to the end of each forward.
-        rows: [forwards]: how many of the run's tokens each forward read.
+        forward_ids: the forward after which each token was chosen, from 0; the prompt has -1.
+        forward_seconds: [forwards]: seconds from the start of the run to the end of each forward.
+        forward_tokens: [forwards]: how many of the run's tokens each forward read.
         holes: those that were filled.
         document: the result, where there is one.
         finish: "end" (the plan or the turn ended), "limit" (closed by force: tokens, positions
@@ -82,20 +105,21 @@ class Trace(_Record):
         seconds: of the whole run.
     """
 
+    version: Literal[2] = VERSION
     model: str = ""
     form: str = "multiverse"
     seed: int = 0
     share: int = Field(default=0, ge=0)
     threads: tuple[TracedThread, ...] = (TracedThread(id=0),)
     ids: tuple[int, ...] = ()
-    texts: tuple[str, ...] = ()
-    owners: tuple[int, ...] = ()
+    token_texts: tuple[str, ...] = ()
+    thread_ids: tuple[int, ...] = ()
     position_ids: tuple[int, ...] = ()
     authors: tuple[Author, ...] = ()
     logprobs: tuple[float | None, ...] = ()
-    steps: tuple[int, ...] = ()
-    ends: tuple[float, ...] = ()
-    rows: tuple[int, ...] = ()
+    forward_ids: tuple[int, ...] = ()
+    forward_seconds: tuple[float, ...] = ()
+    forward_tokens: tuple[int, ...] = ()
     holes: tuple[FilledHole, ...] = ()
     document: Document | None = None
     finish: Literal["end", "limit", "time", "interrupted"] = "end"
@@ -106,7 +130,9 @@ class Trace(_Record):
 
     @model_validator(mode="after")
     def _check(self) -> Trace:
-        columns = ("texts", "owners", "position_ids", "authors", "logprobs", "steps")
+        columns = (
+            "token_texts", "thread_ids", "position_ids", "authors", "logprobs", "forward_ids",
+        )  # fmt: skip
         for name in columns:
             if len(getattr(self, name)) != len(self.ids):
                 raise ValueError(f"{name} has {len(getattr(self, name))} of {len(self.ids)} tokens")
@@ -114,10 +140,15 @@ class Trace(_Record):
             parent = -1 if thread.parent is None else thread.parent
             if thread.id != index or parent >= index or (parent < 0) != (index == 0):
                 raise ValueError(f"threads[{index}] is not in order")
-        if any(not 0 <= owner < len(self.threads) for owner in self.owners):
+        if any(not 0 <= owner < len(self.threads) for owner in self.thread_ids):
             raise ValueError("a token's thread is not listed")
-        if any(step >= len(self.ends) for step in self.steps) or len(self.rows) != len(self.ends):
-            raise ValueError("a token's step is not listed")
+        forwards = len(self.forward_seconds)
+        if any(forward >= forwards for forward in self.forward_ids):
+            raise ValueError("a token's forward is not listed")
+        if len(self.forward_tokens) != forwards:
+            raise ValueError(
+                f"forward_tokens has {len(self.forward_tokens)} of {forwards} forwards"
+            )
         return self
 
     # Reading
@@ -151,7 +182,7 @@ class Trace(_Record):
     @property
     def text(self) -> str:
         """The assistant's text, in the order of the surface form."""
-        pairs = zip(self.texts, self.authors, strict=True)
+        pairs = zip(self.token_texts, self.authors, strict=True)
         return "".join(text for text, author in pairs if author != "prompt")
 
     def chain(self, thread: int) -> Chain:
@@ -190,13 +221,22 @@ class Trace(_Record):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Trace:
-        """Read one line of a file that `save` wrote.
+        """Read one line of a file that `save` wrote, in this version or an earlier one.
 
         Raises:
             VerifyError: it is no trace; the address says where.
         """
         try:
-            return cls.model_validate_json(text)
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise VerifyError("trace", f"is not JSON: {error}") from None
+        return cls.from_dict(value)
+
+    @classmethod
+    def from_dict(cls, value: Any) -> Trace:
+        """Read the object that a line of JSON holds, as `from_json` does."""
+        try:
+            return cls.model_validate(current_names(value) if isinstance(value, dict) else value)
         except ValidationError as error:
             raise verify_error(error) from None
 
@@ -212,7 +252,7 @@ class Result:
             instance where the schema was a Pydantic class. A hole that was cut inside its
             constraint is missing; `result["name"]` says why.
         texts: by hole name, as text.
-        trace: every token with its thread, position, logprob and step.
+        trace: every token with its thread, position, logprob and forward.
         diagnostics: what is malformed, where structure was not enforced.
         top_logprobs: for each token the likeliest ones, where they were asked for.
         logits: those that follow each token, [tokens, vocabulary], where they were asked for.

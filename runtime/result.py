@@ -68,14 +68,14 @@ def result_of(request: Request, model: str) -> Result:
             for live in threads
         ),
         ids=tuple([token.id for token in tokens]),
-        texts=tuple([token.text for token in tokens]),
-        owners=tuple([live.number for live, found in stretches for _ in found]),
+        token_texts=tuple([token.text for token in tokens]),
+        thread_ids=tuple([live.number for live, found in stretches for _ in found]),
         position_ids=tuple([token.position for token in tokens]),
         authors=tuple([token.author for token in tokens]),  # type: ignore[misc]
         logprobs=tuple([token.logprob for token in tokens]),
-        steps=tuple([token.step for token in tokens]),
-        ends=tuple(request.ends),
-        rows=tuple(request.rows),
+        forward_ids=tuple([token.step for token in tokens]),
+        forward_seconds=tuple(request.ends),
+        forward_tokens=tuple(request.rows),
         holes=holes,
         document=document,
         finish="interrupted" if interrupted else request.finish,  # type: ignore[arg-type]

@@ -101,7 +101,7 @@ def tokens_of(result: Result, hole: str) -> list[tuple[str, str]]:
     trace = result.trace
     (found,) = (each for each in trace.holes if each.name == hole)
     span = slice(found.start, found.stop)
-    return list(zip(trace.texts[span], trace.authors[span], strict=True))
+    return list(zip(trace.token_texts[span], trace.authors[span], strict=True))
 
 
 def training_logits(engine: TorchEngine, result: Result) -> Tensor:

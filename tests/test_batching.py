@@ -133,7 +133,7 @@ def test_events_come_in_order() -> None:
     assert isinstance(events[-1], Finished)
     result = events[-1].result
     assert not any(isinstance(event, Finished) for event in events[:-1])
-    steps = [event.step for event in events if not isinstance(event, Finished)]
+    steps = [event.forward for event in events if not isinstance(event, Finished)]
     assert steps == sorted(steps)
     forked, joined = (
         next(i for i, event in enumerate(events) if isinstance(event, kind))
@@ -150,13 +150,14 @@ def test_events_come_in_order() -> None:
     trace = result.trace
     for thread in (0, 1, 2):
         own = [
-            (trace.position_ids[i], trace.ids[i], trace.texts[i], trace.authors[i],
-             trace.logprobs[i], trace.steps[i])
-            for i, owner in enumerate(trace.owners)
+            (trace.position_ids[i], trace.ids[i], trace.token_texts[i], trace.authors[i],
+             trace.logprobs[i], trace.forward_ids[i])
+            for i, owner in enumerate(trace.thread_ids)
             if owner == thread and trace.authors[i] != "prompt"
         ]  # fmt: skip
         assert own == [
-            (e.position, e.id, e.text, e.author, e.logprob, e.step) for e in written(events, thread)
+            (e.position, e.id, e.text, e.author, e.logprob, e.forward)
+            for e in written(events, thread)
         ]
     assert {e.hole for e in written(events, 0, 1, 2) if e.author == "model"} == {"a", "b", "c"}
 

@@ -73,8 +73,8 @@ def test_events_add_up_to_the_trace() -> None:
     assert kinds.index("Forked") < kinds.index("HoleFilled") < kinds.index("Joined")
     trace = result.trace
     for thread in trace.threads:
-        own = [t for t, owner, author in zip(trace.texts, trace.owners, trace.authors, strict=True)
-               if owner == thread.id and author != "prompt"]  # fmt: skip
+        columns = zip(trace.token_texts, trace.thread_ids, trace.authors, strict=True)
+        own = [t for t, id, author in columns if id == thread.id and author != "prompt"]
         assert "".join(own) == texts[thread.id]
     assert [thread.title for thread in trace.threads] == ["", "a", "b"]
     assert {Forked.__name__, Joined.__name__, HoleFilled.__name__} < set(kinds)
@@ -109,7 +109,7 @@ def test_one_thread_at_a_time_writes_the_same() -> None:
     alone = engine.run(forked(), Options(threads=1))
     assert alone.trace.ids == together.trace.ids
     assert alone.trace.position_ids == together.trace.position_ids
-    assert len(alone.trace.ends) > len(together.trace.ends)
+    assert len(alone.trace.forward_seconds) > len(together.trace.forward_seconds)
 
 
 def test_plans_and_traces_travel_as_json(tmp_path: Path) -> None:
@@ -136,7 +136,15 @@ def test_plans_and_traces_travel_as_json(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("line", "why"),
-    [("{", "JSON"), ('{"ids": [1]}', "texts has 0 of 1"), ('{"owners": 3}', "owners")],
+    [
+        ("{", "JSON"),
+        ('{"ids": [1]}', "token_texts has 0 of 1"),
+        ('{"thread_ids": 3}', "thread_ids"),
+        ("[]", "valid dictionary"),
+        ('{"owners": 3}', "thread_ids"),
+        ('{"version": 2, "owners": []}', "owners"),
+        ('{"version": 3}', "version"),
+    ],
 )
 def test_what_is_no_trace_is_refused(line: str, why: str) -> None:
     with pytest.raises(VerifyError, match=why):

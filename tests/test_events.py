@@ -87,12 +87,12 @@ def check(engine: TorchEngine, events: list[Event]) -> Result:
     assert threads.keys() == {thread.id for thread in trace.threads}
     for thread, tokens in threads.items():
         own = [
-            (trace.ids[i], trace.position_ids[i], trace.texts[i], trace.authors[i],
-             trace.logprobs[i], trace.steps[i])
-            for i, owner in enumerate(trace.owners)
+            (trace.ids[i], trace.position_ids[i], trace.token_texts[i], trace.authors[i],
+             trace.logprobs[i], trace.forward_ids[i])
+            for i, owner in enumerate(trace.thread_ids)
             if owner == thread and trace.authors[i] != "prompt"
         ]  # fmt: skip
-        assert own == [(t.id, t.position, t.text, t.author, t.logprob, t.step) for t in tokens]
+        assert own == [(t.id, t.position, t.text, t.author, t.logprob, t.forward) for t in tokens]
     for hole in trace.holes:
         span = trace.ids[hole.start : hole.stop]
         found = [t.id for tokens in threads.values() for t in tokens if t.hole == hole.name]

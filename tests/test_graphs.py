@@ -236,7 +236,7 @@ def test_siblings_do_not_interfere_in_a_graph() -> None:
     for _ in range(5):
         before = engine.run(document(), DECODE)
     replays, trace = made.replays, before.trace
-    changed = next(i for i, owner in enumerate(trace.owners) if owner == 2)
+    changed = next(i for i, owner in enumerate(trace.thread_ids) if owner == 2)
     ids = list(trace.ids)
     ids[changed] = (ids[changed] + 1) % 250
     after = engine.run(trace.model_copy(update={"ids": tuple(ids)}).plan, DECODE)
@@ -247,7 +247,7 @@ def test_siblings_do_not_interfere_in_a_graph() -> None:
     for index, (a, b) in enumerate(zip(before.logits, after.logits, strict=True)):
         if a is None or b is None:
             continue
-        if index < changed or not sees(trace.chain(trace.owners[index]), trace.chain(2)):
+        if index < changed or not sees(trace.chain(trace.thread_ids[index]), trace.chain(2)):
             assert torch.equal(a, b)
         else:
             moved += not torch.equal(a, b)

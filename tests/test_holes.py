@@ -262,7 +262,7 @@ def test_holes_of_several_turns() -> None:
     assert result.document.messages[2].body == (Text(text="A" + result["a"]),)
     # Text from outside forks nothing, and ends nothing.
     special = [i for i, t in enumerate(result.trace.ids) if t in chat().all_special_ids]
-    texts = [result.trace.texts[i] for i in special if result.trace.authors[i] == "prompt"]
+    texts = [result.trace.token_texts[i] for i in special if result.trace.authors[i] == "prompt"]
     assert set(texts) <= {"<|im_start|>", "<|im_end|>"}
     assert len(result.trace.threads) == 3
 
@@ -272,7 +272,7 @@ def test_a_document_without_holes() -> None:
     result = tiny_engine().run(ask(block))
     assert result.values == {}
     assert result.document == ask(block)
-    assert {*result.trace.owners} == {0, 1, 2}
+    assert {*result.trace.thread_ids} == {0, 1, 2}
     assert result.trace.parallelism > 1
 
 

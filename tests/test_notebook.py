@@ -84,9 +84,10 @@ def test_a_plan_in_a_notebook() -> None:
 @pytest.mark.parametrize("text", NASTY)
 def test_traces_of_nasty_texts(text: str) -> None:
     trace: Any = Trace(
-        model=text, threads=(TracedThread(id=0, title=text, label=text),), ids=(1,), texts=(text,),
-        owners=(0,), position_ids=(0,), authors=("model",), logprobs=(None,), steps=(0,),
-        ends=(0.1,), rows=(1,),
+        model=text, threads=(TracedThread(id=0, title=text, label=text),), ids=(1,),
+        token_texts=(text,), thread_ids=(0,), position_ids=(0,), authors=("model",),
+        logprobs=(None,), forward_ids=(0,),
+        forward_seconds=(0.1,), forward_tokens=(1,),
     )  # fmt: skip
     assert mvspec.view.terminal.visible(text).strip() in safe(trace._repr_html_()).text
 

@@ -200,7 +200,7 @@ def block(*bodies: Any) -> mv.Document:
 def drawn_in(result: Result, thread: int) -> list[int]:
     """Return what the model drew in one thread."""
     trace = result.trace
-    columns = zip(trace.ids, trace.owners, trace.logprobs, strict=True)
+    columns = zip(trace.ids, trace.thread_ids, trace.logprobs, strict=True)
     return [id for id, owner, logprob in columns if owner == thread and logprob is not None]
 
 
@@ -213,14 +213,14 @@ def replayed(engine: TorchEngine, document: mv.Document, result: Result, samplin
     count: dict[int, int] = {}
     places = {0: ""} | {t.id: f"0.{t.id - 1}" for t in trace.threads[1:]}
     drawn = 0
-    for index, owner in enumerate(trace.owners):
+    for index, owner in enumerate(trace.thread_ids):
         at = count[owner] = count.get(owner, -1) + 1
         if trace.logprobs[index] is None:
             continue
         logits = whole[int(trace.layout.parent[index])]
         seen = [
             id
-            for id, other in zip(trace.ids[:index], trace.owners, strict=False)
+            for id, other in zip(trace.ids[:index], trace.thread_ids, strict=False)
             if other in (0, owner)
         ]
         allowed = engine.lexicon.starting(starts.get(index, ""))
@@ -280,7 +280,7 @@ def test_a_seeded_result_does_not_change_with_what_else_runs() -> None:
     for threads in (1, 2):
         slow = tiny_engine().run(document, Options(option.sampling, threads=threads))
         assert slow.trace.ids == alone.trace.ids
-        assert slow.trace.owners == alone.trace.owners
+        assert slow.trace.thread_ids == alone.trace.thread_ids
 
 
 def test_streams_differ_by_seed_request_and_thread() -> None:

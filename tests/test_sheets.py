@@ -180,11 +180,11 @@ def test_a_trace_is_its_layout(kind: str) -> None:
     row = json.loads(trace.model_dump_json(exclude_none=True))
     sheet = trace_sheet("a", "a:1", row)
     threads, authors, positions = expanded(sheet.runs)
-    assert threads == list(trace.owners)
+    assert threads == list(trace.thread_ids)
     assert [AUTHORS[author] for author in authors] == list(trace.authors)
     assert positions == list(trace.position_ids)
-    assert sheet.text == "".join(trace.texts)
-    assert sheet.widths == [units(text) for text in trace.texts]
+    assert sheet.text == "".join(trace.token_texts)
+    assert sheet.widths == [units(text) for text in trace.token_texts]
     assert np.array_equal(mask(sheet.threads, sheet.runs), dense_mask(trace.layout))
     assert sheet.tokens == trace.answer
     assert sheet.critical_path == trace.critical_path
@@ -206,9 +206,10 @@ def test_a_run_that_shared_says_that_its_mask_is_another() -> None:
 def row(**more: Any) -> dict[str, Any]:
     """A trace of two tokens, with changes."""
     value: dict[str, Any] = {
-        "texts": ["Hi", "."], "owners": [0, 0], "position_ids": [0, 1],
-        "authors": ["model", "model"], "logprobs": [-0.5, None], "steps": [0, 1],
-        "ends": [0.1, 0.2], "rows": [1, 1], "ids": [5, 6], "threads": [{"id": 0}],
+        "token_texts": ["Hi", "."], "thread_ids": [0, 0], "position_ids": [0, 1],
+        "authors": ["model", "model"], "logprobs": [-0.5, None], "forward_ids": [0, 1],
+        "forward_seconds": [0.1, 0.2], "forward_tokens": [1, 1], "ids": [5, 6],
+        "threads": [{"id": 0}],
     }  # fmt: skip
     return {**value, **more}
 
@@ -216,16 +217,16 @@ def row(**more: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "where"),
     [
-        ({"texts": ["Hi", 1]}, "texts"),
-        ({"owners": [0, 1]}, "owners"),
-        ({"owners": [0, True]}, "owners"),
+        ({"token_texts": ["Hi", 1]}, "token_texts"),
+        ({"thread_ids": [0, 1]}, "thread_ids"),
+        ({"thread_ids": [0, True]}, "thread_ids"),
         ({"position_ids": [0]}, "position_ids"),
         ({"authors": ["model", "me"]}, "authors"),
         ({"authors": ["model", ["model"]]}, "authors"),
-        ({"steps": [0, 2]}, "steps"),
+        ({"forward_ids": [0, 2]}, "forward_ids"),
         ({"logprobs": [0.0]}, "logprobs"),
         ({"logprobs": ["x", None]}, "logprobs"),
-        ({"ends": [None, 1]}, "ends"),
+        ({"forward_seconds": [None, 1]}, "forward_seconds"),
         ({"threads": []}, "threads"),
         ({"threads": [{"id": 1}]}, "threads[0]"),
         ({"threads": [{"id": 0}, {"id": 1, "parent": 1}]}, "threads[1]"),
@@ -233,7 +234,7 @@ def row(**more: Any) -> dict[str, Any]:
         ({"ids": [1]}, "ids"),
         ({"ids": [1, 2**40]}, "ids"),
         ({"position_ids": [0, -(10**400)]}, "position_ids"),
-        ({"ends": [0.1, float("inf")]}, "ends"),
+        ({"forward_seconds": [0.1, float("inf")]}, "forward_seconds"),
         ({"logprobs": {"a": 1, "b": 2}}, "logprobs"),
     ],
 )
@@ -283,9 +284,9 @@ def test_a_trace_by_its_threads() -> None:
                {"id": 4, "parent": 0, "block": 2, "label": "1"}]  # fmt: skip
     owners = [0, 1, 2, 3, 2, 4, 0]
     sheet = trace_sheet("a", "a:1", {
-        **row(threads=threads, owners=owners, form="untagged"), "texts": list("abcdefg"),
+        **row(threads=threads, owners=owners, form="untagged"), "token_texts": list("abcdefg"),
         "position_ids": [0, 1, 1, 2, 3, 4, 5], "authors": ["model"] * 7, "logprobs": [], "ids": [],
-        "steps": list(range(7)), "ends": [0.1 * n for n in range(7)],
+        "forward_ids": list(range(7)), "forward_seconds": [0.1 * n for n in range(7)],
     })  # fmt: skip
 
     def told(node: Branch | Leaf) -> Any:
@@ -305,8 +306,8 @@ def test_a_trace_by_its_threads() -> None:
 
 def test_turns_of_a_trace_share_their_diagnostics() -> None:
     texts = ["<Path>x", "Well?\n", "Hm\n<Think>\ny"]
-    value = row(texts=texts, owners=[0] * 3, position_ids=[0, 1, 2], logprobs=[], ids=[],
-                authors=["model", "prompt", "model"], steps=[0, -1, 1])  # fmt: skip
+    value = row(token_texts=texts, thread_ids=[0] * 3, position_ids=[0, 1, 2], logprobs=[], ids=[],
+                authors=["model", "prompt", "model"], forward_ids=[0, -1, 1])  # fmt: skip
     sheet = trace_sheet("a", "a:1", value)
     assert sheet.verdict == "malformed"
     assert sheet.source == texts[0] + texts[2]

@@ -38,14 +38,14 @@ def trace_of(
         {
             "threads": (TracedThread(id=0), *threads),
             "ids": (0,) * len(rows),
-            "texts": ("a ",) * len(rows),
-            "owners": tuple(owner for owner, _, _ in rows),
+            "token_texts": ("a ",) * len(rows),
+            "thread_ids": tuple(owner for owner, _, _ in rows),
             "position_ids": tuple(range(len(rows))),
             "authors": tuple(author for _, author, _ in rows),
             "logprobs": (None,) * len(rows),
-            "steps": tuple(step for _, _, step in rows),
-            "ends": tuple(0.1 * (step + 1) for step in range(forwards)),
-            "rows": (1,) * forwards,
+            "forward_ids": tuple(step for _, _, step in rows),
+            "forward_seconds": tuple(0.1 * (step + 1) for step in range(forwards)),
+            "forward_tokens": (1,) * forwards,
             "finish": finish,
         }
     )

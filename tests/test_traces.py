@@ -85,7 +85,7 @@ def test_a_saved_trace_replays(kind: str, decode: bool, tmp_path: Path) -> None:
     again = engine.run(read.plan, Options(decode=decode))
     assert again.trace.layout == trace.layout
     assert tuple(trace.layout.position_ids) == trace.position_ids
-    for column in ("ids", "texts", "owners", "position_ids", "document"):
+    for column in ("ids", "token_texts", "thread_ids", "position_ids", "document"):
         assert getattr(again.trace, column) == getattr(trace, column)
     assert again.trace.plan == trace.plan
     assert again.document == result.document
@@ -121,10 +121,10 @@ def test_an_interrupted_trace_replays_too(at: int) -> None:
     assert len(whole) > len(trace)
     for thread in trace.threads:
         before = [
-            id for id, owner in zip(trace.ids, trace.owners, strict=True) if owner == thread.id
+            id for id, owner in zip(trace.ids, trace.thread_ids, strict=True) if owner == thread.id
         ]
         after = [
-            id for id, owner in zip(whole.ids, whole.owners, strict=True) if owner == thread.id
+            id for id, owner in zip(whole.ids, whole.thread_ids, strict=True) if owner == thread.id
         ]
         assert after[: len(before)] == before
 
@@ -146,17 +146,17 @@ def test_sums_of_a_trace() -> None:
     assert trace.prompt == sum(author == "prompt" for author in trace.authors)
     assert trace.answer == len(trace) - trace.prompt
     assert trace.critical_path == trace.position_ids[-1] - trace.prompt + 1
-    shorter = sum(owner == 2 for owner in trace.owners)
+    shorter = sum(owner == 2 for owner in trace.thread_ids)
     assert trace.answer - trace.critical_path == shorter
     assert trace.parallelism == trace.answer / trace.critical_path > 1
     assert result.text == trace.text
-    assert trace.text == "".join(trace.texts[trace.prompt :])
+    assert trace.text == "".join(trace.token_texts[trace.prompt :])
     assert [(t.label, t.title, t.parent) for t in trace.threads] == [
         ("", "", None), ("1", "x", 0), ("2", "x", 0),
     ]  # fmt: skip
-    assert len(trace.rows) == len(trace.ends) == max(trace.steps) + 1
-    assert list(trace.ends) == sorted(trace.ends)
-    assert trace.ends[-1] <= trace.seconds
+    assert len(trace.forward_tokens) == len(trace.forward_seconds) == max(trace.forward_ids) + 1
+    assert list(trace.forward_seconds) == sorted(trace.forward_seconds)
+    assert trace.forward_seconds[-1] <= trace.seconds
 
 
 def test_prompts_between_turns_are_no_part_of_the_critical_path() -> None:
@@ -277,3 +277,19 @@ def test_a_path_that_begins_with_a_hole_waits_for_its_prompt() -> None:
         Join(paths=(1, 2), thread=3),
     )
     assert engine.run(ExecutionPlan(ops=ops)).values == {"a": "xy", "b": "xyz"}
+
+
+def test_a_trace_of_the_first_version_is_read() -> None:
+    line = (
+        '{"model":"m","threads":[{"id":0},{"id":1,"label":"1","parent":0,"block":0}],'
+        '"ids":[5,6,7],"texts":["a","b","c"],"owners":[0,1,0],"position_ids":[0,1,2],'
+        '"authors":["prompt","engine","model"],"logprobs":[null,null,-0.5],"steps":[-1,-1,0],'
+        '"ends":[0.25],"rows":[2],"holes":[],"finish":"end","seconds":0.5}'
+    )
+    trace = Trace.from_json(line)
+    assert trace.token_texts == ("a", "b", "c")
+    assert trace.thread_ids == (0, 1, 0)
+    assert trace.forward_ids == (-1, -1, 0)
+    assert (trace.forward_seconds, trace.forward_tokens) == ((0.25,), (2,))
+    assert '"version":2' in trace.model_dump_json()
+    assert Trace.from_json(trace.model_dump_json(exclude_none=True)) == trace

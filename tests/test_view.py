@@ -132,14 +132,14 @@ def trace_row(text: str, seed: int = 0, **more: Any) -> dict[str, Any]:
             for index, each in enumerate(pages.threads)
         ],
         "ids": [rng.randrange(1000) for _ in owners],
-        "texts": [text[a:b] for a, b in pairwise(starts)],
-        "owners": owners,
+        "token_texts": [text[a:b] for a, b in pairwise(starts)],
+        "thread_ids": owners,
         "position_ids": [10 + position for position in positions],
         "authors": authors,
         "logprobs": [-rng.random() if author == "model" else None for author in authors],
-        "steps": positions,
-        "ends": [0.1 * (step + 1) for step in range(max(positions) + 1)],
-        "rows": [1] * (max(positions) + 1),
+        "forward_ids": positions,
+        "forward_seconds": [0.1 * (step + 1) for step in range(max(positions) + 1)],
+        "forward_tokens": [1] * (max(positions) + 1),
         "seconds": 9.0,
         **more,
     }
@@ -230,8 +230,8 @@ def test_a_token_under_the_pointer_says_what_it_is(viewer: Viewer, mixed: Path) 
     said = viewer.inspector()
     row = trace_row(CANONICAL)
     at = next(
-        i for i, text in enumerate(row["texts"])
-        if text == "The " and row["threads"][row["owners"][i]]["label"] == "2"
+        i for i, text in enumerate(row["token_texts"])
+        if text == "The " and row["threads"][row["thread_ids"][i]]["label"] == "2"
     )  # fmt: skip
     assert said["text"] == "The "
     assert said["position"] == str(row["position_ids"][at])
@@ -239,7 +239,7 @@ def test_a_token_under_the_pointer_says_what_it_is(viewer: Viewer, mixed: Path) 
     assert said["written"] == "free"
     assert said["id"] == str(row["ids"][at])
     assert said["logprob"].startswith(f"{row['logprobs'][at]:.3f}")
-    assert said["forward"].startswith(str(row["steps"][at]))
+    assert said["forward"].startswith(str(row["forward_ids"][at]))
     # A click keeps the token, and arrow keys go on from there, in every view.
     ActionChains(viewer.browser).click().perform()
     viewer.keys(Keys.ARROW_RIGHT)
@@ -262,7 +262,7 @@ def test_the_timeline_is_to_scale(viewer: Viewer, mixed: Path) -> None:
         "[r.x.baseVal.value, r.width.baseVal.value])"
     )
     unit = (viewer.run("return document.querySelector('.plot svg').clientWidth") - 16) / ends
-    own = [p for p, owner in zip(row["position_ids"], row["owners"], strict=True) if owner == 0]
+    own = [p for p, owner in zip(row["position_ids"], row["thread_ids"], strict=True) if owner == 0]
     assert lefts[0][0] == pytest.approx(8 + own[0] * unit, abs=0.5)
     assert max(left + width for left, width in lefts) == pytest.approx(8 + ends * unit, abs=0.5)
     for kind in ("forward", "second"):
@@ -278,9 +278,9 @@ def test_the_timeline_is_to_scale(viewer: Viewer, mixed: Path) -> None:
 def test_the_mask_is_the_law(viewer: Viewer, mixed: Path) -> None:
     viewer.open(mixed, "#2/mask")
     row = trace_row(CANONICAL)
-    n = len(row["texts"])
-    first = row["owners"].index(1)
-    second = row["owners"].index(4 if row["threads"][4]["label"] == "2" else 2)
+    n = len(row["token_texts"])
+    first = row["thread_ids"].index(1)
+    second = row["thread_ids"].index(4 if row["threads"][4]["label"] == "2" else 2)
     colour = (
         "const c = document.querySelector('.stage canvas'), at = (i) => Math.floor((i + .5) "
         "* c.width / arguments[2]); return [...c.getContext('2d').getImageData("
@@ -487,7 +487,7 @@ def test_nothing_in_a_record_runs(viewer: Viewer, tmp_path: Path) -> None:
     everything = " ".join(NASTY)
     rows.append({
         "id": "trace", "question": everything, "task": NASTY[0],
-        "trace": trace_row("Hi there", texts=[*NASTY[:2]], model=NASTY[0],
+        "trace": trace_row("Hi there", token_texts=[*NASTY[:2]], model=NASTY[0],
                            threads=[{"id": 0, "title": everything}]),
     })  # fmt: skip
     viewer.complaints()

@@ -127,7 +127,9 @@ def _rows(trace: Trace) -> list[Row]:
     for thread in trace.threads:
         rows.append(Row(thread, 0 if thread.parent is None else rows[thread.parent].depth + 1))
     blocks: dict[int, Bar] = {}
-    columns = zip(trace.owners, trace.authors, trace.steps, trace.texts, strict=True)
+    columns = zip(
+        trace.thread_ids, trace.authors, trace.forward_ids, trace.token_texts, strict=True
+    )
     for owner, run in groupby(columns, key=lambda token: token[0]):
         for number, path in trace.chain(owner):
             if number not in blocks:
@@ -255,15 +257,15 @@ def ticks(forwards: int, most: int) -> list[int]:
 
 def clock(trace: Trace, boundary: int) -> str:
     """Return the seconds at a boundary, with more digits for a short run."""
-    total = trace.ends[-1] if trace.ends else 0.0
+    total = trace.forward_seconds[-1] if trace.forward_seconds else 0.0
     digits = 3 if total < 1 else 2 if total < 10 else 1 if total < 100 else 0
-    return f"{trace.ends[boundary - 1] if boundary else 0.0:.{digits}f}"
+    return f"{trace.forward_seconds[boundary - 1] if boundary else 0.0:.{digits}f}"
 
 
 def captions(trace: Trace) -> tuple[str, str]:
     """Return the totals of a run: its tokens, and its speed."""
-    seconds = trace.seconds or (trace.ends[-1] if trace.ends else 0.0)
-    speed = f"{len(trace.ends):,} forwards in {seconds:,.1f} s"
+    seconds = trace.seconds or (trace.forward_seconds[-1] if trace.forward_seconds else 0.0)
+    speed = f"{len(trace.forward_seconds):,} forwards in {seconds:,.1f} s"
     if seconds:
         speed += f", {trace.answer / seconds:,.0f} tokens/s"
     parts = (speed, _line(trace.model), FINISHES[trace.finish])

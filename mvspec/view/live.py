@@ -115,8 +115,8 @@ class LiveColumns:
             broken = [each for each in run.columns[0].walk() if each.parent and not each.ended]
             return [where + _ended(path) for path in broken]
         column = run.columns.get(event.thread, run.columns[0])
-        run.step = max(run.step, event.step)
-        column.step = max(column.step, event.step)
+        run.step = max(run.step, event.forward)
+        column.step = max(column.step, event.forward)
         match event:
             case Written(text=text, author=author):
                 if author != "prompt":
@@ -125,7 +125,7 @@ class LiveColumns:
                 column.take_back(count)
             case Forked(paths=paths, labels=labels, titles=titles):
                 for thread, label, title in zip(paths, labels, titles, strict=True):
-                    run.columns[thread] = Column(label, title, column, step=event.step)
+                    run.columns[thread] = Column(label, title, column, step=event.forward)
                     column.paths[thread] = run.columns[thread]
             case Joined(paths=paths):
                 for path in paths:

@@ -14,6 +14,7 @@ from mvspec.data.records import Record
 from mvspec.errors import Diagnostic, MvspecError, Source
 from mvspec.forms import FORMS
 from mvspec.forms.syntax import MULTIVERSE
+from mvspec.trace import VERSION_1
 from mvspec.tree.ir import Document
 from mvspec.view.record_view import Sheet, units
 from mvspec.view.traces import FIELDS, is_trace, trace_sheet
@@ -67,7 +68,11 @@ def sheet_of(record: Record, form: str = "multiverse", lay: Lay | None = None) -
     try:
         if record.form == "trace":
             sheet = trace_sheet(record.name, record.place, row)
-            row = {key: value for key, value in row.items() if key not in FIELDS}
+            row = {
+                key: value
+                for key, value in row.items()
+                if key not in FIELDS and key not in VERSION_1
+            }
         elif record.form == "settings":
             sheet = Sheet("settings", record.place, "settings", "", lead="of the evaluation")
         elif record.form == "sample":

@@ -26,10 +26,10 @@ def timeline_text(trace: Trace, width: int = 80) -> Text:
     >>> from mvspec.trace import TracedThread
     >>> trace = Trace(
     ...     threads=(TracedThread(id=0), TracedThread(id=1, label="1", parent=0, block=0)),
-    ...     ids=(0,) * 8, texts=("a",) * 8, owners=(0, 0, 1, 1, 1, 1, 0, 0),
+    ...     ids=(0,) * 8, token_texts=("a",) * 8, thread_ids=(0, 0, 1, 1, 1, 1, 0, 0),
     ...     position_ids=tuple(range(8)), authors=("prompt", *["model"] * 7),
-    ...     logprobs=(None,) * 8, steps=tuple(range(-1, 7)), rows=(1,) * 7,
-    ...     ends=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1))
+    ...     logprobs=(None,) * 8, forward_ids=tuple(range(-1, 7)), forward_tokens=(1,) * 7,
+    ...     forward_seconds=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1))
     >>> print(timeline_text(trace, 60).plain)
     root     ░█████├──────────────────────┤████████████
       1            ████████████████████████
@@ -47,7 +47,7 @@ def timeline_text(trace: Trace, width: int = 80) -> Text:
         for row, indent in zip(rows, indents, strict=True)
     ]
     left = max(map(cell_len, ["forwards", *names]))
-    grid = Grid.of(len(trace.ends), width - left - 1)
+    grid = Grid.of(len(trace.forward_seconds), width - left - 1)
     out = Text(no_wrap=True, overflow="crop")
     kinds: set[str] = set()
     for row, name in zip(rows, names, strict=True):
@@ -61,7 +61,7 @@ def timeline_text(trace: Trace, width: int = 80) -> Text:
         out.append(fitted(note, width) + "\n", "dim")
     for unit in ("forwards", "seconds"):
         line = unit.ljust(left)
-        for tick in ticks(len(trace.ends), max(2, grid.columns // 8)):
+        for tick in ticks(len(trace.forward_seconds), max(2, grid.columns // 8)):
             label = str(tick) if unit == "forwards" else clock(trace, tick)
             at = min(left + 1 + tick * grid.columns // grid.forwards, width - len(label))
             if at > len(line):

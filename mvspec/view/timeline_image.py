@@ -77,7 +77,7 @@ class Label(NamedTuple):
 def _drawing(trace: Trace) -> tuple[int, int, list[Box | Line | Label]]:
     """Return width, height and shapes of the timeline, in pixels, the undermost first."""
     rows, note = shown(trace, ROWS)
-    grid = Grid.of(len(trace.ends), WIDTH // 2)
+    grid = Grid.of(len(trace.forward_seconds), WIDTH // 2)
     names = [row.name(34) for row in rows]
     indents = [min(14 * row.depth, 112) for row in rows]
     # A guess of 7 pixels a letter; what is wider still is cut at the edge of its column.
@@ -89,7 +89,7 @@ def _drawing(trace: Trace) -> tuple[int, int, list[Box | Line | Label]]:
     width = max(left + round(unit * grid.columns) + 34, 640)
     shapes: list[Box | Line | Label] = []
     kinds: set[str] = set()
-    for tick in ticks(len(trace.ends), max(1, int(unit * grid.columns / 56))):
+    for tick in ticks(len(trace.forward_seconds), max(1, int(unit * grid.columns / 56))):
         x = left + tick * scale
         shapes.append(Line("grid", x, TOP, x, bottom + 4))
         shapes.append(Label("tick", x, bottom + 18, f"{tick:,}"))

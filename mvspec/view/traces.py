@@ -18,6 +18,7 @@ from mvspec.data.records import Record
 from mvspec.errors import Diagnostic, Source, VerifyError
 from mvspec.forms import FORMS
 from mvspec.law.limits import MAX_DEPTH
+from mvspec.trace import current_names
 from mvspec.view.record_view import AUTHORS, Branch, Leaf, Run, Sheet, SheetThread, units
 from mvspec.view.threads import thread_tree
 from mvspec.view.turns import trees
@@ -26,8 +27,9 @@ __all__ = ["FIELDS", "is_trace", "trace_sheet"]
 
 FIELDS = frozenset(
     {
-        "model", "form", "seed", "share", "threads", "ids", "texts", "owners", "position_ids",
-        "authors", "logprobs", "steps", "ends", "rows", "holes", "document", "finish", "seconds",
+        "version", "model", "form", "seed", "share", "threads", "ids", "token_texts",
+        "thread_ids", "position_ids", "authors", "logprobs", "forward_ids", "forward_seconds",
+        "forward_tokens", "holes", "document", "finish", "seconds",
     }
 )  # fmt: skip
 """What a trace holds."""
@@ -44,7 +46,7 @@ _FINISHES = {
 
 def is_trace(value: Any) -> bool:
     """Whether an object of JSON means to be a trace."""
-    return isinstance(value, dict) and "owners" in value and "texts" in value
+    return isinstance(value, dict) and {"thread_ids", "token_texts"} <= current_names(value).keys()
 
 
 def trace_sheet(name: str, place: str, value: dict[str, Any]) -> Sheet:
@@ -56,12 +58,13 @@ def trace_sheet(name: str, place: str, value: dict[str, Any]) -> Sheet:
     Raises:
         VerifyError: it is no trace; the address says where.
 
-    >>> trace_sheet("a", "a:1", {"texts": ["Hi"], "owners": [0, 0]})
+    >>> trace_sheet("a", "a:1", {"token_texts": ["Hi"], "thread_ids": [0, 0]})
     Traceback (most recent call last):
-    mvspec.errors.VerifyError: owners: has 2 of 1 tokens
+    mvspec.errors.VerifyError: thread_ids: has 2 of 1 tokens
     """
+    value = current_names(value)
     texts = _texts(value)
-    owners = _column(value, "owners", len(texts))
+    owners = _column(value, "thread_ids", len(texts))
     positions = _column(value, "position_ids", len(texts))
     authors = _authors(value, len(texts))
     threads = _threads(value, owners)
@@ -74,10 +77,10 @@ def trace_sheet(name: str, place: str, value: dict[str, Any]) -> Sheet:
         position = offset + places_here[0]
         sheet.runs.append(Run(thread, author, len(places_here), position))
     sheet.ids = _column(value, "ids", len(texts)) if value.get("ids") else ()
-    sheet.ends = _numbers(value, "ends")
-    sheet.steps = _column(value, "steps", len(texts)) if sheet.ends else ()
+    sheet.ends = _numbers(value, "forward_seconds")
+    sheet.steps = _column(value, "forward_ids", len(texts)) if sheet.ends else ()
     if sheet.steps and max(sheet.steps) >= len(sheet.ends):
-        raise VerifyError("steps", "a token's step is not among the ends")
+        raise VerifyError("forward_ids", "a token's forward is not listed")
     logprobs = value.get("logprobs") or ()
     if not isinstance(logprobs, list | tuple) or set(map(type, logprobs)) - _NUMBERS - {type(None)}:
         raise VerifyError("logprobs", "expected a list of numbers")
@@ -93,9 +96,9 @@ def trace_sheet(name: str, place: str, value: dict[str, Any]) -> Sheet:
 
 
 def _texts(value: dict[str, Any]) -> list[str]:
-    texts = value.get("texts")
+    texts = value.get("token_texts")
     if not isinstance(texts, list) or set(map(type, texts)) - {str}:
-        raise VerifyError("texts", "expected a list of the tokens' texts")
+        raise VerifyError("token_texts", "expected a list of the tokens' texts")
     return texts
 
 
@@ -158,7 +161,7 @@ def _threads(value: dict[str, Any], owners: Sequence[int]) -> list[SheetThread]:
             raise VerifyError(f"threads[{index}]", f"blocks nest deeper than {MAX_DEPTH}")
         threads.append(SheetThread(label, title, parent, block))
     if owners and not 0 <= min(owners) <= max(owners) < len(threads):
-        raise VerifyError("owners", "a token's thread is not listed")
+        raise VerifyError("thread_ids", "a token's thread is not listed")
     return threads
 
 
@@ -169,8 +172,8 @@ def _facts(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "seed", str(value["seed"])
     if value.get("share"):
         yield "share", f"paths read each other every {value['share']} tokens: not in the mask"
-    if isinstance(value.get("ends"), list) and value["ends"]:
-        yield "forwards", f"{len(value['ends']):,}"
+    if isinstance(value.get("forward_seconds"), list) and value["forward_seconds"]:
+        yield "forwards", f"{len(value['forward_seconds']):,}"
     if type(value.get("seconds")) in _NUMBERS and _finite(value["seconds"]):
         yield "seconds", f"{value['seconds']:.3g}"
     if finish := _FINISHES.get(str(value.get("finish"))):

@@ -124,7 +124,7 @@ class Generation:
             tokens=trace.answer,
             critical_path=trace.critical_path,
             finish=trace.finish,
-            seconds=trace.ends[-1] if trace.ends else trace.seconds,
+            seconds=trace.forward_seconds[-1] if trace.forward_seconds else trace.seconds,
             prompt=trace.prompt,
         )
 
@@ -144,7 +144,7 @@ def written_text(trace: Trace, tokenizer: Any) -> str:
         last = backend.get_added_tokens_decoder().get(trace.ids[own[-1]])
         if last is not None and last.special and last.content not in _TAGS:
             own.pop()
-    return "".join(trace.texts[index] for index in own)
+    return "".join(trace.token_texts[index] for index in own)
 
 
 def wanted(

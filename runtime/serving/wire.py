@@ -30,7 +30,8 @@ _KINDS: dict[str, type[Any]] = {
 
 # JSON as they are: pydantic's dump would copy every number.
 _COLUMNS = {
-    "ids", "texts", "owners", "position_ids", "authors", "logprobs", "steps", "ends", "rows",
+    "ids", "token_texts", "thread_ids", "position_ids", "authors", "logprobs", "forward_ids",
+    "forward_seconds", "forward_tokens",
 }  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def encode_event(event: Event) -> dict[str, Any]:
     """Return an event as JSON, with its kind.
 
     >>> encode_event(PathEnded("0", 2, 7))
-    {'kind': 'PathEnded', 'request': '0', 'thread': 2, 'step': 7}
+    {'kind': 'PathEnded', 'request': '0', 'thread': 2, 'forward': 7}
     """
     names, values = _FIELDS[type(event)]
     return {"kind": type(event).__name__, **dict(zip(names, values(event), strict=True))}
@@ -59,7 +60,7 @@ def decode_event(told: Mapping[str, Any], plan: ExecutionPlan) -> Event:
 
     >>> plan = ExecutionPlan(ops=())
     >>> decode_event(encode_event(Joined("0", 0, (1, 2), 7)), plan)
-    Joined(request='0', thread=0, paths=(1, 2), step=7)
+    Joined(request='0', thread=0, paths=(1, 2), forward=7)
     """
     fields = {
         name: tuple(value) if isinstance(value, list) and name != "value" else value

@@ -50,7 +50,7 @@ def mark(result: Result, problem: Problem) -> Mark:
         forked=len(trace.threads) > 1,
         tokens=trace.answer,
         critical_path=trace.critical_path,
-        forwards=len(trace.ends),
+        forwards=len(trace.forward_seconds),
     )
 
 

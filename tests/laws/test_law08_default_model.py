@@ -41,7 +41,7 @@ def test_inference_is_one_training_forward(dtype: str, most: float) -> None:
     assert found < most
     # Siblings: another token in one path changes no logit of another, exactly.
     trace = result.trace
-    changed = next(i for i, owner in enumerate(trace.owners) if owner == 2)
+    changed = next(i for i, owner in enumerate(trace.thread_ids) if owner == 2)
     ids = list(trace.ids)
     ids[changed] += 1
     runs = [
@@ -51,5 +51,5 @@ def test_inference_is_one_training_forward(dtype: str, most: float) -> None:
     assert runs[0] is not None
     assert runs[1] is not None
     for index, (a, b) in enumerate(zip(runs[0], runs[1], strict=True)):
-        if not sees(trace.chain(trace.owners[index]), trace.chain(2)) and a is not None:
+        if not sees(trace.chain(trace.thread_ids[index]), trace.chain(2)) and a is not None:
             assert torch.equal(a, b)

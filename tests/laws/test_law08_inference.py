@@ -208,7 +208,7 @@ def sorted_by_rounds(result: Result, k: int) -> list[int]:
     trace = result.trace
     keys: list[tuple[int, int, int]] = []
     group, base, before = 0, 0, -1
-    for index, owner in enumerate(trace.owners):
+    for index, owner in enumerate(trace.thread_ids):
         chain = trace.chain(owner)
         outer = chain[0][0] if chain else -1
         if outer != before:
@@ -288,7 +288,7 @@ def test_siblings_do_not_interfere(kind: str, turn: Message, data: st.DataObject
     engine = tiny_engine(kind, tokenizer)
     before = engine.run(mv.document(turn), Options(logits=True))
     trace = before.trace
-    inside = [i for i, owner in enumerate(trace.owners) if owner]
+    inside = [i for i, owner in enumerate(trace.thread_ids) if owner]
     if not inside:
         return
     changed = data.draw(st.sampled_from(inside))
@@ -299,11 +299,11 @@ def test_siblings_do_not_interfere(kind: str, turn: Message, data: st.DataObject
     assert before.logits is not None
     assert after.logits is not None
     touched = 0
-    for index, owner in enumerate(trace.owners):
+    for index, owner in enumerate(trace.thread_ids):
         a, b = before.logits[index], after.logits[index]
         if a is None or b is None:
             continue
-        hidden = not sees(trace.chain(owner), trace.chain(trace.owners[changed]))
+        hidden = not sees(trace.chain(owner), trace.chain(trace.thread_ids[changed]))
         if index < changed or hidden:
             assert torch.equal(a, b)
         elif index == changed:

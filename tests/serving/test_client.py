@@ -62,7 +62,15 @@ def seeded(seed: int, end: int = 150) -> Options:
 def same(found: Trace, wanted: Trace) -> None:
     """Two traces tell of the same tokens, written by the same threads."""
     assert found.ids == wanted.ids
-    for name in ("texts", "position_ids", "authors", "owners", "threads", "holes", "document"):
+    for name in (
+        "token_texts",
+        "position_ids",
+        "authors",
+        "thread_ids",
+        "threads",
+        "holes",
+        "document",
+    ):
         assert getattr(found, name) == getattr(wanted, name), name
     assert found.finish == wanted.finish
     for one, other in zip(found.logprobs, wanted.logprobs, strict=True):
@@ -140,7 +148,7 @@ def test_events_hold_the_trace(engine: Any, reference: Any) -> None:
                 del written[event.thread][-event.count :]
         trace = last.result.trace
         own: dict[int, list[int]] = defaultdict(list)
-        for id, owner, author in zip(trace.ids, trace.owners, trace.authors, strict=True):
+        for id, owner, author in zip(trace.ids, trace.thread_ids, trace.authors, strict=True):
             if author != "prompt":
                 own[owner].append(id)
         assert written == own
@@ -158,7 +166,7 @@ def test_events_come_while_it_goes_on(server: Served, engine: Any) -> None:
     first = next(event for event in events if isinstance(event, Written))
     assert not server.lines(f'mvspec {{"rid": "{job.rid}"')  # what the log says at its end
     last = [event for event in events if isinstance(event, Written)][-1]
-    assert first.step < last.step
+    assert first.forward < last.forward
     assert server.ended(job.rid)["tokens"] == 1500
 
 
@@ -172,7 +180,7 @@ def test_a_filled_hole_is_told_with_its_value(engine: Any) -> None:
 
 
 def test_a_number_of_any_size_comes_back() -> None:
-    filled = HoleFilled("0", 0, "n", "9" * 40, int("9" * 40), cut=False, step=3)
+    filled = HoleFilled("0", 0, "n", "9" * 40, int("9" * 40), cut=False, forward=3)
     done = Result(document=None, values={}, texts={}, trace=Trace(ids=(), seed=2**70))
     text = encode_result(done, [encode_event(filled)])
     result, events = decode_result(text, ExecutionPlan(ops=()), "m")

@@ -128,7 +128,7 @@ def test_siblings_do_not_interfere(server: Served, reference: Any) -> None:
         plan = plan_document(document, reference.tokenizer, template=True)
         trace = replay(server, *Order.of(plan, Options(decode=True), live=False))
         second = next(thread.id for thread in trace.threads if thread.label == "2")
-        both = zip(trace.owners, trace.logprobs, strict=True)
+        both = zip(trace.thread_ids, trace.logprobs, strict=True)
         return [logprob for owner, logprob in both if owner == second]
 
     one, other = logprobs("It is A"), logprobs("It is B")
