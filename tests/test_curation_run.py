@@ -349,6 +349,8 @@ def test_nohup_and_a_terminal_that_closes(tmp_path: Path) -> None:
             [*start, *command(source, folder, server.url, "--concurrency", "2")],
             env=os.environ | {"GEMINI_API_KEY": KEY},
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            # Where the tests themselves run under nohup, it would be inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         ) as process:  # fmt: skip
             before = server.seen.total()
             while server.seen.total() < before + 4:

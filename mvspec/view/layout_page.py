@@ -127,7 +127,8 @@ def _data(layout: MaskArrays, picture: Picture, tokenizer: Any) -> dict[str, Any
     ]
     texts = None
     if len(layout) <= TEXTS and tokenizer is not None:
-        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        # A transformers tokenizer, a compiler's vocabulary, or a `tokenizers.Tokenizer` itself.
+        backend = getattr(tokenizer, "backend_tokenizer", getattr(tokenizer, "backend", tokenizer))
         ids = [[index] for index in layout.input_ids.tolist()]
         texts = [visible(text) for text in backend.decode_batch(ids, skip_special_tokens=False)]
     return {
