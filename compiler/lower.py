@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
 from mvspec.errors import Unsupported
-from mvspec.forms.syntax import MULTIVERSE, Syntax
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Syntax
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Document, Message
 

@@ -11,7 +11,7 @@ from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.stages import compile_stages
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported
-from mvspec.forms.syntax import MULTIVERSE
+from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.tree.ir import Document, Parallel, Path, Text
 from mvspec.view.record_view import AUTHORS, Branch, Leaf, Run, SheetThread, units
 from mvspec.view.turns import Pages, add_run, trees

@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mvspec.errors import MvspecError, VerifyError
-from mvspec.forms import FORMS
+from mvspec.forms import FORMS, JSON
 from mvspec.law.limits import Limits
 from mvspec.tree.ir import Document, Gen
 from mvspec.tree.node import verify_error
@@ -199,7 +199,7 @@ class ExecutionPlan(BaseModel):
                 not take all paths of one fork in order, a hole occurs twice, or something
                 follows `adaptive`; the address is the op.
         """
-        if self.form not in FORMS:
+        if self.form not in FORMS or self.form == JSON:
             raise VerifyError("form", f"no form is named {self.form!r}: use {', '.join(FORMS)}")
         live = {0}
         made = {0}

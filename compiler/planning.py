@@ -16,7 +16,8 @@ from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.shared import shared
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
 from mvspec.errors import Unsupported, VerifyError
-from mvspec.forms.syntax import MULTIVERSE, Syntax
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Syntax
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Document, Message
@@ -48,7 +49,7 @@ def plan_document(
         Unsupported: the tokenizer is refused.
 
     >>> import mvspec
-    >>> from mvspec.forms.syntax import UNTAGGED
+    >>> from mvspec.forms.untagged import UNTAGGED
     >>> from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     >>> tokenizer = Tokenizer(models.BPE(
     ...     vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))},

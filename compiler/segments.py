@@ -14,7 +14,8 @@ from typing import Any
 from jinja2 import TemplateError
 
 from mvspec.errors import Unsupported
-from mvspec.forms.syntax import MULTIVERSE, Syntax
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Syntax
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Document, Gen, Message, Text
 

@@ -15,7 +15,8 @@ from mvspec.compiler.segments import Segment, segments
 from mvspec.compiler.sequential import flatten
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported
-from mvspec.forms.syntax import MULTIVERSE, Syntax
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Syntax
 from mvspec.tree.ir import Document, Message
 
 __all__ = ["REORDERED", "Stages", "compile_document", "compile_stages", "segments_of"]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mvspec.errors import LimitExceeded, VerifyError
-from mvspec.forms.syntax import MULTIVERSE, Piece
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Piece
 from mvspec.law.limits import Limits
 from mvspec.law.structure import Structure
 from mvspec.law.tags import Tag

@@ -188,7 +188,8 @@ def describe_plan(path: Path, model: str | None, tokenizer: Any = None) -> Execu
     """
     from mvspec.compiler.planning import plan_document
     from mvspec.compiler.tokenizer import load_tokenizer
-    from mvspec.forms.syntax import MULTIVERSE, UNTAGGED
+    from mvspec.forms.multiverse import MULTIVERSE
+    from mvspec.forms.untagged import UNTAGGED
     from mvspec.law.tags import Tag
     from mvspec.runtime.engine.default_model import default_model
 

@@ -22,7 +22,7 @@ from mvspec.tree.node import Node
 
 __all__ = ["READABLE", "bits", "forms", "mutated", "soup", "texts_in", "turns_in"]
 
-READABLE = tuple(name for name, syntax in FORMS.items() if syntax.tagged)
+READABLE = tuple(name for name, form in FORMS.items() if form.syntax.tagged)
 """The text forms that can be read."""
 
 
@@ -33,7 +33,7 @@ def forms() -> st.SearchStrategy[str]:
 
 def turns_in(form: str) -> st.SearchStrategy[Message]:
     """A turn that the form can hold, but for tags of the form in a text."""
-    syntax = FORMS[form]
+    syntax = FORMS[form].syntax
     if form == "curator-plan":
         return _plans()
     every = turns(canonical=syntax.counted or form == "curator-summary", max_depth=2)
@@ -141,14 +141,14 @@ def bits(syntax: Syntax) -> tuple[str, ...]:
 
 def soup(form: str) -> st.SearchStrategy[str]:
     """Tags, labels and scraps of a form in any order."""
-    bit = st.one_of(st.sampled_from(bits(FORMS[form])), st.text(max_size=3))
+    bit = st.one_of(st.sampled_from(bits(FORMS[form].syntax)), st.text(max_size=3))
     return st.one_of(st.lists(bit, max_size=40).map("".join), canonical_soup())
 
 
 @st.composite
 def mutated(draw: st.DrawFn, form: str) -> str:
     """A canonical text of a form with tags or lines deleted, doubled, swapped, inserted, or cut."""
-    syntax = FORMS[form]
+    syntax = FORMS[form].syntax
     piece = re.compile(rf"(?:{syntax.marker.pattern})\n?|[^<\n]*\n|[^<\n]+|<")
     pieces: list[Any] = piece.findall(draw(texts_in(form)))
     for _ in range(draw(st.integers(1, 4))):

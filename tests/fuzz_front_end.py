@@ -27,7 +27,7 @@ __all__ = ["one", "text_of"]
 
 def text_of(data: bytes, form: str) -> str:
     """Return the text that bytes stand for: printable ASCII as it is, the rest as tags."""
-    parts = bits(FORMS[form])
+    parts = bits(FORMS[form].syntax)
     return "".join(chr(b) if 31 < b < 127 else parts[b % len(parts)] for b in data)
 
 

@@ -64,7 +64,8 @@ def test_every_document_is_legal_and_its_answer_right(problem: Problem, prompt: 
 def test_every_form_that_can_hold_a_document_reads_what_it_writes(problem: Problem) -> None:
     turn = solve(problem).messages[1]
     depth = 0 if "<Parallel>" not in mvspec.render(turn) else len(problem.numbers) - 2
-    for name, syntax in FORMS.items():
+    for name, form in FORMS.items():
+        syntax = form.syntax
         try:
             text = mvspec.render(turn, form=name)
         except Unsupported:

@@ -18,7 +18,7 @@ WORD = re.compile(r"[A-Za-z]{2,}")
 
 def said(text: str, form: str) -> list[str]:
     """The words of a text, without its tags."""
-    own = FORMS[form].marker.sub(" ", text.replace("Path:", " ").replace("```", " "))
+    own = FORMS[form].syntax.marker.sub(" ", text.replace("Path:", " ").replace("```", " "))
     return sorted(WORD.findall(own))
 
 
@@ -39,7 +39,7 @@ def mend(text: str, form: str) -> tuple[mvspec.Document, tuple[str, ...]]:
 
 
 def tags(form: str) -> list[tuple[int, int]]:
-    return [tag.span() for tag in FORMS[form].marker.finditer(EXAMPLES[form])]
+    return [tag.span() for tag in FORMS[form].syntax.marker.finditer(EXAMPLES[form])]
 
 
 EVERY = [(form, index) for form in TAGGED for index in range(len(tags(form)))]
@@ -67,7 +67,7 @@ def test_a_doubled_tag(form: str, index: int) -> None:
 
 
 def written(form: str, tag: Tag, label: str = "1") -> str:
-    return FORMS[form].written(tag, label)
+    return FORMS[form].syntax.written(tag, label)
 
 
 @pytest.mark.parametrize("form", TAGGED)

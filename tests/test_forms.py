@@ -46,7 +46,7 @@ def test_the_untagged_form_is_written_and_never_read() -> None:
         mvspec.parse(text, form="untagged")
 
 
-@pytest.mark.parametrize("form", list(FORMS))
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "json"])
 def test_a_text_form_holds_no_hole(form: str) -> None:
     document = mvspec.document(mvspec.assistant("a ", mvspec.gen("answer")))
     with pytest.raises(mvspec.Unsupported, match="cannot hold the hole 'answer'"):

@@ -18,7 +18,7 @@ from traces import CANONICAL, TRACES
 
 import mvspec
 from mvspec.forms import FORMS
-from mvspec.forms.parser import WINDOW
+from mvspec.forms.tagged import WINDOW
 from mvspec.law.tags import TAG
 
 NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
@@ -92,17 +92,17 @@ INSIDE: dict[str, tuple[tuple[str, str], ...]] = {
 @pytest.mark.parametrize("form", READABLE)
 def test_time_grows_as_the_text(form: str) -> None:
     # Ten times the text may take thirty times as long on a busy machine, and no hundred times.
-    tags = [FORMS[form].written(tag, "1") for tag in mvspec.forms.syntax.Tag]
+    tags = [FORMS[form].syntax.written(tag, "1") for tag in mvspec.law.tags.Tag]
     units = {*filter(None, tags), "<Path>\n", "<Pa<Path>th>", "1: a\n", "S1: a\n", '["'}
     for start, unit in (*INSIDE[form], *(("", unit) for unit in sorted(units))):
         few, many = (fastest(start + unit * size, form) for size in (100, 1000))
         assert many < 50 * max(few, 0.002), (start, unit)
 
 
-@pytest.mark.parametrize("form", [form for form in READABLE if FORMS[form].ordered])
+@pytest.mark.parametrize("form", [form for form in READABLE if FORMS[form].syntax.ordered])
 def test_a_refusal_takes_the_time_of_its_place(form: str) -> None:
     # Of 8 MB of stray tags a strict parse reads the beginning; all of them would be seconds.
-    text = (FORMS[form].written(mvspec.forms.syntax.Tag.END_PATH, "1") + "\n") * 1_000_000
+    text = (FORMS[form].syntax.written(mvspec.law.tags.Tag.END_PATH, "1") + "\n") * 1_000_000
     start = time.process_time()
     with pytest.raises(mvspec.ParseError) as caught:
         mvspec.parse(text, form)
@@ -110,7 +110,7 @@ def test_a_refusal_takes_the_time_of_its_place(form: str) -> None:
     assert time.process_time() - start < 2
 
 
-@pytest.mark.parametrize("form", [form for form in READABLE if FORMS[form].ordered])
+@pytest.mark.parametrize("form", [form for form in READABLE if FORMS[form].syntax.ordered])
 def test_a_violation_far_into_a_text_is_found(form: str) -> None:
     block = mvspec.parallel(mvspec.branch("a", "A" * 100), conclusion="so")
     parts: list[str | mvspec.Parallel] = ["text", block]

@@ -9,7 +9,7 @@ from mvspec.data.check import check_record
 from mvspec.data.numbering import numbering_warnings
 from mvspec.data.records import Record
 from mvspec.errors import Source
-from mvspec.forms.syntax import MULTIVERSE
+from mvspec.forms.multiverse import MULTIVERSE
 
 ODD = CANONICAL.replace("\n2: ", "\n3: ")
 

@@ -16,7 +16,7 @@ from traces import CANONICAL
 import mvspec
 from mvspec import assistant, branch, document, gen, parallel, user
 from mvspec.errors import Unsupported
-from mvspec.forms.syntax import UNTAGGED
+from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.metrics import Corpus, Metrics, count_words, measure, token_counter
 from mvspec.law.tags import TAG
 from mvspec.tree.ir import Message, Parallel

@@ -28,7 +28,7 @@ from settings import Settings, load_settings
 import mvspec
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import MvspecError
-from mvspec.forms.syntax import UNTAGGED
+from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.tags import Tag
 from mvspec.runtime.tasks import countdown
 from mvspec.runtime.tasks.arithmetic import TINY, arithmetic_model, ask, problems, solve

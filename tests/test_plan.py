@@ -14,7 +14,7 @@ from strategies import turns
 import mvspec
 from mvspec.compiler import compile_document, plan_cost, plan_document, plan_layout
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join, Op
-from mvspec.forms.syntax import UNTAGGED
+from mvspec.forms.untagged import UNTAGGED
 from mvspec.tree.ir import Document, Message
 
 HOLES = mvspec.document(
@@ -52,7 +52,7 @@ def test_a_replay_has_the_documents_layout(message: Message) -> None:
 
 @pytest.mark.parametrize("tagged", [True, False])
 def test_a_static_plan_forks_where_the_tree_does(tagged: bool) -> None:
-    syntax = mvspec.forms.syntax.MULTIVERSE if tagged else UNTAGGED
+    syntax = mvspec.forms.multiverse.MULTIVERSE if tagged else UNTAGGED
     plan = plan_document(HOLES, small_tokenizer(), syntax=syntax)
     shape = [str(op) for op in plan.ops if not isinstance(op, Extend)]
     assert shape == [

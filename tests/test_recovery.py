@@ -13,9 +13,8 @@ from traces import CANONICAL, TRACES, Trace
 
 import mvspec
 from mvspec.errors import Diagnostic, Source
-from mvspec.forms.parser import apply
-from mvspec.forms.recovery import Code
-from mvspec.forms.recovery.pairing import longest_pairs
+from mvspec.forms.recovery.edits import Code, apply
+from mvspec.forms.recovery.labels import longest_pairs
 from mvspec.law.tags import TAG
 
 CODE = re.compile(r"[a-z]+(?:-[a-z0-9]+)*")
@@ -147,7 +146,7 @@ def test_labels_that_are_made_up_take_no_label_that_is_there() -> None:
 def written_codes() -> set[str]:
     """The codes that the package hands to a diagnostic as they stand."""
     codes: set[str] = set()
-    for file in (ROOT / "mvspec").glob("*.py"):
+    for file in (ROOT / "mvspec").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "id", None) or getattr(node.func, "attr", None)

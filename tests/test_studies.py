@@ -32,7 +32,8 @@ from mvspec.compiler import compile_document
 from mvspec.curation import split_sentences
 from mvspec.curation.tasks import prompting_verdict
 from mvspec.errors import MvspecError, VerifyError
-from mvspec.forms.syntax import MULTIVERSE, UNTAGGED
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.untagged import UNTAGGED
 
 
 def saved(folder: Path) -> Path:

@@ -203,7 +203,7 @@ def test_add_tags_to_a_transformers_tokenizer() -> None:
 def test_an_untagged_form_needs_no_tags() -> None:
     tokenizer = untagged_tokenizer()
     message = mvspec.assistant(mvspec.parallel(mvspec.branch("a", "b"), mvspec.branch("c", "d")))
-    untagged = mvspec.forms.FORMS["untagged"]
+    untagged = mvspec.forms.FORMS["untagged"].syntax
     layout = compile_document(message, tokenizer, syntax=untagged)
     assert layout.depth == 1
     assert "<" not in tokenizer.decode(layout.input_ids.tolist())

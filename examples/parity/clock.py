@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.errors import VerifyError
-from mvspec.forms.syntax import UNTAGGED
+from mvspec.forms.untagged import UNTAGGED
 from mvspec.runtime.tasks.adaptive_demo import measure
 from mvspec.runtime.tasks.examination import mark, means
 from mvspec.runtime.tasks.problem import Problem, ask, problems

@@ -21,7 +21,9 @@ from study import Records, mean_error, publish, read_documents, start, table
 from mvspec import Document, Parallel
 from mvspec.compiler import Layout, Vocabulary
 from mvspec.compiler.stages import compile_stages
-from mvspec.forms.syntax import MULTIVERSE, UNTAGGED, Syntax
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Syntax
+from mvspec.forms.untagged import UNTAGGED
 from mvspec.runtime.engine.model import load
 
 LOWERINGS = ("multiverse", "shared(1)", "shared(8)", "shared(64)", "sequential")

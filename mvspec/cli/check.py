@@ -16,7 +16,7 @@ from mvspec.data.check import check_record, other_forms
 from mvspec.data.fix import Policy, fixed, log_path
 from mvspec.data.parallel_map import ordered_map
 from mvspec.data.records import Record, read_records
-from mvspec.forms.syntax import MULTIVERSE
+from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.view.terminal import visible
 
 __all__ = ["check"]

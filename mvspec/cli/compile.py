@@ -9,7 +9,7 @@ import typer
 
 from mvspec.cli.console import print_table
 from mvspec.cli.options import Field, Form, Lowering, Tokenizer, Workers, needs
-from mvspec.forms.syntax import MULTIVERSE
+from mvspec.forms.multiverse import MULTIVERSE
 
 __all__ = ["compile_records"]
 

@@ -11,8 +11,8 @@ from mvspec.cli.console import progress
 from mvspec.cli.options import READABLE, Field, Inputs, apart, known_form
 from mvspec.data.convert import convert_records
 from mvspec.data.records import is_one_text, read_records
-from mvspec.forms import FORMS, JSON
-from mvspec.forms.syntax import MULTIVERSE
+from mvspec.forms import FORMS
+from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.view.terminal import visible
 
 __all__ = ["convert"]
@@ -20,7 +20,7 @@ __all__ = ["convert"]
 
 def convert(
     inputs: Inputs,
-    to: Annotated[str, typer.Option(help=f"Form to write: {', '.join((*FORMS, JSON))}.")],
+    to: Annotated[str, typer.Option(help=f"Form to write: {', '.join(FORMS)}.")],
     source: Annotated[
         str,
         typer.Option("--from", help=f"Form to read: {', '.join(READABLE)}.", callback=known_form),

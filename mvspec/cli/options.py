@@ -11,7 +11,7 @@ import typer
 
 from mvspec.data.records import InputError, is_readable
 from mvspec.errors import MvspecError
-from mvspec.forms import FORMS, JSON
+from mvspec.forms import FORMS, READABLE
 
 __all__ = [
     "READABLE",
@@ -31,7 +31,6 @@ __all__ = [
     "needs",
 ]
 
-READABLE = (*(name for name, syntax in FORMS.items() if syntax.tagged), JSON)
 """The forms that can be read."""
 
 

@@ -14,7 +14,8 @@ from mvspec.data.check import read_document
 from mvspec.data.records import InputError, read_records
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS
-from mvspec.forms.syntax import MULTIVERSE, Syntax
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Syntax
 from mvspec.law.metrics import Corpus, Counter, Metrics, count_words, measure, token_counter
 from mvspec.view.terminal import visible
 
@@ -69,7 +70,7 @@ def stats(
 
 def counted_in(form: str) -> Syntax:
     """Return the form that lengths are counted in: its own where its text is the tree in order."""
-    syntax = FORMS.get(form, MULTIVERSE)
+    syntax = FORMS[form].syntax if form in FORMS else MULTIVERSE
     return syntax if syntax.ordered else MULTIVERSE
 
 

@@ -15,7 +15,7 @@ from mvspec.cli.options import Field, Form, Inputs, OnlyRecords, Workers, apart,
 from mvspec.cli.show import selected
 from mvspec.data.parallel_map import ordered_map
 from mvspec.data.records import Record, read_records
-from mvspec.forms.syntax import MULTIVERSE
+from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.view.page import Page, own_output
 from mvspec.view.records import Lay, holds, sheet_of
 

@@ -9,7 +9,6 @@ from mvspec.data.numbering import numbering_warnings
 from mvspec.data.records import Record
 from mvspec.errors import Diagnostic, ParseError, Source, VerifyError
 from mvspec.forms import FORMS, parse
-from mvspec.forms.apr import APR
 from mvspec.tree.ir import Document, Parallel
 from mvspec.view.terminal import excerpt, visible
 
@@ -65,7 +64,7 @@ def check_record(record: Record, form: str = "multiverse", recover: bool = False
     ok = not diagnostics
     blocks = 0
     if ok and document is not None:
-        syntax = FORMS.get(record.form or form)
+        syntax = FORMS[record.form or form].syntax
         diagnostics = numbering_warnings(document, source, syntax)
         blocks = sum(1 for _ in document.walk(Parallel))
     text = "\n".join(report(source, diagnostics, repairs=recover))
@@ -82,12 +81,11 @@ def read_document(
         recover: return the best tree and every repair, not only the first violation.
     """
     form = record.form or form
-    # A row that breaks off is no JSON, and may be the beginning of a trace.
-    if record.error is not None and (form, record.error.code) != (APR.name, "invalid-json"):
+    if record.error is not None:
         return None, (record.error,), False
     if recover:
         document, repairs = parse(record.text, form, recover=True, name=record.name)
-        if repairs and repairs[0].code == "not-a-document":
+        if repairs and repairs[0].code in ("not-a-document", "strict-only"):
             return None, repairs, False  # all of it is dropped: nobody takes that for its tree
         return document, repairs, bool(repairs) and repairs[0].code == "cut"
     try:
@@ -107,8 +105,8 @@ def other_forms(record: Record, form: str) -> list[str]:
     ['curator-plan']
     """
     found = []
-    for name, syntax in FORMS.items() if record.error is None and not record.form else ():
-        if syntax.tagged and name != form:
+    for name, each in FORMS.items() if record.error is None and not record.form else ():
+        if each.syntax.tagged and name != form:
             document, _, _ = read_document(record, name)
             if document and next(document.walk(Parallel), None):
                 found.append(name)

@@ -10,7 +10,7 @@ from mvspec.data.check import read_document
 from mvspec.data.records import Record
 from mvspec.data.rows import Row
 from mvspec.errors import Diagnostic, MvspecError, Source, VerifyError
-from mvspec.forms.syntax import MULTIVERSE
+from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.tree.builder import message
 from mvspec.tree.ir import Document, Message, Text
 

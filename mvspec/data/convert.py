@@ -64,8 +64,8 @@ def convert_records(
     Raises:
         InputError: there is no such form.
     """
-    if target not in (*FORMS, JSON):
-        raise InputError(f"--to {target}: use one of {', '.join((*FORMS, JSON))}")
+    if target not in FORMS:
+        raise InputError(f"--to {target}: use one of {', '.join(FORMS)}")
     partial = output.with_name(output.name + ".partial") if output else None
     written = 0
     with (

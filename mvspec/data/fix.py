@@ -66,7 +66,7 @@ class Policy:
         """
         repairs = [each for each in verdict.diagnostics if each.severity == "error"]
         found = [each.code for each in repairs if each.code in self.drop]
-        if any(each.code in ("not-a-document", "not-a-trace") for each in repairs):
+        if any(each.code in ("not-a-document", "strict-only") for each in repairs):
             return "it has no tree"
         if not verdict.ok and not all(each.inserted or each.dropped for each in repairs):
             return "it cannot be read"

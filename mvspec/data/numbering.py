@@ -25,7 +25,7 @@ def numbering_warnings(
             has none, a warning names the node instead.
 
     >>> import mvspec
-    >>> from mvspec.forms.syntax import MULTIVERSE
+    >>> from mvspec.forms.multiverse import MULTIVERSE
     >>> outline = "<Outline>\\n3: A\\n</Outline>\\n"
     >>> text = "<Parallel>\\n<Goal>\\n" + outline + "</Goal>\\n<Path>\\n3: a\\n</Path>\\n"
     >>> text += "<Conclusion>\\nb\\n</Conclusion>\\n</Parallel>\\n"

@@ -1,39 +1,45 @@
-"""Every surface form by name: one way in, one way out."""
+"""Surface forms by name: one way to read a text, one way to write a document."""
 
 from __future__ import annotations
 
 from typing import Literal, overload
 
 from mvspec.errors import Diagnostic, Source, Unsupported, VerifyError
-from mvspec.forms.can_hold import refuse, refuse_hole
-from mvspec.forms.notations import NOTATIONS
-from mvspec.forms.parser import parse_text, recover_text
-from mvspec.forms.recovery import Code
-from mvspec.forms.syntax import (
-    CURATOR,
-    MULTIVERSE,
-    MULTIVERSE_PROMPT,
-    THREADWEAVER,
-    UNTAGGED,
-    Syntax,
+from mvspec.forms import (
+    apr,
+    curator,
+    curator_plan,
+    curator_summary,
+    json_form,
+    multiverse,
+    multiverse_prompt,
+    threadweaver,
+    untagged,
 )
+from mvspec.forms.form import Form
+from mvspec.forms.json_form import JSON
 from mvspec.tree.ir import Document, Message
 
-__all__ = ["FORMS", "JSON", "parse", "render"]
+__all__ = ["FORMS", "JSON", "READABLE", "parse", "render"]
 
-JSON = "json"
-FORMS: dict[str, Syntax] = {
-    syntax.name: syntax
-    for syntax in (
-        MULTIVERSE,
-        MULTIVERSE_PROMPT,
-        THREADWEAVER,
-        CURATOR,
-        *(notation.syntax for notation in NOTATIONS.values()),
-        UNTAGGED,
+FORMS: dict[str, Form] = {
+    form.syntax.name: form
+    for form in (
+        multiverse.FORM,
+        multiverse_prompt.FORM,
+        threadweaver.FORM,
+        curator.FORM,
+        curator_summary.FORM,
+        curator_plan.FORM,
+        apr.FORM,
+        untagged.FORM,
+        json_form.FORM,
     )
 }
-"""The text forms; docs/forms.md shows each."""
+"""Every surface form; docs/forms.md shows each."""
+
+READABLE = tuple(name for name, form in FORMS.items() if form.readable)
+"""The forms whose texts can be read back."""
 
 
 @overload
@@ -69,21 +75,8 @@ def parse(
     """
     if not isinstance(text, str):
         raise VerifyError("text", f"parse takes a str, not {type(text).__name__}: decode it first")
-    if form == JSON:
-        return recover_json(text, name) if recover else Document.from_json(text)
-    syntax = find(form)
-    if not syntax.tagged:
-        raise Unsupported(f"form {form!r} writes no tags, so it cannot be read back")
-    return recover_text(text, syntax, name) if recover else parse_text(text, syntax, name)
-
-
-def recover_json(text: str, name: str) -> tuple[Document, tuple[Diagnostic, ...]]:
-    """JSON that is no document has no tree worth guessing: all of it is one diagnostic."""
-    try:
-        return Document.from_json(text), ()
-    except VerifyError as error:
-        code: Code = "not-a-document"
-        return Document(), (Source(text, name).diagnostic(0, code, str(error), end=len(text)),)
+    source = Source(text, name)
+    return find(form).repair(source) if recover else find(form).parse(source)
 
 
 def render(document: Document | Message, form: str = "multiverse") -> str:
@@ -101,42 +94,15 @@ def render(document: Document | Message, form: str = "multiverse") -> str:
         raise VerifyError(
             "document", f"render takes a Document or a Message, not {type(document).__name__}"
         )
-    if form == JSON:
-        whole = document if isinstance(document, Document) else Document(messages=(document,))
-        return whole.to_json()
-    syntax = find(form)
-    message = document if isinstance(document, Message) else only_turn(document, form)
-    address = "messages[0]" if isinstance(document, Document) else ""
-    refuse(message, syntax, address)
-    if form in NOTATIONS:
-        NOTATIONS[form].refuse(message, address)
-        return NOTATIONS[form].write(message)
-    pieces: list[str] = []
-    for piece in syntax.pieces(message):
-        if piece.hole is not None:
-            raise refuse_hole(message, piece.hole, syntax, address)
-        pieces.append(piece.text)
-    return "".join(pieces)
+    return find(form).render(document)
 
 
-def find(form: str) -> Syntax:
-    """Return the syntax of that name.
+def find(form: str) -> Form:
+    """Return the form of that name.
 
     Raises:
         Unsupported: there is none.
     """
     if form not in FORMS:
-        raise Unsupported(f"no form is named {form!r}: use one of {', '.join(FORMS)}, {JSON}")
+        raise Unsupported(f"no form is named {form!r}: use one of {', '.join(FORMS)}")
     return FORMS[form]
-
-
-def only_turn(document: Document, form: str) -> Message:
-    """Return the one assistant message of a document that has no other."""
-    messages = document.messages
-    if len(messages) != 1 or messages[0].role != "assistant":
-        raise Unsupported(
-            f"form {form!r} holds one assistant turn, this document has "
-            f"{', '.join(m.role for m in messages) or 'no message'}: "
-            "render one of its messages, or write form 'json'"
-        )
-    return messages[0]

@@ -5,7 +5,8 @@
 A call of the parent ends where it spawns (`<Calling Sub Searches>`: outlines); the next call
 repeats it with what the searches found in the spawn's place (`<Sub Searches>`: the conclusion).
 The searches' own texts are the paths. A trace holds spawn and join only together, so the whole
-trace is the text of this form; it may be spelled like any JSON. (APR's Countdown generator.)
+trace is the text of this form; it may be spelled like any JSON, and is read strictly only. The
+model writes all but what was found. (APR's Countdown generator.)
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ from typing import Any
 from lark import Token, Transformer
 
 from mvspec.forms.can_hold import refusal
-from mvspec.forms.grammar import Grammar, Mismatch, run_pattern
-from mvspec.forms.syntax import Syntax, tags
+from mvspec.forms.form import StrictForm
+from mvspec.forms.grammar import Grammar, Mismatch, document_of, run_pattern
+from mvspec.forms.syntax import Syntax, tag_texts
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Conclusion, Document, Goal, Message, Outline, Parallel, Path, Text, Think
 
-__all__ = ["APR", "Trace", "read_apr", "refuse_apr", "trace_of", "write_apr"]
+__all__ = ["APR", "FORM"]
 
 APR = Syntax(
     "apr",
-    tags=tags(
+    tags=tag_texts(
         {
             Tag.GOAL: "<Calling Sub Searches>",
             Tag.END_GOAL: "<End Calling Sub Searches>",
@@ -42,12 +44,16 @@ APR = Syntax(
     ordered=False,
 )
 
-Trace = dict[str, list[Any]]
-"""`main_calls` and `sub_calls`."""
-
 CALLING, END_CALLING = APR.written(Tag.GOAL) + "\n", APR.written(Tag.END_GOAL) + "\n"
 SUB, END_SUB = APR.written(Tag.CONCLUSION) + "\n", APR.written(Tag.END_CONCLUSION) + "\n"
 START = re.compile(r"<Start Sub Search ([0-9]+) at level 1> ([^\n]*)\n")
+
+
+RULES = """
+// The last call of a parent: text, and what its searches found.
+start: (TEXT | join)* TAIL?
+join: SUB FOUND? _END_SUB
+"""
 
 
 def read_apr(text: str) -> Document:
@@ -58,13 +64,19 @@ def read_apr(text: str) -> Document:
     """
     try:
         trace = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise Mismatch(f"this is not JSON: {error.msg}", error.pos) from None
     except (ValueError, RecursionError) as error:
-        raise Mismatch(str(error)) from None
+        raise Mismatch(f"this is not JSON: {error}") from None
     calls, searches = shape(trace)
+    try:
+        "".join((*calls, *(said for group in searches for said in group))).encode()
+    except UnicodeEncodeError:
+        raise Mismatch("half of a surrogate pair is no character") from None
     last = calls[-1]
     body: list[Text | Parallel] = []
     joins = 0
-    for item in _grammar().parse(last):
+    for item in last_call(last):
         if isinstance(item, Token):
             body.append(text_of(item, end=item.type == "TAIL"))
             continue
@@ -75,7 +87,7 @@ def read_apr(text: str) -> Document:
         joins += 1
     if joins < len(searches):
         raise Mismatch("a spawn without a join")
-    return Document(messages=(Message(role="assistant", body=tuple(body)),))
+    return document_of(tuple(body))
 
 
 def shape(trace: Any) -> tuple[list[str], list[list[str]]]:
@@ -147,6 +159,19 @@ def spawn_text(lines: list[str]) -> str:
     return "".join((CALLING, *starts, END_CALLING))
 
 
+def last_call(text: str) -> list[Any]:
+    """Return the runs of text of the last call, and its joins with their places.
+
+    Raises:
+        Mismatch: a join does not end, or a tag stands in a text.
+    """
+    try:
+        items: list[Any] = _grammar().parse(text)
+        return items
+    except Mismatch:  # its place is one in the call, which the JSON spells otherwise
+        raise Mismatch("the last call is not texts and what searches found") from None
+
+
 @cache
 def _grammar() -> Grammar:
     run = run_pattern(APR)
@@ -157,10 +182,10 @@ def _grammar() -> Grammar:
         "FOUND": rf"{run}(?<=\n)(?={END_SUB})",
         "_END_SUB": END_SUB,
     }
-    return Grammar((APR.name,), terminals, _Build(visit_tokens=False))
+    return Grammar(RULES, terminals, _CallBuilder(visit_tokens=False))
 
 
-class _Build(Transformer[Token, Any]):
+class _CallBuilder(Transformer[Token, Any]):
     """Makes what a call consists of as rules are reduced."""
 
     def join(self, items: list[Token]) -> tuple[int, str]:
@@ -172,14 +197,9 @@ class _Build(Transformer[Token, Any]):
 
 
 def write_apr(message: Message) -> str:
-    """Return a turn as a trace; `refuse_apr` has let it pass."""
-    return json.dumps(trace_of(message), ensure_ascii=False)
-
-
-def trace_of(message: Message) -> Trace:
-    """Return a turn as a trace, not yet spelled as JSON."""
+    """Return a turn as a trace; `check_apr` has let it pass."""
     calls: list[str] = []
-    searches: list[list[Trace]] = []
+    searches: list[list[dict[str, list[Any]]]] = []
     text = ""
     for index, item in enumerate(message.body):
         if isinstance(item, Text):
@@ -190,7 +210,7 @@ def trace_of(message: Message) -> Trace:
                 [{"main_calls": [said(path.body)], "sub_calls": []} for path in item.paths]
             )
             text += SUB + said(item.conclusion.body) + END_SUB
-    return {"main_calls": [*calls, text], "sub_calls": searches}
+    return json.dumps({"main_calls": [*calls, text], "sub_calls": searches}, ensure_ascii=False)
 
 
 def said(body: tuple[Any, ...]) -> str:
@@ -198,9 +218,12 @@ def said(body: tuple[Any, ...]) -> str:
     return "".join(f"{item.text}\n" for item in body if isinstance(item, Text))
 
 
-def refuse_apr(message: Message, address: str = "") -> None:
+def check_apr(message: Message, address: str = "") -> None:
     """Raise Unsupported for the first node that a trace cannot hold."""
     for index, item in enumerate(message.body):
         if isinstance(item, Think):
             where = f"{address}.body[{index}]".lstrip(".")
             raise refusal(APR, where, "a trace has no reasoning span: take it out of Think")
+
+
+FORM = StrictForm(APR, read_apr, write_apr, check_apr)

@@ -1,4 +1,4 @@
-"""Whether a form can hold a turn: the first node that it cannot, by its path into the tree."""
+"""Refusals of what a form cannot hold: the first such node, by its place in the tree."""
 
 from __future__ import annotations
 
@@ -6,14 +6,35 @@ from mvspec.errors import Unsupported
 from mvspec.forms.syntax import Syntax
 from mvspec.law.limits import MAX_DEPTH
 from mvspec.law.tags import Tag
-from mvspec.tree.ir import Gen, Message, Outline, Parallel, Path, Text, Think
+from mvspec.tree.ir import Document, Gen, Message, Outline, Parallel, Path, Text, Think
 from mvspec.tree.node import Node
 
-__all__ = ["refusal", "refuse", "refuse_hole"]
+__all__ = ["check_turn", "hole_refusal", "only_turn", "refusal"]
 
 
-def refuse(message: Message, syntax: Syntax, address: str = "") -> None:
+def only_turn(document: Document | Message, syntax: Syntax) -> tuple[Message, str]:
+    """Return the one assistant's message of a document that has no other, and its address.
+
+    Raises:
+        Unsupported: the document has other messages.
+    """
+    if isinstance(document, Message):
+        return document, ""
+    messages = document.messages
+    if len(messages) != 1 or messages[0].role != "assistant":
+        raise Unsupported(
+            f"form {syntax.name!r} holds one assistant turn, this document has "
+            f"{', '.join(m.role for m in messages) or 'no message'}: "
+            "render one of its messages, or write form 'json'"
+        )
+    return messages[0], "messages[0]"
+
+
+def check_turn(message: Message, syntax: Syntax, address: str = "") -> None:
     """Raise Unsupported where a turn cannot be written in a form.
+
+    A hole, which no text form can hold, is met when the pieces are written; only where a text is
+    not the tree in its order is it looked for here.
 
     Args:
         address: where the turn stands in its document, such as `messages[0]`.
@@ -22,11 +43,11 @@ def refuse(message: Message, syntax: Syntax, address: str = "") -> None:
         Unsupported: the first node that the form cannot hold, and what to do.
 
     >>> import mvspec
-    >>> from mvspec.forms.syntax import THREADWEAVER
+    >>> from mvspec.forms.threadweaver import THREADWEAVER
     >>> inner = mvspec.parallel(mvspec.branch("b"))
     >>> turn = mvspec.assistant(mvspec.parallel(mvspec.branch("a", inner)))
     >>> try:
-    ...     refuse(turn, THREADWEAVER, "messages[0]")
+    ...     check_turn(turn, THREADWEAVER, "messages[0]")
     ... except mvspec.Unsupported as error:
     ...     print(str(error).split(": ")[0])
     form 'threadweaver' cannot hold messages[0].body[0].paths[0].body[0]
@@ -40,14 +61,14 @@ def refuse(message: Message, syntax: Syntax, address: str = "") -> None:
                 _refuse_tags(node.text, syntax, where)
     if not syntax.ordered:
         for hole in message.walk(Gen):
-            raise refuse_hole(message, hole, syntax, address)
+            raise hole_refusal(message, hole, syntax, address)
     if syntax.fence:
         _refuse_beside_fence(message, syntax, address)
     if syntax.counted or syntax.max_depth < MAX_DEPTH:
         _refuse_blocks(message, syntax, address, "", 1)
 
 
-def refuse_hole(message: Message, hole: Gen, syntax: Syntax, address: str = "") -> Unsupported:
+def hole_refusal(message: Message, hole: Gen, syntax: Syntax, address: str = "") -> Unsupported:
     """Return the error for a hole, which no text form can hold."""
     where = next((at for at, node in message.addresses(address) if node is hole), address)
     place = f" at {where}" if where else ""

@@ -1,9 +1,8 @@
-"""Lark parsers made of a grammar file and the terminals that a `Syntax` gives it."""
+"""Lark parsers, made of the rules of a form and the terminals that its `Syntax` gives them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 from lark import Lark, Token, Transformer
@@ -11,8 +10,7 @@ from lark.exceptions import UnexpectedInput
 
 from mvspec.errors import MvspecError
 from mvspec.forms.syntax import Syntax
-from mvspec.law.tags import Tag
-from mvspec.tree.ir import LABEL, Conclusion, Document, Message, Text
+from mvspec.tree.ir import Conclusion, Document, Message, Text
 
 __all__ = [
     "NO_CONCLUSION",
@@ -22,7 +20,6 @@ __all__ = [
     "line_pattern",
     "raw_pattern",
     "run_pattern",
-    "tagged_terminals",
     "text_of",
 ]
 
@@ -31,25 +28,31 @@ NO_CONCLUSION = Conclusion()
 
 
 class Mismatch(MvspecError):
-    """A text is not of its form; where it departs, recovery tells."""
+    """Departure of a text from its form.
+
+    Attributes:
+        offset: where the text departs, as far as that is known.
+    """
+
+    def __init__(self, message: str, offset: int = 0) -> None:
+        super().__init__(message)
+        self.offset = offset
 
 
 class Grammar:
     """A lark grammar that builds documents.
 
     Args:
-        names: files of mvspec/grammars, joined.
+        rules: the rules, in lark's notation.
         terminals: regular expressions by name; the grammar accepts canonical text only.
         build: makes the nodes as rules are reduced.
     """
 
     def __init__(
-        self, names: tuple[str, ...], terminals: Mapping[str, str], build: Transformer[Token, Any]
+        self, rules: str, terminals: Mapping[str, str], build: Transformer[Token, Any]
     ) -> None:
-        folder = files("mvspec.forms").joinpath("grammars")
-        rules = [folder.joinpath(f"{name}.lark").read_text("utf-8") for name in names]
         made = [f"{name}: /{escaped(pattern)}/" for name, pattern in terminals.items()]
-        self.lark = Lark("\n".join((*rules, *made)), parser="lalr", transformer=build)
+        self.lark = Lark("\n".join((rules, *made)), parser="lalr", transformer=build)
 
     def parse(self, text: str) -> Any:
         """Return what the transformer makes of a text.
@@ -61,12 +64,14 @@ class Grammar:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
-                raise Mismatch(str(error)) from None
+                raise Mismatch("half of a surrogate pair is no character", error.start) from None
         try:
             return self.lark.parse(text)
-        except UnexpectedInput:
-            pass
-        raise Mismatch("not of the form")
+        except UnexpectedInput as error:
+            token = getattr(error, "token", None)
+            ended = token is not None and token.type == "$END"
+            at = len(text) if ended else error.pos_in_stream
+        raise Mismatch("this is not of the form", at or 0)
 
 
 def document_of(body: tuple[Any, ...]) -> Document:
@@ -100,32 +105,3 @@ def run_pattern(syntax: Syntax) -> str:
     raw = raw_pattern(syntax)
     # Possessive repeats: a run ends at a tag or at the end, so backtracking can never help.
     return f"(?:[^<]|{raw})[^<]*+(?:{raw}[^<]*+)*+"
-
-
-def tagged_terminals(syntax: Syntax) -> dict[str, str]:
-    """Return the terminals of a form whose text is tags and runs between them.
-
-    A tag stands with the fixed text after it, so that white space is read only where it is
-    text; one that bears a label is no filtered terminal: its name has no leading underscore.
-    """
-    tag, run = syntax.marker.pattern, run_pattern(syntax)
-    label = LABEL.pattern + syntax.label_end
-    line = line_pattern(syntax)
-    lead = {"text": label, "tag": "", "none": syntax.written(Tag.OUTLINE)}[syntax.labels]
-    terminals = {
-        "TEXT": rf"(?!\n(?:{tag})){run}(?<=\n)(?=<)",
-        "TAIL": rf"(?:{run})\Z",
-        "BLANK": rf"\n(?={tag})",
-        "LABEL": label,
-        "LINE": lead + line + syntax.outline_gap,
-    }
-    for place, each in enumerate(Tag):
-        written = syntax.tags[place]
-        gap = syntax.after(each)
-        if each is Tag.END_PATH and syntax.path_gap != syntax.separator:
-            path = syntax.written(Tag.PATH)
-            gap = f"(?:{syntax.path_gap}(?={path})|{syntax.separator}(?!{path}))"
-        if written + gap:
-            name = each.name if "{}" in written else f"_{each.name}"
-            terminals[name] = written.replace("{}", LABEL.pattern) + gap
-    return terminals

@@ -1,7 +1,7 @@
 """Surface forms as data: the tags, the fixed text around them, and the pieces of a rendering.
 
-Parsing, rendering, recovery, the structural machine and the compiler all read the same
-`Syntax`, so that they cannot disagree about a newline.
+Parsing, rendering, recovery, generation and the compiler all read the same `Syntax`, so that they
+cannot disagree about a newline.
 """
 
 from __future__ import annotations
@@ -17,16 +17,7 @@ from mvspec.law.tags import Tag
 from mvspec.tree.ir import LABEL, Gen, Message, Parallel, Text, Think
 from mvspec.tree.node import Node
 
-__all__ = [
-    "CURATOR",
-    "MULTIVERSE",
-    "MULTIVERSE_PROMPT",
-    "THREADWEAVER",
-    "UNTAGGED",
-    "Piece",
-    "Syntax",
-    "tags",
-]
+__all__ = ["Piece", "Syntax", "tag_texts"]
 
 
 class Piece(NamedTuple):
@@ -49,10 +40,10 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Syntax:
-    """One surface form.
+    """Description of a surface form; the defaults are those of the canonical form.
 
     Args:
-        name: what `parse` and `render` call it.
+        name: the form's, as `parse` and `render` call it.
         separator: the white space between two structural tags.
         after_think: the fixed text after `</Think>`.
         label_end: what stands between a label and its text.
@@ -66,6 +57,8 @@ class Syntax:
         max_depth: the most levels of blocks.
         ordered: whether a text is the tree in its order, so that its length can be counted.
         fence: what stands for both tags of the reasoning, which then is the whole text.
+        positions: the lowering of the compiler that gives tokens the positions of the form's
+            published engine; None where these are the structural law's.
     """
 
     name: str
@@ -82,6 +75,7 @@ class Syntax:
     max_depth: int = MAX_DEPTH
     ordered: bool = True
     fence: str = ""
+    positions: str | None = None
 
     @cached_property
     def marker(self) -> re.Pattern[str]:
@@ -221,54 +215,6 @@ _PLACE = {tag: place for place, tag in enumerate(Tag)}
 _BEFORE_TEXT = frozenset({Tag.THINK, Tag.PATH, Tag.CONCLUSION})
 
 
-def tags(written: Mapping[Tag, str], others: str | None = None) -> tuple[str, ...]:
+def tag_texts(written: Mapping[Tag, str], others: str | None = None) -> tuple[str, ...]:
     """Return how each tag is written; those not given as `others`, or else canonically."""
     return tuple(written.get(tag, tag.value if others is None else others) for tag in Tag)
-
-
-MULTIVERSE = Syntax("multiverse")
-"""What Multiverse models read and write (paper, figure 4)."""
-
-MULTIVERSE_PROMPT = Syntax(
-    "multiverse-prompt",
-    tags=tags(
-        {
-            Tag.GOAL: "", Tag.END_GOAL: "", Tag.OUTLINE: "<Goal {}>", Tag.END_OUTLINE: "</Goal {}>",
-            Tag.PATH: "<Path {}>", Tag.END_PATH: "</Path {}>",
-        }
-    ),
-    labels="tag",
-)  # fmt: skip
-"""Numbered tags that a model without training can be asked for (the paper's rebuttal)."""
-
-THREADWEAVER = Syntax(
-    "threadweaver",
-    tags=tags(
-        {
-            Tag.THINK: "<think>", Tag.END_THINK: "</think>", Tag.GOAL: "<Outlines>",
-            Tag.END_GOAL: "</Outlines>", Tag.PATH: "<Thread>", Tag.END_PATH: "</Thread>",
-        }
-    ),
-    counted=True,
-    outline_gap="",
-    path_gap="",
-    optional_join=True,
-    max_depth=1,
-)  # fmt: skip
-"""ThreadWeaver's trajectories: one level of threads, an optional conclusion."""
-
-CURATOR = Syntax(
-    "curator",
-    separator="\n\n",
-    after_think="",
-    tags=tags({Tag.OUTLINE: "Path: ", Tag.END_OUTLINE: ""}),
-    labels="none",
-    counted=True,
-    outline_gap="",
-    path_gap="\n\n",
-    fence="```",
-)
-"""Step 2 of curation: one fenced answer, `Path:` lines for outlines, no numbers."""
-
-UNTAGGED = Syntax("untagged", tagged=False)
-"""Plain prose for models that were never taught the tags; render only."""

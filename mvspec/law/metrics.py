@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mvspec.errors import Unsupported
-from mvspec.forms.syntax import MULTIVERSE, Syntax
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Syntax
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Document, Message
 

@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from mvspec.errors import LimitExceeded, VerifyError
-from mvspec.forms.syntax import MULTIVERSE, Syntax
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Syntax
 from mvspec.law.limits import Limits
 from mvspec.law.step import Expect, Step
 from mvspec.law.tags import Tag

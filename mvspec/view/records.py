@@ -13,7 +13,7 @@ from mvspec.data.numbering import numbering_warnings
 from mvspec.data.records import Record
 from mvspec.errors import Diagnostic, MvspecError, Source
 from mvspec.forms import FORMS
-from mvspec.forms.syntax import MULTIVERSE
+from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.trace import VERSION_1
 from mvspec.tree.ir import Document
 from mvspec.view.record_view import Sheet, units
@@ -105,8 +105,8 @@ def _document_sheet(record: Record, form: str, lay: Lay | None) -> Sheet:
     if document is None:
         return _unread(record, found)
     verdict = "cut" if cut else "malformed" if found else "ok"
-    syntax = FORMS.get(form, MULTIVERSE)
-    warnings = () if found else numbering_warnings(document, Source(record.text), FORMS.get(form))
+    syntax = FORMS[form].syntax if form in FORMS else MULTIVERSE
+    warnings = () if found else numbering_warnings(document, Source(record.text), syntax)
     own = syntax if syntax.tagged and syntax.ordered else MULTIVERSE
     pages, unit = None, "words"
     if lay is not None:

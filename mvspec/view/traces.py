@@ -188,7 +188,7 @@ def _read(sheet: Sheet, texts: list[str], authors: list[int], form: str) -> None
     A turn that is not well-formed, or whose form writes no tags, is shown by its threads.
     """
     spans = list(_turns(texts, authors))
-    syntax = FORMS.get(form)
+    syntax = FORMS[form].syntax if form in FORMS else None
     readable = syntax is not None and syntax.tagged and syntax.ordered
     tree: list[Branch | Leaf] = []
     own = "".join(text for author, text, _ in spans if author)

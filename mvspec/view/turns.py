@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from mvspec.forms.syntax import MULTIVERSE, Piece, Syntax
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Piece, Syntax
 from mvspec.law.structure import Structure
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Document, Message, Parallel, Text

@@ -12,7 +12,9 @@ from mvspec.compiler.planning import plan_document
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.events import Event, Finished
-from mvspec.forms.syntax import MULTIVERSE, UNTAGGED, Syntax
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Syntax
+from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.tags import Tag
 from mvspec.runtime.engine.default_model import ModelError
 from mvspec.runtime.engine.model import Model, load

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from mvspec.compiler.plan import Extend
 from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
-from mvspec.forms.syntax import MULTIVERSE, UNTAGGED
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
 from mvspec.runtime.engine.torch_engine import TorchEngine

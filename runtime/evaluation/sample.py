@@ -10,7 +10,7 @@ from mvspec.data.check import read_document
 from mvspec.data.records import Record
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS
-from mvspec.forms.syntax import MULTIVERSE
+from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.law.metrics import Counter, Metrics, measure
 from mvspec.tree.ir import Parallel
 
@@ -141,7 +141,7 @@ def shape_of(output: str, count: Counter, form: str = MULTIVERSE.name) -> Shape:
     if document is None:
         return Shape("cut" if cut else "malformed", diagnostics[0].code)
     try:
-        metrics = measure(document, count, FORMS[form])
+        metrics = measure(document, count, FORMS[form].syntax)
     except MvspecError:
         return Shape("ok", blocks=sum(1 for _ in document.walk(Parallel)))
     return Shape("ok", "", metrics.blocks, metrics.tokens, metrics.critical_path)

@@ -16,7 +16,9 @@ from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported, VerifyError
 from mvspec.events import Event, Finished
-from mvspec.forms.syntax import MULTIVERSE, UNTAGGED, Syntax
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Syntax
+from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.tags import Tag
 from mvspec.runtime.engine.torch_engine import Runnable, plan_for
 from mvspec.runtime.interrupt import Interrupted

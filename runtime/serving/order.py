@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Op
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import LimitExceeded, Unsupported, VerifyError
-from mvspec.forms.syntax import UNTAGGED
+from mvspec.forms.untagged import UNTAGGED
 from mvspec.runtime.options import Options
 from mvspec.tree.ir import Document, Outline
 from mvspec.tree.node import verify_error

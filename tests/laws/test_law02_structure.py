@@ -42,7 +42,7 @@ def test_the_strict_machine_takes_every_canonical_turn(message: Message) -> None
     events = tokens(message)
     assert run(events, strict=True) == run(events, strict=False)
     pieces = Structure()
-    for piece in mvspec.forms.syntax.MULTIVERSE.pieces(message):
+    for piece in mvspec.forms.multiverse.MULTIVERSE.pieces(message):
         pieces.feed(piece.tag or piece.text, width=1 if piece.tag else len(piece.text))
     assert pieces.count == len(events)
     assert pieces.expect(0).end

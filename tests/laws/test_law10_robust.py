@@ -11,7 +11,7 @@ from strategies import canonical_texts, mutated, soup
 from traces import CANONICAL
 
 import mvspec
-from mvspec.forms.parser import apply
+from mvspec.forms.recovery.edits import apply
 from mvspec.law.tags import Tag
 
 

@@ -23,7 +23,8 @@ from mvspec.cli import app
 from mvspec.compiler import plan_document
 from mvspec.data.records import InputError
 from mvspec.errors import MvspecError, Unsupported
-from mvspec.forms.syntax import MULTIVERSE, UNTAGGED
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.limits import Limits
 from mvspec.runtime import Options, SGLangEngine
 from mvspec.runtime.serving.launch import Launch

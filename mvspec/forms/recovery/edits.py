@@ -1,18 +1,16 @@
-"""What recovery is made of: edits of the text, the tags of the repaired text, open constructs."""
+"""Edits of a text: the kinds of violation, their repairs, and tags that repairs leave behind."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 from mvspec.errors import Diagnostic
-from mvspec.law.tags import Tag
 
-__all__ = ["LABEL", "LEAD", "NUMBER", "Code", "Edit", "Event", "Frame", "apply"]
+__all__ = ["LABEL", "LEAD", "NUMBER", "Code", "Edit", "apply", "left_over_tags", "without_tags"]
 
 Code = Literal[
-    "call-differs",
     "cut",
     "missing-closing",
     "missing-conclusion",
@@ -22,11 +20,11 @@ Code = Literal[
     "missing-outline",
     "missing-path",
     "not-a-document",
-    "not-a-trace",
     "outline-line",
     "outline-order",
     "separator",
     "stray-tag",
+    "strict-only",
     "surrogate",
     "tag-as-word",
     "text-outside",
@@ -39,48 +37,18 @@ NUMBER = r"[0-9]++(?:\.[0-9]++)*+"
 LABEL = re.compile(rf"\s*+({NUMBER})[ \t]*+:")
 LEAD = re.compile(r"[ \t\r]*+\n")
 
+_LONGEST_TAG = 80
+"""Characters in which a tag ends; labels of more digits than this are no tags of a model."""
+
 
 class Edit(NamedTuple):
-    """Replace `text[start:end]` by `insert`."""
+    """Replacement of `text[start:end]` by `insert`."""
 
     start: int
     end: int
     insert: str
     code: Code
     message: str
-
-
-@dataclass(slots=True)
-class Event:
-    """A tag of the repaired text; an empty span where the source lacks it, in part or whole."""
-
-    tag: Tag
-    start: int
-    end: int
-    code: Code = "missing-closing"
-    message: str = ""
-    label: str = ""
-    line: str | None = None  # of an outline that another one takes the place of
-
-    @property
-    def missing(self) -> str:
-        """The characters of the tag that the source lacks."""
-        return self.tag.value[self.end - self.start :]
-
-
-@dataclass(slots=True)
-class Frame:
-    """An open construct: the opening tag that made it, and what a block has so far."""
-
-    kind: Tag | None
-    opened: Event | None = None
-    goal: Event | None = None  # the last </Goal>
-    outlines: set[str] = field(default_factory=set)
-    paths: set[str] = field(default_factory=set)
-    outline_count: int = 0
-    path_count: int = 0
-    path_end: Event | None = None
-    conclusion_end: Event | None = None
 
 
 def apply(text: str, diagnostics: tuple[Diagnostic, ...]) -> str:
@@ -91,3 +59,66 @@ def apply(text: str, diagnostics: tuple[Diagnostic, ...]) -> str:
         out += (text[at : diagnostic.offset], diagnostic.inserted)
         at = diagnostic.end
     return "".join((*out, text[at:]))
+
+
+def left_over_tags(text: str, drops: Iterable[Edit], tag: re.Pattern[str]) -> list[Edit]:
+    """Return the drops of tags that come about where others are left out of their middle.
+
+    Takes time linear in the text.
+
+    >>> first = Edit(3, 9, "", "tag-as-word", "")
+    >>> [text[e.start : e.end] for text in ["<Pa<Goal>th>"]
+    ...  for e in left_over_tags(text, [first], re.compile("<Path>|<Goal>"))]
+    ['<Pa', 'th>']
+    """
+    spans = sorted((drop.start, drop.end) for drop in drops)
+    if not spans:
+        return []
+    kept_spans: list[tuple[int, int]] = []
+    at = 0
+    for start, end in (*spans, (len(text), len(text))):
+        if start > at:
+            kept_spans.append((at, start))
+        at = max(at, end)
+    edges = [end for _, end in kept_spans[:-1]]
+    if not any("<" in text[max(0, edge - _LONGEST_TAG) : edge] for edge in edges):
+        return []
+    kept: list[int] = []  # the places of the characters that stay
+    gone: list[int] = []
+    for start, end in kept_spans:
+        for at in range(start, end):
+            kept.append(at)
+            if text[at] != ">":
+                continue
+            size = 1
+            while size < min(len(kept), _LONGEST_TAG) and text[kept[-size]] != "<":
+                size += 1
+            whole = kept[-1] - kept[-size] == size - 1
+            if not whole and tag.fullmatch("".join(text[place] for place in kept[-size:])):
+                gone += kept[-size:]
+                del kept[-size:]
+    message = "what is left around a tag reads as another one: left out"
+    out: list[Edit] = []
+    for place in sorted(gone):
+        if out and out[-1].end == place:
+            out[-1] = out[-1]._replace(end=place + 1)
+        else:
+            out.append(Edit(place, place + 1, "", "tag-as-word", message))
+    return out
+
+
+def without_tags(text: str, tag: re.Pattern[str]) -> str:
+    """Return a text without tags, and without those that come about as they are left out.
+
+    >>> without_tags("a <Pa<Goal>th> b", re.compile("<Path>|<Goal>"))
+    'a  b'
+    """
+    if "<" not in text:
+        return text
+    drops = [Edit(*found.span(), "", "tag-as-word", "") for found in tag.finditer(text)]
+    kept: list[str] = []
+    at = 0
+    for drop in sorted((*drops, *left_over_tags(text, drops, tag))):
+        kept.append(text[at : drop.start])
+        at = max(at, drop.end)
+    return "".join((*kept, text[at:]))

@@ -1,26 +1,38 @@
-"""A text of another tagged form, transcribed into the canonical one, and the way back.
+"""Repair of the other tagged forms, by way of a transcript in the canonical one.
 
-So one set of rules decides for every tagged form what is structure. A transcript knows which of
-its runs were taken from the text as they are, and which of its tags are written with a label
-that is left over where recovery takes the tag for a word.
+So one set of rules decides for every tagged form what is structure. What the canonical repair of a
+transcript keeps of the text is found again in the form's own rendering of the tree; where the two
+differ in between is an edit. A rendering is canonical by law 1, so the edits are complete whatever
+the rules decided.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import NamedTuple, cast
 
-from mvspec.forms.recovery.edits import Edit
-from mvspec.forms.recovery.hidden import hidden
-from mvspec.forms.syntax import MULTIVERSE, Syntax
-from mvspec.law.tags import Tag
-from mvspec.tree.ir import LABEL
+from mvspec.errors import Diagnostic, Source
+from mvspec.forms.recovery.canonical import canonical_repairs
+from mvspec.forms.recovery.edits import Code, Edit, apply, left_over_tags
+from mvspec.forms.syntax import Piece, Syntax
+from mvspec.law.tags import TAG, Tag
+from mvspec.tree.builder import number
+from mvspec.tree.ir import LABEL, Document, Message, Parallel, Text, Think
+from mvspec.tree.node import Node
 
-__all__ = ["ANY", "Run", "Transcript", "endings", "transcribe"]
+__all__ = ["AlignedRepair", "SharedRun", "Transcript"]
 
-ANY = "0"
+_PASSES = 3
+"""Times that a text is read again without the numbered tags that turned out to be words."""
+
+_SHOWN = 60
+"""Characters of what is missing that a message shows; JSON has it all in one line."""
+
+_ANY = "0"
 """The label of paths and outlines in a form that writes none: recovery pairs them as they come."""
 
 _LINE_END = re.compile(r"[ \t\r]*\n")
@@ -28,13 +40,17 @@ _NUMBER = re.compile(LABEL.pattern)
 _PATH_LINE = re.compile(r"^[ \t]*path[^\n:]*:[ \t]?", re.MULTILINE | re.IGNORECASE)
 _OPENING_FENCE = re.compile(r"\s*```[a-z]*[ \t\r]*(?:\n|\Z)")
 _CLOSING_FENCE = re.compile(r"```\s*\Z")
+_BARE_JOIN = re.compile(r"(?:<C[a-z]*|<Conclusion>\s*(?:</?[A-Za-z]*)?)\Z")
 _OUTLINES = (Tag.OUTLINE, Tag.END_OUTLINE)
+_WORDS = ("tag-as-word", "stray-tag", "too-deep")
+_SPACE: tuple[Code, ...] = ("separator", "missing-newline", "cut")
+_LABELS: tuple[Code, ...] = ("missing-label", "wrong-label")
 
-Ending = tuple[int, Tag]
+_PartialTag = tuple[int, Tag]
 """Where a text ends in the beginning of a tag, and of which."""
 
 
-class Run(NamedTuple):
+class SharedRun(NamedTuple):
     """A run of text that stands in two texts: where in each, and its size in characters."""
 
     at: int
@@ -42,7 +58,7 @@ class Run(NamedTuple):
     size: int
 
 
-class Mark(NamedTuple):
+class _TagMark(NamedTuple):
     """A tag of the form in a text: its span, its label or "", and its number among all tags."""
 
     start: int
@@ -52,98 +68,83 @@ class Mark(NamedTuple):
     number: int
 
 
-@dataclass
 class Transcript:
-    """A text in the canonical form.
+    """A text of a tagged form, written in the canonical form; takes time linear in the text.
 
     Args:
-        text: the text; what no run holds was written for a tag.
+        source: the text.
+        syntax: its form.
+        canonical: the form to write.
+        words: numbers of tags that are words of the text.
+        partial: the tag to which the last characters are completed.
+
+    Attributes:
+        text: the text in the canonical form; what no run holds was written for a tag.
         runs: its runs that were taken as they are, in order.
         drops: what the form has no place for, in order.
-        tags: where each tag was written, its number, and whether a label came with it.
+        tags: where each tag was written, its number, and whether a label came with it, which is
+            left over where recovery takes the tag for a word.
     """
 
-    text: str = ""
-    runs: list[Run] = field(default_factory=list)
-    drops: list[Edit] = field(default_factory=list)
-    tags: list[tuple[int, int, bool]] = field(default_factory=list)
-
-
-def transcribe(
-    text: str, syntax: Syntax, words: set[int], ending: Ending | None = None
-) -> Transcript:
-    """Return a text in the canonical form; takes time linear in the text.
-
-    Args:
-        words: numbers of tags that are words of the text.
-        ending: the tag to which the last characters are completed.
-    """
-    scribe = _Scribe(text, syntax)
-    stop = ending[0] if ending else len(text)
-    closing = None
-    if syntax.fence and (opening := _OPENING_FENCE.match(text)):
-        scribe.write(f"{Tag.THINK}\n")
-        scribe.at = opening.end()
-        closing = _CLOSING_FENCE.search(text, max(scribe.at, stop - 80), stop)
-        stop = closing.start() if closing else stop
-    marks = scribe.marks(stop, words)
-    before: Tag | None = None
-    for place, mark in enumerate(marks):
-        scribe.upto(mark.start, before)
-        after = marks[place + 1].tag if place + 1 < len(marks) else None
-        first = mark.tag is Tag.OUTLINE and before not in _OUTLINES
-        if syntax.labels == "tag" and first and scribe.alone(mark):
-            scribe.write(f"{Tag.GOAL}\n")
-        scribe.tag(mark)
-        if syntax.labels == "tag" and mark.tag is Tag.END_OUTLINE and after not in _OUTLINES:
-            scribe.write(f"{Tag.END_GOAL}\n" if after else "")
-        before = mark.tag
-    scribe.upto(stop, before)
-    if closing:
-        scribe.write(f"{Tag.END_THINK}\n\n")
-    elif ending:
-        head = syntax.written(ending[1], "{}").partition("{}")[0]
-        label = ANY if syntax.labels == "none" else text[ending[0] + len(head) :]
-        scribe.write(ending[1].value)
-        if ending[1] is Tag.OUTLINE and label[:1].isdigit():
-            scribe.write(f"\n{label}")
-    scribe.script.text = "".join(scribe.parts)
-    return scribe.script
-
-
-def endings(text: str, syntax: Syntax) -> Iterator[Ending]:
-    """Yield the tags that the last characters of a text can be the beginning of."""
-    for tag in Tag:
-        head, labelled, tail = syntax.written(tag, "{}").partition("{}")
-        longest = min(len(head + tail) + 12, len(text)) if head else 0
-        for size in range(1, longest + 1):
-            if text[-size] != head[0]:
-                continue
-            part = text[len(text) - size :]
-            label = part.removeprefix(head).rstrip(".")
-            if head.startswith(part) or (
-                labelled and part.startswith(head) and _NUMBER.fullmatch(label)
-            ):
-                yield len(text) - size, tag
-
-
-class _Scribe:
-    """Writes a transcript from the start of a text on; `at` is how far it has come."""
-
-    def __init__(self, text: str, syntax: Syntax) -> None:
-        self.text = text
+    def __init__(
+        self,
+        source: str,
+        syntax: Syntax,
+        canonical: Syntax,
+        words: set[int],
+        partial: _PartialTag | None = None,
+    ) -> None:
+        self.source = source
         self.syntax = syntax
-        self.script = Transcript()
-        self.parts: list[str] = []
-        self.size = self.at = self.dropped = 0
+        self.canonical = canonical
+        self.runs: list[SharedRun] = []
+        self.drops: list[Edit] = []
+        self.tags: list[tuple[int, int, bool]] = []
+        self._parts: list[str] = []
+        self._size = self._at = self._dropped = 0
+        self._transcribe(words, partial)
+        self.text = "".join(self._parts)
 
-    def marks(self, stop: int, words: set[int]) -> list[Mark]:
+    def _transcribe(self, words: set[int], partial: _PartialTag | None) -> None:
+        source, numbered = self.source, self.syntax.labels == "tag"
+        stop = partial[0] if partial else len(source)
+        closing = None
+        if self.syntax.fence and (opening := _OPENING_FENCE.match(source)):
+            self._write(f"{Tag.THINK}\n")
+            self._at = opening.end()
+            closing = _CLOSING_FENCE.search(source, max(self._at, stop - 80), stop)
+            stop = closing.start() if closing else stop
+        marks = self._marks(stop, words)
+        before: Tag | None = None
+        for place, mark in enumerate(marks):
+            self._copy_text(mark.start, before)
+            after = marks[place + 1].tag if place + 1 < len(marks) else None
+            # Where labels stand in the tags no tag is around the outlines.
+            first = mark.tag is Tag.OUTLINE and before not in _OUTLINES
+            if numbered and first and self._stands_alone(mark):
+                self._write(f"{Tag.GOAL}\n")
+            self._tag(mark)
+            if numbered and mark.tag is Tag.END_OUTLINE and after not in _OUTLINES:
+                self._write(f"{Tag.END_GOAL}\n" if after else "")
+            before = mark.tag
+        self._copy_text(stop, before)
+        if closing:
+            self._write(f"{Tag.END_THINK}\n\n")
+        elif partial:
+            head = self.syntax.written(partial[1], "{}").partition("{}")[0]
+            label = _ANY if self.syntax.labels == "none" else source[partial[0] + len(head) :]
+            self._write(partial[1].value)
+            if partial[1] is Tag.OUTLINE and label[:1].isdigit():
+                self._write(f"\n{label}")
+
+    def _marks(self, stop: int, words: set[int]) -> list[_TagMark]:
         """Return the tags of the form up to `stop`; those that it does not have are dropped."""
-        syntax = self.syntax
+        syntax, source = self.syntax, self.source
         own = {syntax.written(tag, "{}"): tag for tag in Tag if syntax.written(tag)}
         digits = ""
-        out = []
-        for index, match in enumerate(syntax.marker.finditer(self.text, self.at, stop)):
+        out: list[_TagMark] = []
+        drops: list[Edit] = []
+        for index, match in enumerate(syntax.marker.finditer(source, self._at, stop)):
             start, end = match.span()
             name = match.group()
             if syntax.labels == "tag":
@@ -152,73 +153,350 @@ class _Scribe:
                 name = name.replace(digits, "{}") if digits else name
             tag = own.get(name)
             if tag and index not in words:
-                out.append(Mark(start, end, tag, digits, index))
+                out.append(_TagMark(start, end, tag, digits, index))
                 continue
             message = f"{match.group()} stands in the text like a word: left out"
-            alone = self.text.startswith("\n", end) and self.text[start - 1 : start] in ("", "\n")
-            self.script.drops.append(Edit(start, end + alone, "", "tag-as-word", message))
-        drops = self.script.drops
-        self.script.drops = sorted([*drops, *hidden(self.text, drops, syntax.marker)])
+            alone = source.startswith("\n", end) and source[start - 1 : start] in ("", "\n")
+            drops.append(Edit(start, end + alone, "", "tag-as-word", message))
+        self.drops = sorted([*drops, *left_over_tags(source, drops, syntax.marker)])
         return out
 
-    def write(self, text: str) -> None:
+    def _write(self, text: str) -> None:
         """Write what has no source."""
-        self.parts.append(text)
-        self.size += len(text)
+        self._parts.append(text)
+        self._size += len(text)
 
-    def copy(self, end: int) -> None:
+    def _copy(self, end: int) -> None:
         """Take the text up to `end` as it is, without what is dropped."""
-        drops = self.script.drops
-        while self.dropped < len(drops) and drops[self.dropped].start < end:
-            drop = drops[self.dropped]
-            self.dropped += 1
+        drops = self.drops
+        while self._dropped < len(drops) and drops[self._dropped].start < end:
+            drop = drops[self._dropped]
+            self._dropped += 1
             self._take(drop.start)
-            self.at = max(self.at, drop.end)
+            self._at = max(self._at, drop.end)
         self._take(end)
 
     def _take(self, end: int) -> None:
-        if end > self.at:
-            self.script.runs.append(Run(self.size, self.at, end - self.at))
-            self.write(self.text[self.at : end])
-            self.at = end
+        if end > self._at:
+            self.runs.append(SharedRun(self._size, self._at, end - self._at))
+            self._write(self.source[self._at : end])
+            self._at = end
 
-    def upto(self, end: int, before: Tag | None) -> None:
+    def _copy_text(self, end: int, before: Tag | None) -> None:
         """Take the text up to the next tag; in a goal, lines may be outlines."""
+        source = self.source
         if before is Tag.GOAL and self.syntax.labels == "none":
-            while line := _PATH_LINE.search(self.text, self.at, end):
-                self.copy(line.start())
-                self.write(f"{Tag.OUTLINE}\n{ANY}: ")
-                self.at = max(self.at, line.end())
-                stop = self.text.find("\n", self.at, end)
-                self.copy(end if stop < 0 else stop)
-                if stop >= 0 or end < len(self.text):
-                    self.write(f"\n{Tag.END_OUTLINE}")
-        self.copy(end)
+            while line := _PATH_LINE.search(source, self._at, end):
+                self._copy(line.start())
+                self._write(f"{Tag.OUTLINE}\n{_ANY}: ")
+                self._at = max(self._at, line.end())
+                stop = source.find("\n", self._at, end)
+                self._copy(end if stop < 0 else stop)
+                if stop >= 0 or end < len(source):
+                    self._write(f"\n{Tag.END_OUTLINE}")
+        self._copy(end)
 
-    def alone(self, mark: Mark) -> bool:
+    def _stands_alone(self, mark: _TagMark) -> bool:
         """Whether a tag stands like one: in a line's middle it may be a word, without a label."""
-        before = self.text[mark.start - 1 : mark.start]
-        return before in ("", "\n", ">") or _LINE_END.match(self.text, mark.end) is not None
+        before = self.source[mark.start - 1 : mark.start]
+        return before in ("", "\n", ">") or _LINE_END.match(self.source, mark.end) is not None
 
-    def tag(self, mark: Mark) -> None:
+    def _tag(self, mark: _TagMark) -> None:
         """Write a tag with the white space and the label that the canonical form has there."""
-        if mark.tag is Tag.END_OUTLINE and not self.text.endswith("\n", 0, mark.start):
-            self.write("\n")  # so that spaces at the end of its line are text, as the form has it
-        self.write(mark.tag.value)
-        self.at = max(self.at, mark.end)
-        opens = mark.tag in (Tag.OUTLINE, Tag.PATH)
-        label = {"text": "", "tag": mark.label, "none": ANY}[self.syntax.labels] if opens else ""
-        self.script.tags.append((self.size - len(mark.tag.value), mark.number, bool(label)))
+        source, tag = self.source, mark.tag
+        if tag is Tag.END_OUTLINE and not source.endswith("\n", 0, mark.start):
+            self._write("\n")  # so that spaces at the end of its line are text, as the form has it
+        self._write(tag.value)
+        self._at = max(self._at, mark.end)
+        opens = tag in (Tag.OUTLINE, Tag.PATH)
+        label = {"text": "", "tag": mark.label, "none": _ANY}[self.syntax.labels] if opens else ""
+        self.tags.append((self._size - len(tag.value), mark.number, bool(label)))
         found = False
-        for _ in self.syntax.after(mark.tag):
-            if self.text.startswith("\n", self.at):
-                self.at, found = self.at + 1, True
+        for _ in self.syntax.after(tag):
+            if source.startswith("\n", self._at):
+                self._at, found = self._at + 1, True
                 continue
-            line_end = _LINE_END.match(self.text, self.at)
+            line_end = _LINE_END.match(source, self._at)
             if not line_end:
                 break
-            self.at, found = line_end.end(), True
+            self._at, found = line_end.end(), True
         if found:
-            self.write(MULTIVERSE.after(mark.tag))
-        if label and self.alone(mark):
-            self.write(f"{label}: ")
+            self._write(self.canonical.after(tag))
+        if label and self._stands_alone(mark):
+            self._write(f"{label}: ")
+
+
+@dataclass(frozen=True)
+class AlignedRepair:
+    """Repair of the texts of a tagged form by way of the canonical form.
+
+    Args:
+        syntax: the form.
+        canonical: the canonical form, whose rules decide.
+        read: text of the canonical form to a document.
+    """
+
+    syntax: Syntax
+    canonical: Syntax
+    read: Callable[[str], Document]
+
+    def repair(self, source: Source) -> tuple[tuple[Diagnostic, ...], Message]:
+        """Return the repairs that make a text canonical in its form, and the turn it then is."""
+        edits, message = self._edits(source.text)
+        found = located(source, edits)
+        if found and found[0].code == "cut":
+            return found, message
+        return self._bare_join(source) or (found, message)
+
+    def first_repairs(self, source: Source) -> tuple[Diagnostic, ...]:
+        """Return the repairs of a text whose end does not matter, since it goes on behind it."""
+        return located(source, self._attempt(source.text, None)[0])
+
+    def _bare_join(self, source: Source) -> tuple[tuple[Diagnostic, ...], Message] | None:
+        """Return the repair of a text that ends in a conclusion of which nothing stands there.
+
+        Where the form does not write a conclusion that is empty, what there is of it is left out,
+        for no text of the tree could follow. None where the text is not cut there.
+        """
+        text, optional = source.text, self.syntax.optional_join
+        tail = _BARE_JOIN.match(text, max(0, text.rfind("<C"))) if optional else None
+        if not tail:
+            return None
+        start, end = tail.span()
+        head = Source(text[:start], source.name)
+        edits, message = self._edits(head.text)
+        found = located(head, edits)
+        missing = found[0].inserted if found and found[0].code == "cut" else ""
+        if not missing.startswith(self.syntax.written(Tag.END_PARALLEL)):
+            return None
+        said = f"the text ends where a conclusion begins: expected {Tag.END_PARALLEL} or its text"
+        return (source.diagnostic(start, "cut", said, end=end, inserted=missing),), message
+
+    def _edits(self, text: str) -> tuple[list[Edit], Message]:
+        """Return the edits that make a text canonical in its form, and the turn that it then is."""
+        edits, _, message = self._attempt(text, None)
+        end = len(text)
+        if all(edit.start == end for edit in edits):
+            return edits, message
+        for partial in self._partial_tags(text):
+            _, rendered, completed = self._attempt(text, partial)
+            if rendered.startswith(text):
+                cut = Edit(end, end, rendered[end:], "cut", "the text ends inside a tag")
+                return [cut], completed
+        return edits, message
+
+    def _partial_tags(self, text: str) -> Iterator[_PartialTag]:
+        """Yield the tags that the last characters of a text can be the beginning of."""
+        for tag in Tag:
+            head, labelled, tail = self.syntax.written(tag, "{}").partition("{}")
+            longest = min(len(head + tail) + 12, len(text)) if head else 0
+            for size in range(1, longest + 1):
+                if text[-size] != head[0]:
+                    continue
+                part = text[len(text) - size :]
+                label = part.removeprefix(head).rstrip(".")
+                if head.startswith(part) or (
+                    labelled and part.startswith(head) and _NUMBER.fullmatch(label)
+                ):
+                    yield len(text) - size, tag
+
+    def _attempt(self, text: str, partial: _PartialTag | None) -> tuple[list[Edit], str, Message]:
+        """Return the edits of a text, the rendering that they make of it, and the turn.
+
+        Args:
+            partial: the tag that the last characters are read as the beginning of.
+        """
+        rules = replace(self.canonical, max_depth=self.syntax.max_depth)
+        words: set[int] = set()
+        for left in range(_PASSES, -1, -1):
+            script = Transcript(text, self.syntax, self.canonical, words, partial)
+            found = tuple(canonical_repairs(Source(script.text), rules))
+            canonical = apply(script.text, found)
+            # Around a tag that is left out another may come about, which then is left out too.
+            new = _words(script, found, every=bool(self._foreign.search(canonical)))
+            if not new:
+                break
+            words |= new if left > 1 else {number for _, number, _ in script.tags}
+        (message,) = self.read(canonical).messages
+        _, places = _placed(self.canonical.pieces(message))
+        message = self._fitted(message)
+        rendered, own = _placed(self.syntax.pieces(message))
+        placed = [
+            SharedRun(at, source, size) for (at, size), (source, _) in zip(own, places, strict=True)
+        ]
+        runs = list(_joined(list(_joined(placed, _kept(script.text, found))), script.runs))
+        edits = list(_gaps(text, rendered, runs, self._reasons(script, found), self.syntax))
+        return edits, rendered, message
+
+    @cached_property
+    def _foreign(self) -> re.Pattern[str]:
+        """The tags of the form that are none of the canonical form."""
+        others = (tag for tag in self.syntax.tags if tag.startswith("<") and not TAG.match(tag))
+        labelled = (re.escape(tag).replace(r"\{\}", LABEL.pattern) for tag in others)
+        return re.compile("|".join(labelled) or r"(?!)")
+
+    def _fitted(self, message: Message) -> Message:
+        """Return a turn with its numbers, and text like a fence, put right for the form."""
+        body = message.body
+        if self.syntax.counted:
+            body = tuple(_counted(item) for item in body)  # type: ignore[misc]
+        first = body[0] if body else None
+        fence = f"{self.syntax.fence}\n"
+        if self.syntax.fence and isinstance(first, Text) and f"{first.text}\n".startswith(fence):
+            body = (Think.build(body=body),)
+        return Message(role="assistant", body=body)
+
+    def _reasons(
+        self, script: Transcript, found: tuple[Diagnostic, ...]
+    ) -> list[tuple[int, Code, str]]:
+        """Return what was decided at which place of the text, in order."""
+        starts = [run.at for run in script.runs]
+        reasons = [(edit.start, edit.code, edit.message) for edit in script.drops]
+        for each in found:
+            place = bisect_right(starts, each.offset) - 1
+            run = script.runs[place] if place >= 0 else SharedRun(0, 0, 0)
+            at = min(run.source + run.size, run.source + each.offset - run.at)
+            said = TAG.sub(
+                lambda tag: self.syntax.written(Tag(tag.group()), "N") or tag.group(), each.message
+            )
+            reasons.append((at, cast(Code, each.code), said))
+        return sorted(reasons, key=lambda reason: reason[0])
+
+
+def located(source: Source, edits: Iterable[Edit]) -> tuple[Diagnostic, ...]:
+    """Return edits in order as diagnostics; those that all stand at the end are one: it was cut."""
+    out = [
+        source.diagnostic(edit.start, edit.code, edit.message, end=edit.end, inserted=edit.insert)
+        for edit in edits
+    ]
+    end = len(source.text)
+    if out and all(each.offset == end for each in out):
+        missing = "".join(each.inserted for each in out)
+        line = next((part for part in missing.split("\n") if part), "a newline")
+        shown = line[:_SHOWN] + "..." * (len(line) > _SHOWN)
+        message = f"the text ends: expected {shown}"
+        return (source.diagnostic(end, "cut", message, inserted=missing),)
+    return tuple(out)
+
+
+def _words(script: Transcript, found: tuple[Diagnostic, ...], *, every: bool) -> set[int]:
+    """Return the numbers of the tags that the repair drops: all, or those with a label."""
+    out: set[int] = set()
+    if not any(each.code in _WORDS for each in found):
+        return out
+    starts = [each.offset for each in found]
+    for at, index, labelled in script.tags:
+        place = bisect_right(starts, at) - 1
+        drops = place >= 0 and found[place].code in _WORDS and at < found[place].end
+        if drops and (every or labelled):
+            out.add(index)
+    return out
+
+
+def _counted(item: Node) -> Node:
+    if isinstance(item, Think):
+        return Think(body=tuple(_counted(each) for each in item.body))
+    return number(item) if isinstance(item, Parallel) else item
+
+
+def _placed(pieces: Iterable[Piece]) -> tuple[str, list[tuple[int, int]]]:
+    """Return a rendering, and where each text of the tree stands in it, with its size."""
+    parts: list[str] = []
+    places: list[tuple[int, int]] = []
+    at = 0
+    for piece in pieces:
+        if piece.content:
+            places.append((at, len(piece.text)))
+        parts.append(piece.text)
+        at += len(piece.text)
+    return "".join(parts), places
+
+
+def _kept(text: str, found: tuple[Diagnostic, ...]) -> list[SharedRun]:
+    """Return the runs of a repaired text that the repairs keep."""
+    out: list[SharedRun] = []
+    at = place = 0
+    for each in found:
+        out.append(SharedRun(place, at, each.offset - at))
+        place += each.offset - at + len(each.inserted)
+        at = each.end
+    return [*out, SharedRun(place, at, len(text) - at)]
+
+
+def _joined(first: list[SharedRun], second: list[SharedRun]) -> Iterator[SharedRun]:
+    """Yield the runs from the first of three texts to the last; both lists rise."""
+    low = 0
+    for run in first:
+        end = run.source + run.size
+        while low < len(second) and second[low].at + second[low].size <= run.source:
+            low += 1
+        index = low
+        while index < len(second) and second[index].at < end:
+            other = second[index]
+            start = max(run.source, other.at)
+            stop = min(end, other.at + other.size)
+            if stop > start:
+                at, source = run.at + start - run.source, other.source + start - other.at
+                yield SharedRun(at, source, stop - start)
+            index += 1
+
+
+def _gaps(
+    text: str,
+    rendered: str,
+    runs: list[SharedRun],
+    reasons: list[tuple[int, Code, str]],
+    syntax: Syntax,
+) -> Iterator[Edit]:
+    """Yield the smallest edit for each place between two runs where text and rendering differ."""
+    low = at = start = 0
+    for run in (*runs, SharedRun(len(rendered), len(text), 0)):
+        want, have = rendered[at : run.at], text[start : run.source]
+        while low < len(reasons) and reasons[low][0] < start:
+            low += 1
+        high = low
+        while high < len(reasons) and reasons[high][0] <= run.source:
+            high += 1
+        if want != have:
+            code: Code
+            code, message = _reason(have, want, reasons[low:high], syntax)
+            if run.source == len(text) and code == "separator" and want.strip():
+                line = next(filter(None, want.split("\n")))
+                code, message = "missing-closing", f"the text ends: expected {line}"
+            same = _same_start(have, want)
+            have, want = have[same:], want[same:]
+            after = _same_start(have[::-1], want[::-1])
+            stop = run.source - after
+            yield Edit(start + same, stop, want[: len(want) - after], code, message)
+        at, start = run.at + run.size, run.source + run.size
+
+
+def _same_start(one: str, other: str) -> int:
+    """Return how many characters two texts have in common from the start."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+
+
+def _reason(
+    have: str, want: str, reasons: list[tuple[int, Code, str]], syntax: Syntax
+) -> tuple[Code, str]:
+    """Say why one place differs: as the rules did, where that holds for the form."""
+    silent = {*_SPACE}
+    if syntax.labels == "none":
+        silent |= {*_LABELS}
+    if syntax.optional_join:
+        silent.add("missing-conclusion")
+    for _, code, said in reasons:
+        if code not in silent:
+            return code, said
+    message = f"expected {_quoted(want)}, found {_quoted(have)}"
+    if have.split() == want.split():
+        glued = any(code == "missing-newline" for _, code, _ in reasons)
+        return "missing-newline" if glued else "separator", message
+    plain = (re.sub("[0-9.]", "", part).split() for part in (have, want))
+    return ("wrong-label" if next(plain) == next(plain) else "separator"), message
+
+
+def _quoted(text: str) -> str:
+    """Return what stands between two runs as a message shows it."""
+    return repr(text[:40]) + ("..." if len(text) > 40 else "") if text else "nothing"

@@ -1,4 +1,4 @@
-"""Labels: which path belongs to which outline."""
+"""Labels of outlines and paths: which path belongs to which outline."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mvspec.forms.recovery.edits import LABEL, NUMBER, Code, Event
-from mvspec.forms.recovery.hidden import without_tags
+from mvspec.forms.recovery.edits import LABEL, NUMBER, Code, without_tags
+from mvspec.forms.recovery.structure import TagToken
 from mvspec.law.tags import TAG, Tag
 
 __all__ = ["longest_pairs", "pair_labels"]
@@ -16,42 +16,42 @@ __all__ = ["longest_pairs", "pair_labels"]
 _PARTIAL_LABEL = re.compile(rf"\n({NUMBER}\.?)\Z")
 
 
-def pair_labels(text: str, events: list[Event]) -> list[Event]:
+def pair_labels(text: str, tokens: list[TagToken]) -> list[TagToken]:
     """Return the tags with a label for every outline and path, and one path for every outline.
 
     Outlines follow the order of their paths. Equal labels pair in order, as many as can (longest
     increasing run); between two pairs, what is left pairs as it comes; then outlines without a
     path get an empty one, and paths without an outline an empty outline. Takes O(n log n).
     """
-    before: dict[int, list[Event]] = {}
-    open_blocks: list[_Block] = []
-    for index, event in enumerate(events):
-        if event.tag is Tag.PARALLEL:
-            open_blocks.append(_Block(text, events, before))
-        elif event.tag is Tag.OUTLINE:
+    before: dict[int, list[TagToken]] = {}
+    open_blocks: list[_BlockLabels] = []
+    for index, token in enumerate(tokens):
+        if token.tag is Tag.PARALLEL:
+            open_blocks.append(_BlockLabels(text, tokens, before))
+        elif token.tag is Tag.OUTLINE:
             open_blocks[-1].outlines.append(index)
-        elif event.tag is Tag.PATH:
+        elif token.tag is Tag.PATH:
             open_blocks[-1].paths.append(index)
-        elif event.tag is Tag.END_GOAL:
+        elif token.tag is Tag.END_GOAL:
             open_blocks[-1].goal_end = index
-        elif event.tag is Tag.CONCLUSION:
+        elif token.tag is Tag.CONCLUSION:
             open_blocks[-1].conclusion = index
-        elif event.tag is Tag.END_PARALLEL:
+        elif token.tag is Tag.END_PARALLEL:
             open_blocks.pop().pair()
-    out: list[Event] = []
-    for index, event in enumerate(events):
+    out: list[TagToken] = []
+    for index, token in enumerate(tokens):
         out += before.get(index, ())
-        out.append(event)
+        out.append(token)
     return out
 
 
 @dataclass(slots=True)
-class _Block:
+class _BlockLabels:
     """The tags of one block, by their index."""
 
     text: str
-    events: list[Event]
-    before: dict[int, list[Event]]  # the tags to write before a tag
+    tokens: list[TagToken]
+    before: dict[int, list[TagToken]]  # the tags to write before a tag
     outlines: list[int] = field(default_factory=list)
     paths: list[int] = field(default_factory=list)
     goal_end: int = -1
@@ -61,7 +61,7 @@ class _Block:
         names = [self.label(index) for index in self.outlines]
         path_names = [self.label(index) for index in self.paths]
         names = self.reorder(names, path_names)
-        numbers = _Numbers(names)
+        numbers = _FreeLabels(names)
         for o, p, lacks in self.pairs(names, path_names):
             name = "" if lacks is Tag.OUTLINE else names[o]
             path_name = "" if lacks is Tag.PATH else path_names[p]
@@ -76,13 +76,13 @@ class _Block:
                 self.add(at, lacks, label, "missing-outline", message)
             else:
                 label = label or self.partial(o, numbers)
-                self.events[self.outlines[o]].label = label
+                self.tokens[self.outlines[o]].label = label
             if lacks is Tag.PATH:
                 at = self.paths[p] if p < len(self.paths) else self.conclusion
                 message = f"outline {label} has no path: expected <Path> {label}"
                 self.add(at, lacks, label, "missing-path", message)
             else:
-                self.events[self.paths[p]].label = label
+                self.tokens[self.paths[p]].label = label
 
     def reorder(self, names: list[str], path_names: list[str]) -> list[str]:
         """Let outlines that have a path stand in the order of the paths; return their labels."""
@@ -95,14 +95,14 @@ class _Block:
         moved = list(names)
         for slot, place in zip(slots, order, strict=True):
             if slot != place:
-                self.events[self.outlines[slot]].line = self.line(place)
+                self.tokens[self.outlines[slot]].line = self.line(place)
                 moved[slot] = names[place]
         return moved
 
     def line(self, place: int) -> str:
         """Return what an outline says, on one line and without its label."""
         index = self.outlines[place]
-        text = self.text[self.events[index].end : self.events[index + 1].start]
+        text = self.text[self.tokens[index].end : self.tokens[index + 1].start]
         label = LABEL.match(text)
         text = without_tags(text[label.end() :] if label else text, TAG)
         return " ".join(text.strip("\n \t\r").split("\n")) if "\n" in text else text.strip()
@@ -126,23 +126,23 @@ class _Block:
             o, p = next_o + 1, next_p + 1
 
     def add(self, index: int, tag: Tag, label: str, code: Code, message: str) -> None:
-        at = self.events[index].start
+        at = self.tokens[index].start
         self.before.setdefault(index, []).extend(
-            Event(each, at, at, code, message, label) for each in (tag, tag.partner)
+            TagToken(each, at, at, code, message, label) for each in (tag, tag.partner)
         )
 
     def label(self, index: int) -> str:
         """Return the label that the text gives an outline or a path, or ""."""
-        match = LABEL.match(self.text, self.events[index].end, self.events[index + 1].start)
+        match = LABEL.match(self.text, self.tokens[index].end, self.tokens[index + 1].start)
         return match.group(1) if match else ""
 
-    def partial(self, o: int, numbers: _Numbers) -> str:
+    def partial(self, o: int, numbers: _FreeLabels) -> str:
         """Return a label that a text cut inside of it can still become, else the next number."""
-        match = _PARTIAL_LABEL.match(self.text, self.events[self.outlines[o]].end)
+        match = _PARTIAL_LABEL.match(self.text, self.tokens[self.outlines[o]].end)
         return numbers.longer(match.group(1)) if match else numbers.fresh()
 
 
-class _Numbers:
+class _FreeLabels:
     """The labels of one block: those that are taken, and the next that is free."""
 
     def __init__(self, names: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""The parallel plan of step 1 of curation: groups of steps, and what each unit of them does.
+"""The parallel plan of curation's first step: groups of steps, and what each unit of them does.
 
     Parallel groups:
     P1: [S1+S2, S3]
@@ -8,8 +8,9 @@
       S3: Multiply.
 
 A group is a block, a unit (steps that follow each other are joined by +) an outline whose text
-is its line; paths and conclusions are empty. The reason is a text before its block.
-(Multiverse's curation, step 1, third and fourth prompt.)
+is its line; paths and conclusions are empty. The reason is a text before its block. A model writes
+all of it, and it is read strictly only. (Multiverse's curation, step 1, third and
+fourth prompt.)
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from functools import cache, lru_cache
 from lark import Token, Transformer
 
 from mvspec.forms.can_hold import refusal
+from mvspec.forms.curator_summary import REASON
+from mvspec.forms.form import StrictForm
 from mvspec.forms.grammar import (
     NO_CONCLUSION,
     Grammar,
@@ -28,13 +31,14 @@ from mvspec.forms.grammar import (
     line_pattern,
     text_of,
 )
-from mvspec.forms.summary import REASON
-from mvspec.forms.syntax import Syntax, tags
+from mvspec.forms.syntax import Syntax, tag_texts
 from mvspec.tree.ir import Document, Goal, Message, Outline, Parallel, Path, Text
 
-__all__ = ["GROUPS", "PLAN", "UNIT", "read_groups", "refuse_groups", "write_groups"]
+__all__ = ["CURATOR_PLAN", "FORM"]
 
-GROUPS = Syntax("curator-plan", tags=tags({}, ""), counted=True, max_depth=1, ordered=False)
+CURATOR_PLAN = Syntax(
+    "curator-plan", tags=tag_texts({}, ""), counted=True, max_depth=1, ordered=False
+)
 
 HEAD, PLAN = "Parallel groups:\n", "Parallel execution plan:\n"
 
@@ -46,7 +50,7 @@ _UNIT_LINE = re.compile(rf"({UNIT}): ")
 _REASON = re.compile(REASON)
 
 
-def read_groups(text: str) -> Document:
+def read_plan(text: str) -> Document:
     """Return the document of a canonical plan.
 
     Raises:
@@ -58,17 +62,17 @@ def read_groups(text: str) -> Document:
 
 @cache
 def _grammar() -> Grammar:
-    line = line_pattern(GROUPS)
+    line = line_pattern(CURATOR_PLAN)
     reason = rf"\[parallel reason: {line}(?<=\]:)"
     # A group is one terminal: lines are short, and a token costs as much as twenty characters.
     terminals = {
         "GROUPS": rf"{HEAD}(?:P[0-9]+: \[{UNIT}(?:, {UNIT})*+\]\n)*+{PLAN}",
         "GROUP": rf"P[0-9]+(?:{reason}|:)\n(?:  {UNIT}: {line}\n)++",
     }
-    return Grammar((GROUPS.name,), terminals, _Build(visit_tokens=False))
+    return Grammar("start: GROUPS GROUP*\n", terminals, _PlanBuilder(visit_tokens=False))
 
 
-class _Build(Transformer[Token, Document]):
+class _PlanBuilder(Transformer[Token, Document]):
     """Makes nodes as rules are reduced."""
 
     def start(self, items: list[Token]) -> Document:
@@ -81,12 +85,12 @@ class _Build(Transformer[Token, Document]):
             lines = steps[:-1].split("\n  ")
             heads.append(group_line(number, lines))
             if name != f"P{number}":
-                raise Mismatch("groups do not count")
+                raise Mismatch(f"this group is not P{number}", item.start_pos or 0)
             if mark:
                 body.append(text_of(mark + reason))
             body.append(group(lines))
         if "".join((*heads, PLAN)) != named:
-            raise Mismatch("the two lists differ")
+            raise Mismatch("the list of groups is not that of the plan below it")
         return document_of(tuple(body))
 
 
@@ -113,8 +117,8 @@ def group_line(number: int, lines: list[str]) -> str:
     return f"P{number}: [{', '.join(line.split(': ', 1)[0] for line in lines)}]\n"
 
 
-def write_groups(message: Message) -> str:
-    """Return a turn as a plan; `refuse_groups` has let it pass."""
+def write_plan(message: Message) -> str:
+    """Return a turn as a plan; `check_plan` has let it pass."""
     heads, plans, reason = [HEAD], [PLAN], ""
     for item in message.body:
         if isinstance(item, Text):
@@ -128,7 +132,7 @@ def write_groups(message: Message) -> str:
     return "".join((*heads, *plans))
 
 
-def refuse_groups(message: Message, address: str = "") -> None:
+def check_plan(message: Message, address: str = "") -> None:
     """Raise Unsupported for the first node that a plan cannot hold."""
     items = message.body
     for index, item in enumerate(items):
@@ -137,20 +141,25 @@ def refuse_groups(message: Message, address: str = "") -> None:
             last = index + 1 == len(items)
             if last or not _REASON.fullmatch(item.text):
                 why = "a plan has no text but a line [parallel reason: ...] before a block"
-                raise refusal(GROUPS, where, f"{why}: take it out")
+                raise refusal(CURATOR_PLAN, where, f"{why}: take it out")
         elif isinstance(item, Parallel):
             _refuse_block(item, where)
         else:
-            raise refusal(GROUPS, where, "a plan has no reasoning span: take it out of Think")
+            raise refusal(CURATOR_PLAN, where, "a plan has no reasoning span: take it out of Think")
 
 
 def _refuse_block(block: Parallel, address: str) -> None:
     for index, outline in enumerate(block.goal.outlines):
         if not _UNIT_LINE.match(outline.text):
             why = "an outline of a plan names its steps, such as S1+S2: Add"
-            raise refusal(GROUPS, f"{address}.goal.outlines[{index}]", f"{why}: begin it so")
+            raise refusal(CURATOR_PLAN, f"{address}.goal.outlines[{index}]", f"{why}: begin it so")
     for index, path in enumerate(block.paths):
         if path.body:
-            raise refusal(GROUPS, f"{address}.paths[{index}]", "a plan's paths are empty: empty it")
+            raise refusal(
+                CURATOR_PLAN, f"{address}.paths[{index}]", "a plan's paths are empty: empty it"
+            )
     if block.conclusion.body:
-        raise refusal(GROUPS, f"{address}.conclusion", "a plan has no conclusions: empty it")
+        raise refusal(CURATOR_PLAN, f"{address}.conclusion", "a plan has no conclusions: empty it")
+
+
+FORM = StrictForm(CURATOR_PLAN, read_plan, write_plan, check_plan)

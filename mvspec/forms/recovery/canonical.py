@@ -1,22 +1,84 @@
-"""The white space, labels and missing tags between what recovery takes as structure."""
+"""Repair of the canonical form: its structure, its labels, and the white space between its tags."""
 
 from __future__ import annotations
 
 import bisect
 import re
 from collections.abc import Iterator
+from itertools import groupby
 
-from mvspec.forms.recovery.edits import LABEL, LEAD, Code, Edit, Event
+from mvspec.errors import Diagnostic, Source
+from mvspec.forms.recovery.edits import LABEL, LEAD, Code, Edit, left_over_tags
+from mvspec.forms.recovery.labels import pair_labels
+from mvspec.forms.recovery.structure import RecoveringParser, TagToken, read_structure
 from mvspec.forms.syntax import Syntax
-from mvspec.law.tags import Tag
+from mvspec.law.tags import TAG, Tag
 
-__all__ = ["Run", "Writer"]
+__all__ = ["CanonicalWriter", "TextRun", "canonical_repairs"]
 
-_TAIL_SPACE = re.compile(r"\n[ \t\r]++\Z")
 _NEWLINE = re.compile("\n")
+_TAIL_SPACE = re.compile(r"\n[ \t\r]++\Z")
+_SURROGATE = re.compile(r"[\ud800-\udfff]+")
+_LAYOUT: tuple[Code, ...] = ("separator", "missing-newline")
 
 
-class Run:
+def canonical_repairs(source: Source, syntax: Syntax) -> Iterator[Diagnostic]:
+    """Yield the repairs of a text that is not canonical, in order, without overlap.
+
+    Time and memory are linear in the text, but for sorting; whoever wants the first repair alone
+    leaves the others unlocated.
+
+    Args:
+        syntax: the canonical form; its `max_depth` may be that of another one.
+    """
+    text = _SURROGATE.sub(lambda m: "\ufffd" * len(m.group()), source.text)
+    parser = read_structure(text, syntax.max_depth)
+    dropped = [*parser.dropped, *left_over_tags(text, parser.dropped, TAG)]
+    edits = list(CanonicalWriter(text, syntax, pair_labels(text, parser.tokens), dropped).edits())
+    if text is not source.text:
+        edits += surrogates(source.text, edits)
+    edits.sort(key=lambda edit: (edit.start, edit.end > edit.start))
+    end = len(text)
+    if edits and all(edit.start == end for edit in edits):
+        missing = "".join(edit.insert for edit in edits)
+        message = cut_message(parser, edits[0], missing)
+        yield source.diagnostic(end, "cut", message, inserted=missing)
+        return
+    yield from merged(source, edits)
+
+
+def surrogates(text: str, edits: list[Edit]) -> Iterator[Edit]:
+    """Yield the replacement of lone surrogates that no other edit drops."""
+    spans = iter(sorted((edit.start, edit.end) for edit in edits if edit.end > edit.start))
+    span = next(spans, None)
+    for match in _SURROGATE.finditer(text):
+        while span and span[1] <= match.start():
+            span = next(spans, None)
+        if span is None or span[0] > match.start():
+            start, end = match.span()
+            message = "a lone surrogate is no character: U+FFFD stands for it"
+            yield Edit(start, end, "\ufffd" * (end - start), "surrogate", message)
+
+
+def cut_message(parser: RecoveringParser, first: Edit, missing: str) -> str:
+    """Say where a text was cut, and what was to come next."""
+    if first.message.startswith("the text ends"):
+        return f"{first.message}: expected {first.insert}"
+    line = next((part for part in missing.split("\n") if part), "a newline")
+    inside = f" inside {parser.cut_inside}" if parser.cut_inside else ""
+    return f"the text ends{inside}: expected {line}"
+
+
+def merged(source: Source, edits: list[Edit]) -> Iterator[Diagnostic]:
+    """Yield one diagnostic for each place: its first edit but white space names it."""
+    for (start, end), group in groupby(edits, key=lambda edit: (edit.start, edit.end)):
+        parts = list(group)
+        lead = next((edit for edit in parts if edit.code not in _LAYOUT), parts[0])
+        inserted = "".join(edit.insert for edit in parts)
+        yield source.diagnostic(start, lead.code, lead.message, end=end, inserted=inserted)
+
+
+class TextRun:
     """The text between two tags of the repaired text, without the tags dropped from it."""
 
     def __init__(self, text: str, start: int, end: int, dropped: list[Edit]) -> None:
@@ -57,42 +119,44 @@ class Run:
             start, part, insert = stop, part + 1, ""
 
 
-class Writer:
+class CanonicalWriter:
     """Makes every run between two tags canonical, and writes the tags that are missing."""
 
-    def __init__(self, text: str, syntax: Syntax, events: list[Event], dropped: list[Edit]) -> None:
+    def __init__(
+        self, text: str, syntax: Syntax, tokens: list[TagToken], dropped: list[Edit]
+    ) -> None:
         self.text = text
         self.syntax = syntax
-        self.events = events
+        self.tokens = tokens
         self.dropped = sorted(dropped)
 
-    def run(self) -> Iterator[Edit]:
+    def edits(self) -> Iterator[Edit]:
         """Yield every edit; those of one place in the order in which they are to be made."""
         yield from self.dropped
-        before: Event | None = None
+        before: TagToken | None = None
         at = low = 0
         stack: list[Tag] = []
-        for event in (*self.events, None):
-            end = event.start if event else len(self.text)
+        for token in (*self.tokens, None):
+            end = token.start if token else len(self.text)
             high = low
             while high < len(self.dropped) and self.dropped[high].start < end:
                 high += 1
-            run = Run(self.text, at, end, self.dropped[low:high])
-            self.canonical(run, before, event, stack[-1] if stack else None)
+            run = TextRun(self.text, at, end, self.dropped[low:high])
+            self.canonical(run, before, token, stack[-1] if stack else None)
             yield from run.edits
-            if not event:
+            if not token:
                 return
-            if event.missing:
-                message = event.message or f"the text ends inside the tag {event.tag}"
-                yield Edit(event.end, event.end, event.missing, event.code, message)
-            at, before, low = event.end, event, high
-            if event.tag.closes:
+            if token.missing:
+                message = token.message or f"the text ends inside the tag {token.tag}"
+                yield Edit(token.end, token.end, token.missing, token.code, message)
+            at, before, low = token.end, token, high
+            if token.tag.closes:
                 stack.pop()
             else:
-                stack.append(event.tag)
+                stack.append(token.tag)
 
     def canonical(
-        self, run: Run, before: Event | None, after: Event | None, inside: Tag | None
+        self, run: TextRun, before: TagToken | None, after: TagToken | None, inside: Tag | None
     ) -> None:
         """Edit the run between two tags into what the syntax has there."""
         cut = run.end == len(self.text)
@@ -120,7 +184,7 @@ class Writer:
         elif after:
             self.trail(run, lead, tag in (Tag.PATH, Tag.CONCLUSION), after.tag, cut)
 
-    def structural(self, run: Run, cut: bool) -> None:
+    def structural(self, run: TextRun, cut: bool) -> None:
         """Between two tags that hold no text stands one separator."""
         want = self.syntax.separator
         if run.text == want:
@@ -134,7 +198,7 @@ class Writer:
             message = f"expected one newline between two tags, found {found(run.text)}"
             run.replace(0, len(run.text), want, "separator", message)
 
-    def newline(self, run: Run, at: int, tag: Tag) -> int:
+    def newline(self, run: TextRun, at: int, tag: Tag) -> int:
         """A tag is followed by a newline."""
         if run.text.startswith("\n", at):
             return at + 1
@@ -149,7 +213,7 @@ class Writer:
             run.replace(at, stop, "", "separator", message)
         return match.end()
 
-    def label(self, run: Run, at: int, label: str, cut: bool) -> int:
+    def label(self, run: TextRun, at: int, label: str, cut: bool) -> int:
         """An outline and a path begin with their label."""
         want = label + self.syntax.label_end
         if run.text.startswith(want, at):
@@ -177,7 +241,7 @@ class Writer:
             return stop
         return stop + len(space)
 
-    def line(self, run: Run, at: int, cut: bool) -> None:
+    def line(self, run: TextRun, at: int, cut: bool) -> None:
         """An outline is one line, and a newline."""
         rest = run.text[at:]
         first = rest.find("\n")
@@ -191,7 +255,7 @@ class Writer:
             message = "expected a newline after the outline's line"
             run.replace(at + stop, len(run.text), "\n", "separator", message)
 
-    def trail(self, run: Run, at: int, inline: bool, tag: Tag, cut: bool) -> None:
+    def trail(self, run: TextRun, at: int, inline: bool, tag: Tag, cut: bool) -> None:
         """Text before a tag ends in a newline; in line with a label it is there without text."""
         end = len(run.text)
         size = end - at

@@ -1,4 +1,4 @@
-"""The summary of step 1 of curation: a line for each step, `<parallel>` around those that fork.
+"""The summary of curation's first step: a line for each step, `<parallel>` around those that fork.
 
     S1: Read the question.
     <parallel>[parallel reason: the two sums need nothing of each other]
@@ -11,8 +11,8 @@
 
 A step inside of `<parallel>` is an outline, what stands below it is the body of its path, and
 all other lines are text. The reason is the last line of the text before its block. Steps with a
-dot (2.1) are indented by a tab, and so is their `<parallel>`.
-(Multiverse's curation, step 1, fifth prompt.)
+dot (2.1) are indented by a tab, and so is their `<parallel>`. A model writes all of it, and it is
+read strictly only. (Multiverse's curation, step 1, fifth prompt.)
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 from lark import Token, Transformer
 
 from mvspec.forms.can_hold import refusal
+from mvspec.forms.form import StrictForm
 from mvspec.forms.grammar import (
     NO_CONCLUSION,
     Grammar,
@@ -34,16 +35,16 @@ from mvspec.forms.grammar import (
     run_pattern,
     text_of,
 )
-from mvspec.forms.syntax import Syntax, tags
+from mvspec.forms.syntax import Syntax, tag_texts
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Conclusion, Document, Goal, Message, Outline, Parallel, Path, Text, Think
 from mvspec.tree.node import Node
 
-__all__ = ["REASON", "STEP", "SUMMARY", "read_summary", "refuse_summary", "write_summary"]
+__all__ = ["CURATOR_SUMMARY", "FORM", "REASON"]
 
-SUMMARY = Syntax(
+CURATOR_SUMMARY = Syntax(
     "curator-summary",
-    tags=tags({Tag.PARALLEL: "<parallel>", Tag.END_PARALLEL: "</parallel>"}, ""),
+    tags=tag_texts({Tag.PARALLEL: "<parallel>", Tag.END_PARALLEL: "</parallel>"}, ""),
     max_depth=2,
     ordered=False,
 )
@@ -53,6 +54,18 @@ REASON = r"\[parallel reason: [^\n]*\]"
 
 STEP = ("S[0-9]+: ", r"\tS[0-9]+\.[0-9]+: ")
 """How a step of each level begins."""
+
+RULES = """
+// Steps of two levels, 0 and 1, which is also the count of tabs before a line. A block inside of a
+// step has a rule of its own, so that the lexer knows what may follow it: lines that are steps end
+// the text there, and only there.
+start: (TEXT | block | block_1)* TAIL?
+block: OPEN_0 branch+ _CLOSE_0
+block_1: OPEN_1 branch_1+ _CLOSE_1
+inner: OPEN_1 branch_1+ _CLOSE_1
+branch: STEP_0 (inner TEXT_0?)*
+branch_1: STEP_1
+"""
 
 _REASON_LINE = re.compile(rf"(?:(.*)\n)?({REASON})", re.DOTALL)
 
@@ -69,12 +82,12 @@ def read_summary(text: str) -> Document:
 
 @cache
 def _grammar() -> Grammar:
-    line = line_pattern(SUMMARY)
+    line = line_pattern(CURATOR_SUMMARY)
     tag = r"\t?</?parallel>"
     reason = rf"(?:\[parallel reason: {line}(?<=\]))?"
     terminals = {
         "TEXT": rf"(?:{line}\n)++(?=\t?<parallel>)",
-        "TAIL": rf"(?:{run_pattern(SUMMARY)})\Z",
+        "TAIL": rf"(?:{run_pattern(CURATOR_SUMMARY)})\Z",
     }
     terminals["TEXT_0"] = rf"(?:(?!{STEP[0]}){line}\n)++(?={STEP[0]}|{tag})"
     for level, step in enumerate(STEP):
@@ -84,26 +97,26 @@ def _grammar() -> Grammar:
             f"_CLOSE_{level}": rf"{tab}</parallel>\n",
             f"STEP_{level}": rf"{step}{line}\n(?:(?!{step}){line}\n)*+",
         }
-    return Grammar((SUMMARY.name,), terminals, _Build(visit_tokens=False))
+    return Grammar(RULES, terminals, _SummaryBuilder(visit_tokens=False))
 
 
-class _Build(Transformer[Token, Document]):
+class _SummaryBuilder(Transformer[Token, Document]):
     """Makes nodes as rules are reduced."""
 
     def start(self, items: list[Any]) -> Document:
         return document_of(body(items))
 
-    def block(self, items: list[Any]) -> tuple[str, Parallel]:
+    def block(self, items: list[Any]) -> tuple[Token, Parallel]:
         opening, *branches = items
         outlines = tuple(outline for outline, _ in branches)
         if len({outline.label for outline in outlines}) < len(outlines):
-            raise Mismatch("labels repeat")
+            raise Mismatch("a label comes twice in this block", opening.start_pos)
         block = Parallel.trusted(
             goal=Goal.trusted(outlines=outlines),
             paths=tuple(path for _, path in branches),
             conclusion=NO_CONCLUSION,
         )
-        return opening[opening.index(">") + 1 : -1], block
+        return opening, block
 
     block_1 = inner = block
 
@@ -122,23 +135,25 @@ class _Build(Transformer[Token, Document]):
 def body(items: list[Any], text: str | None = None) -> tuple[Any, ...]:
     """Return a text, tokens of text, and blocks with their reasons as the items of a body."""
     out: list[Any] = []
+    at = 0
     for item in items:
         if isinstance(item, Token):
-            text = str(item) if item.type == "TAIL" else item[:-1]
+            text, at = str(item) if item.type == "TAIL" else item[:-1], item.start_pos or 0
             continue
-        reason, block = item
+        opening, block = item
+        reason = opening[opening.index(">") + 1 : -1]
         if reason:
             text = reason if text is None else f"{text}\n{reason}"
         elif text is not None and split_reason(text)[1]:
-            raise Mismatch("a reason does not stand behind its tag")
-        out += [*_texts(text), block]
+            raise Mismatch("the reason before it stands behind <parallel>", opening.start_pos)
+        out += [*_texts(text, at), block]
         text = None
-    return (*out, *_texts(text))
+    return (*out, *_texts(text, at))
 
 
-def _texts(text: str | None) -> list[Text]:
+def _texts(text: str | None, at: int) -> list[Text]:
     if text == "":
-        raise Mismatch("a line is empty")
+        raise Mismatch("an empty line does not stand alone", at)
     return [] if text is None else [text_of(text)]
 
 
@@ -149,7 +164,7 @@ def split_reason(text: str) -> tuple[str | None, str]:
 
 
 def write_summary(message: Message) -> str:
-    """Return a turn as a summary; `refuse_summary` has let it pass."""
+    """Return a turn as a summary; `check_summary` has let it pass."""
     return "".join(_lines(message.body, last=True))
 
 
@@ -178,19 +193,21 @@ def level(block: Parallel) -> int:
     return block.paths[0].label.count(".")
 
 
-def refuse_summary(message: Message, address: str = "") -> None:
+def check_summary(message: Message, address: str = "") -> None:
     """Raise Unsupported for the first node that a summary cannot hold."""
     for where, node in message.addresses(address):
         if isinstance(node, Think):
-            raise refusal(SUMMARY, where, "a summary has no reasoning span: take it out of Think")
+            raise refusal(
+                CURATOR_SUMMARY, where, "a summary has no reasoning span: take it out of Think"
+            )
         if isinstance(node, Conclusion) and node.body:
-            raise refusal(SUMMARY, where, "a summary has no conclusions: empty it")
+            raise refusal(CURATOR_SUMMARY, where, "a summary has no conclusions: empty it")
         if isinstance(node, Parallel):
             labels = [path.label for path in node.paths]
             levels = {label.count(".") for label in labels}
             if len(levels) > 1 or max(levels) > 1:
                 why = f"its labels are {', '.join(labels)}, and steps are 1, 2, 3 or 2.1, 2.2"
-                raise refusal(SUMMARY, where, f"{why}: number the block so")
+                raise refusal(CURATOR_SUMMARY, where, f"{why}: number the block so")
             for index, path in enumerate(node.paths):
                 _refuse_path(path, level(node), f"{where}.paths[{index}]")
 
@@ -199,9 +216,12 @@ def _refuse_path(path: Path, depth: int, address: str) -> None:
     for index, item in enumerate(path.body):
         where = f"{address}.body[{index}]"
         if isinstance(item, Parallel) and (depth or not level(item)):
-            raise refusal(SUMMARY, where, "a block in a step has labels such as 2.1, 2.2")
+            raise refusal(CURATOR_SUMMARY, where, "a block in a step has labels such as 2.1, 2.2")
         if isinstance(item, Text):
             found = re.search(rf"^{STEP[depth]}", item.text, re.MULTILINE)
             if found:
                 why = f"the line {found.group().strip()!r} of its text reads as a step"
-                raise refusal(SUMMARY, where, f"{why}: indent it")
+                raise refusal(CURATOR_SUMMARY, where, f"{why}: indent it")
+
+
+FORM = StrictForm(CURATOR_SUMMARY, read_summary, write_summary, check_summary)

@@ -1,0 +1,39 @@
+"""Numbered tags that a model without training can be asked for (the paper's rebuttal).
+
+Labels stand in the tags, and nothing is around the outlines: `<Goal 1>`, `<Path 1>`.
+"""
+
+from __future__ import annotations
+
+from mvspec.forms import multiverse
+from mvspec.forms.syntax import Syntax, tag_texts
+from mvspec.forms.tagged import TaggedForm
+from mvspec.law.tags import Tag
+
+__all__ = ["FORM", "MULTIVERSE_PROMPT"]
+
+MULTIVERSE_PROMPT = Syntax(
+    "multiverse-prompt",
+    tags=tag_texts(
+        {
+            Tag.GOAL: "",
+            Tag.END_GOAL: "",
+            Tag.OUTLINE: "<Goal {}>",
+            Tag.END_OUTLINE: "</Goal {}>",
+            Tag.PATH: "<Path {}>",
+            Tag.END_PATH: "</Path {}>",
+        }
+    ),
+    labels="tag",
+)
+
+FORM = TaggedForm(
+    MULTIVERSE_PROMPT,
+    """
+    block: _PARALLEL goal path+ conclusion _END_PARALLEL
+    goal: outline+
+    outline: OUTLINE LINE END_OUTLINE
+    path: PATH (TEXT | block)* END_PATH
+    """,
+    repaired_as=multiverse.FORM,
+)
