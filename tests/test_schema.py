@@ -8,7 +8,7 @@ from pathlib import Path
 import mvspec
 from mvspec.tree.schema import document_schema
 
-COMMITTED = Path(mvspec.__file__).with_name("document.schema.json")
+COMMITTED = Path(mvspec.__file__).parent / "tree" / "document.schema.json"
 
 
 def test_committed_schema_is_the_codes() -> None:

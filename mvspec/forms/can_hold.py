@@ -101,7 +101,7 @@ def _refuse_beside_fence(message: Message, syntax: Syntax, address: str) -> None
 
 
 def _refuse_blocks(node: Node, syntax: Syntax, address: str, prefix: str, depth: int) -> None:
-    for step, child in node._addressed_children():
+    for step, child in node.addressed_children():
         where = f"{address}.{step}".lstrip(".")
         if not isinstance(child, Parallel):
             below = f"{child.label}." if isinstance(child, Path) else prefix

@@ -1,4 +1,4 @@
-"""Author documents as Python: the numbers and the matching of labels are done for you.
+"""Builders of documents in Python, which number paths and match labels for you.
 
 >>> from mvspec import assistant, branch, document, gen, parallel, user
 >>> doc = document(
@@ -52,7 +52,7 @@ __all__ = [
     "user",
 ]
 
-Part = str | Node
+BodyPart = str | Node
 
 
 def document(*messages: Message) -> Document:
@@ -60,7 +60,7 @@ def document(*messages: Message) -> Document:
     return Document.build(messages=messages)
 
 
-def message(role: Role, *body: Part) -> Message:
+def message(role: Role, *body: BodyPart) -> Message:
     """Return one turn; strings become texts, and neighbouring strings one text."""
     return Message.build(role=role, body=parts(body))
 
@@ -80,12 +80,12 @@ def tool(text: str) -> Message:
     return message("tool", text)
 
 
-def assistant(*body: Part) -> Message:
+def assistant(*body: BodyPart) -> Message:
     """Return an assistant's turn made of strings, `gen`, `parallel` and at most one `think`."""
     return message("assistant", *body)
 
 
-def think(*body: Part) -> Think:
+def think(*body: BodyPart) -> Think:
     """Return the reasoning span of a turn."""
     return Think.build(body=parts(body))
 
@@ -136,13 +136,13 @@ def gen(
     return hole
 
 
-def branch(outline: str, *body: Part) -> tuple[str, tuple[Node, ...]]:
+def branch(outline: str, *body: BodyPart) -> tuple[str, tuple[Node, ...]]:
     """Return one branch for `parallel`: its line in the goal, and what its path holds."""
     return outline, parts(body)
 
 
 def parallel(
-    *branches: tuple[str, tuple[Node, ...]], conclusion: Part | Iterable[Part] = ()
+    *branches: tuple[str, tuple[Node, ...]], conclusion: BodyPart | Iterable[BodyPart] = ()
 ) -> Parallel:
     """Return a block of these branches, numbered 1, 2, 3; inner blocks become 1.1, 1.2.
 
@@ -152,7 +152,9 @@ def parallel(
     if not branches:
         raise VerifyError("parallel", "a block has at least one branch: add branch(...)")
     for index, each in enumerate(branches):
-        check_branch(each, index)
+        if not isinstance(each, tuple) or len(each) != 2:
+            kind = type(each).__name__
+            raise VerifyError(f"parallel[{index}]", f"a {kind} is no branch: write branch(...)")
     ending = (conclusion,) if isinstance(conclusion, str | Node) else tuple(conclusion)
     block = Parallel.build(
         goal=Goal.build(
@@ -193,21 +195,7 @@ def numbered(path: Path, label: str) -> Path:
     return path if same and path.label == label else Path.trusted(label=label, body=body)
 
 
-def check_branch(given: object, index: int) -> None:
-    """Raise VerifyError for what `branch` did not make."""
-    if not isinstance(given, tuple) or len(given) != 2:
-        kind = type(given).__name__
-        raise VerifyError(f"parallel[{index}]", f"a {kind} is no branch: write branch(...)")
-
-
-def check_part(given: object) -> None:
-    """Raise VerifyError for what is no node, such as a list."""
-    if not isinstance(given, Node):
-        kind = type(given).__name__
-        raise VerifyError("", f"a part is a string or a node such as gen(...), not a {kind}")
-
-
-def parts(items: Iterable[Part]) -> tuple[Node, ...]:
+def parts(items: Iterable[BodyPart]) -> tuple[Node, ...]:
     """Return items as nodes: strings become texts, touching texts are joined, "" is dropped."""
     out: list[Node] = []
     for item in items:
@@ -215,8 +203,11 @@ def parts(items: Iterable[Part]) -> tuple[Node, ...]:
             if not item:
                 continue
             item = Text.build(text=item)
-        check_part(item)
-        if isinstance(item, Text) and out and isinstance(out[-1], Text):
-            item = Text.build(text=out.pop().text + item.text)  # type: ignore[attr-defined]
-        out.append(item)
+        if not isinstance(item, Node):
+            kind = type(item).__name__
+            raise VerifyError("", f"a part is a string or a node such as gen(...), not a {kind}")
+        joined = item.joined(out[-1], "") if out else None
+        if joined is not None:
+            out.pop()
+        out.append(item if joined is None else joined)
     return tuple(out)

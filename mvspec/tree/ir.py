@@ -1,4 +1,4 @@
-"""The typed tree: documents, messages, and what an assistant's turn is made of.
+"""Nodes of the typed tree: documents, messages, and the parts of an assistant's turn.
 
 Meaning only: no token ids, no tags, no model names. Trees that break an invariant cannot be
 built (paper: Multiverse, arXiv 2506.09991, section 4).
@@ -80,6 +80,10 @@ class Text(Node):
 
     kind: Literal["text"] = "text"
     text: str = Field(min_length=1)
+
+    def joined(self, before: Node, glue: str) -> Node | None:
+        """Return one text of two that touch."""
+        return Text(text=before.text + glue + self.text) if isinstance(before, Text) else None
 
 
 class Gen(Node):

@@ -1,18 +1,15 @@
-"""What every node of the IR can do: compare, hash, walk, map, fold, print."""
+"""Base of the nodes of a document: they compare, hash, walk, map, fold and print."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING, Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, overload
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mvspec.errors import VerifyError
 from mvspec.shown import as_html, as_rich, as_text
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Node"]
 
@@ -52,7 +49,8 @@ class Node(BaseModel):
                 out += (item for item in value if isinstance(item, Node))
         return tuple(out)
 
-    def _addressed_children(self) -> Iterator[tuple[str, Node]]:
+    def addressed_children(self) -> Iterator[tuple[str, Node]]:
+        """Yield `children` with where each stands in this node, such as `body[1]`."""
         for field in field_names(type(self)):
             value = getattr(self, field)
             if isinstance(value, Node):
@@ -83,7 +81,7 @@ class Node(BaseModel):
     def addresses(self, prefix: str = "") -> Iterator[tuple[str, Node]]:
         """Yield (address, node) as `walk` does, with addresses like `messages[0].body[1]`."""
         yield prefix, self
-        for step, child in self._addressed_children():
+        for step, child in self.addressed_children():
             yield from child.addresses(f"{prefix}.{step}" if prefix else step)
 
     def fold(self, function: Callable[[Node, tuple[T, ...]], T]) -> T:
@@ -117,8 +115,6 @@ class Node(BaseModel):
     def _map_items(
         items: tuple[Any, ...], function: Callable[[Node], Node | tuple[Node, ...] | None]
     ) -> tuple[Any, ...]:
-        from mvspec.tree.ir import Text
-
         out: list[Any] = []
         removed = False
         for item in items:
@@ -127,14 +123,18 @@ class Node(BaseModel):
                 removed = True
                 continue
             for new in result if isinstance(result, tuple) else (result,):
-                if isinstance(new, Text) and out and isinstance(out[-1], Text):
-                    glue = "\n" if removed else ""
-                    new = Text(text=out.pop().text + glue + new.text)
-                out.append(new)
+                joined = new.joined(out[-1], "\n" if removed else "") if out else None
+                if joined is not None:
+                    out.pop()
+                out.append(new if joined is None else joined)
                 removed = False
         if len(out) == len(items) and all(a is b for a, b in zip(out, items, strict=True)):
             return items
         return tuple(out)
+
+    def joined(self, before: Node, glue: str) -> Node | None:
+        """Return the one node that this and the node before it make; None where both stay."""
+        return None
 
     @classmethod
     def build(cls, **fields: Any) -> Self:
