@@ -26,35 +26,37 @@ sys.path.insert(0, str(TESTS))
 from curator_model import chains  # noqa: E402
 
 from mvspec.curation import (  # noqa: E402
-    Budget,
-    Caller,
     ChainFields,
-    Curation,
-    Price,
-    Request,
-    Store,
+    CurationOptions,
+    CurationStore,
+    ModelClient,
+    ModelRequest,
+    SpendingLimit,
+    TokenPrice,
     read_chain,
 )
-from mvspec.curation.answers import Steps, schema_text  # noqa: E402
-from mvspec.curation.gemini import Gemini  # noqa: E402
-from mvspec.curation.run import Tally, run_task  # noqa: E402
-from mvspec.curation.steps import instructions, parse_prompt  # noqa: E402
+from mvspec.curation.answers import StepsReply, schema_text  # noqa: E402
+from mvspec.curation.gemini import GeminiProvider  # noqa: E402
+from mvspec.curation.questions import instructions, parse_prompt  # noqa: E402
+from mvspec.curation.run import CurationTally, run_task  # noqa: E402
 from mvspec.curation.tasks import CurationTask  # noqa: E402
 from mvspec.data.rows import open_rows  # noqa: E402
 
 
 async def measure(
     folder: Path, url: str, source: Path, records: int
-) -> tuple[Tally, Caller, float]:
+) -> tuple[CurationTally, ModelClient, float]:
     """Curate the source with all its records at once; return CPU seconds too."""
-    store = Store(folder / "answers.sqlite")
-    gemini = Gemini(base_url=url, key="key", timeout=600, connections=records)
-    caller = Caller(gemini, store, budget=Budget(1e9), price=Price(0.3, 2.5), concurrency=records)
-    tally = Tally()
+    store = CurationStore(folder / "answers.sqlite")
+    gemini = GeminiProvider(base_url=url, key="key", timeout=600, connections=records)
+    caller = ModelClient(
+        gemini, store, budget=SpendingLimit(1e9), price=TokenPrice(0.3, 2.5), concurrency=records
+    )
+    tally = CurationTally()
     before = time.process_time()
     await run_task(
-        open_rows([str(source)]), ChainFields(), CurationTask(Curation("m")), caller, store, tally,
-        concurrency=records,
+        open_rows([str(source)]), ChainFields(), CurationTask(CurationOptions("m")), caller, store,
+        tally, concurrency=records,
     )  # fmt: skip
     used = time.process_time() - before
     await gemini.aclose()
@@ -64,9 +66,11 @@ async def measure(
 
 async def bare(url: str, source: Path, records: int) -> float:
     """Return the CPU seconds of a call of google-genai alone, of the longest prompts."""
-    gemini = Gemini(base_url=url, key="key", timeout=600, connections=records)
+    gemini = GeminiProvider(base_url=url, key="key", timeout=600, connections=records)
     requests = [
-        Request("parse", "m", instructions("parse"), parse_prompt(chain), schema_text(Steps))
+        ModelRequest(
+            "parse", "m", instructions("parse"), parse_prompt(chain), schema_text(StepsReply)
+        )
         for chain in (read_chain(row, ChainFields()) for row in open_rows([str(source)]).read())
     ]
     before = time.process_time()

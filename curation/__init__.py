@@ -1,40 +1,37 @@
 """Sequential chains to documents, with Gemini through google-genai or a model of one's own."""
 
-from mvspec.curation.budget import Budget, Price
-from mvspec.curation.caller import Caller
-from mvspec.curation.chain import Chain, ChainFields, read_chain
-from mvspec.curation.curate import Outcome, curate_chain
-from mvspec.curation.options import Curation
-from mvspec.curation.pace import Pace
+from mvspec.curation.chain import ChainFields, ReasoningChain, read_chain, split_sentences
+from mvspec.curation.client import ModelClient, RateLimit, SpendingLimit, TokenPrice
+from mvspec.curation.curate import CurationOutcome, curate_chain
+from mvspec.curation.questions import CurationOptions
 from mvspec.curation.request import (
-    Answer,
-    Provider,
-    Refused,
-    Request,
-    Stopped,
-    Unanswered,
-    Usage,
+    CurationStopped,
+    ModelAnswer,
+    ModelProvider,
+    ModelRequest,
+    RequestRefused,
+    RequestUnanswered,
+    TokenUsage,
 )
-from mvspec.curation.sentences import split_sentences
-from mvspec.curation.store import Store
+from mvspec.curation.store import CurationStore
 
 __all__ = [
-    "Answer",
-    "Budget",
-    "Caller",
-    "Chain",
     "ChainFields",
-    "Curation",
-    "Outcome",
-    "Pace",
-    "Price",
-    "Provider",
-    "Refused",
-    "Request",
-    "Stopped",
-    "Store",
-    "Unanswered",
-    "Usage",
+    "CurationOptions",
+    "CurationOutcome",
+    "CurationStopped",
+    "CurationStore",
+    "ModelAnswer",
+    "ModelClient",
+    "ModelProvider",
+    "ModelRequest",
+    "RateLimit",
+    "ReasoningChain",
+    "RequestRefused",
+    "RequestUnanswered",
+    "SpendingLimit",
+    "TokenPrice",
+    "TokenUsage",
     "curate_chain",
     "read_chain",
     "split_sentences",

@@ -1,4 +1,8 @@
-"""What each step answers, as Pydantic models; their JSON schemas go with the requests."""
+"""Replies of a model to each step, as Pydantic models; their JSON schemas go with the requests.
+
+Title, docstrings and descriptions are part of a schema and so of a request's key: to change one
+is to pay for its answers again.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,13 @@ import json
 from functools import cache
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-__all__ = [
-    "Branches", "Edits", "Frame", "Groups", "Judgement", "Reply", "StepLine", "Steps",
-    "schema_text",
-]  # fmt: skip
+__all__ = ["BranchReply", "BranchesReply", "BranchingReply", "EditsReply", "FrameReply",
+           "GroupsReply", "JudgementReply", "StepReply", "StepsReply", "schema_text"]  # fmt: skip
 
 
-class Reply(BaseModel):
-    """A model's answer; fields that nobody asked for are ignored."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class StepLine(Reply):
+class StepReply(BaseModel, frozen=True):
     """A step of the chain, or a substep of the line before it."""
 
     depth: int = Field(description="1 for a step, 2 for a substep of the step before it, ...")
@@ -29,13 +25,13 @@ class StepLine(Reply):
     last: int = Field(description="Number of its last sentence.")
 
 
-class Steps(Reply):
+class StepsReply(BaseModel, frozen=True, title="Steps"):
     """Step 1: the chain as a tree of steps, in the order of the text."""
 
-    steps: tuple[StepLine, ...]
+    steps: tuple[StepReply, ...]
 
 
-class Group(Reply):
+class GroupReply(BaseModel, frozen=True):
     """Neighbouring steps of one level that can run side by side."""
 
     reason: str = Field(description="Why no path needs another one's result.")
@@ -44,33 +40,33 @@ class Group(Reply):
     )
 
 
-class Groups(Reply):
+class GroupsReply(BaseModel, frozen=True, title="Groups"):
     """Step 2: what can run side by side; empty where nothing can."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[GroupReply, ...]
 
 
-class Frame(Reply):
+class FrameReply(BaseModel, frozen=True, title="Frame"):
     """Step 5, of a block: one goal for each path, and what the paths come to together."""
 
     goals: tuple[str, ...] = Field(description="One line for each path, in order.")
     conclusion: str = Field(description="What the paths have shown together.")
 
 
-class Edit(Reply):
+class EditReply(BaseModel, frozen=True):
     """A sentence, written anew."""
 
     sentence: int = Field(description="The number of the sentence.")
     text: str = Field(description="The sentence as it stands alone.")
 
 
-class Edits(Reply):
+class EditsReply(BaseModel, frozen=True, title="Edits"):
     """Step 5, of a path: the sentences that lean on another path; all others stay as they are."""
 
-    edits: tuple[Edit, ...]
+    edits: tuple[EditReply, ...]
 
 
-class Lean(Reply):
+class LeanReply(BaseModel, frozen=True):
     """A path that needs another one."""
 
     path: int = Field(description="Number of the path that leans, from 1.")
@@ -81,13 +77,13 @@ class Lean(Reply):
     )
 
 
-class Judgement(Reply):
+class JudgementReply(BaseModel, frozen=True, title="Judgement"):
     """Whether the paths of a block are independent."""
 
-    leans: tuple[Lean, ...]
+    leans: tuple[LeanReply, ...]
 
 
-class BranchSpan(Reply):
+class BranchReply(BaseModel, frozen=True):
     """One branch of a place where a chain branches."""
 
     title: str = Field(description="What the branch does, in one line.")
@@ -95,45 +91,42 @@ class BranchSpan(Reply):
     last: int = Field(description="Number of its last sentence.")
 
 
-class Branching(Reply):
+class BranchingReply(BaseModel, frozen=True):
     """A place where a chain branches."""
 
     kind: Literal["collective", "selective"] = Field(
         description="collective if the result needs every branch, selective if it needs one."
     )
     reason: str = Field(description="Why, in one line.")
-    branches: tuple[BranchSpan, ...]
+    branches: tuple[BranchReply, ...]
 
 
-class Branches(Reply):
+class BranchesReply(BaseModel, frozen=True, title="Branches"):
     """The implicit parallelism of a chain."""
 
-    branchings: tuple[Branching, ...]
+    branchings: tuple[BranchingReply, ...]
 
 
 @cache
-def schema_text(model: type[Reply]) -> str:
-    """Return the JSON schema of an answer, with the keywords that Gemini documents, as text."""
-    return json.dumps(_plain(model.model_json_schema()))  # in order: it is written so
-
-
-def _plain(schema: dict[str, Any]) -> dict[str, Any]:
-    """Put definitions where they are used, and leave out what says nothing to a model."""
+def schema_text(model: type[BaseModel]) -> str:
+    """Return the JSON schema of a reply, with the keywords that Gemini documents, as text."""
+    schema = model.model_json_schema()
     definitions = schema.pop("$defs", {})
 
-    def resolve(value: Any) -> Any:
+    def plain(value: Any) -> Any:
+        """Put definitions where they are used, and leave out what says nothing to a model."""
         if isinstance(value, list):
-            return [resolve(item) for item in value]
+            return [plain(item) for item in value]
         if not isinstance(value, dict):
             return value
         if "$ref" in value:
-            name = value["$ref"].rpartition("/")[2]
-            return resolve(definitions[name] | {k: v for k, v in value.items() if k != "$ref"})
-        kept = {k: v for k, v in value.items() if k not in ("title", "additionalProperties")}
-        if "properties" in kept:
-            kept["properties"] = {k: resolve(v) for k, v in kept["properties"].items()}
-            return {k: v if k == "properties" else resolve(v) for k, v in kept.items()}
-        return {key: resolve(item) for key, item in kept.items()}
+            value = definitions[value["$ref"].rpartition("/")[2]]
+        return {
+            key: {name: plain(each) for name, each in item.items()}
+            if key == "properties" else plain(item)
+            for key, item in value.items()
+            if key not in ("title", "additionalProperties")
+        }  # fmt: skip
 
-    plain: dict[str, Any] = resolve(schema)
-    return plain | {"title": schema["title"]}
+    # In order, and not sorted: it is written so.
+    return json.dumps(plain(schema) | {"title": schema["title"]})

@@ -1,24 +1,25 @@
-"""A row of the input as a chain: a question, sequential reasoning, an answer."""
+"""Reasoning chains: a question, sequential reasoning cut into sentences, and an answer."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from mvspec.curation.sentences import split_sentences
 from mvspec.data.conversation import BadRecord, row_name, row_value, step_into
 from mvspec.data.rows import Row
 from mvspec.law.tags import TAG
 
-__all__ = ["Chain", "ChainFields", "read_chain"]
+__all__ = ["ChainFields", "ReasoningChain", "numbered", "read_chain", "split_sentences"]
 
 
 @dataclass(frozen=True, slots=True)
 class ChainFields:
-    """Where a row keeps what; by default the first of `KNOWN` that it has.
+    """Names of a row's fields; by default those of the first of `KNOWN` that it has.
 
     Args:
         reasoning: the chain.
@@ -40,7 +41,7 @@ KNOWN = (
 
 
 @dataclass(frozen=True)
-class Chain:
+class ReasoningChain:
     """A question, the sentences of the reasoning, and the answer.
 
     Args:
@@ -70,7 +71,7 @@ class Chain:
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
-def read_chain(row: Row, fields: ChainFields, *, reasoning: bool = True) -> Chain:
+def read_chain(row: Row, fields: ChainFields, *, reasoning: bool = True) -> ReasoningChain:
     """Return the chain of a row.
 
     Args:
@@ -103,7 +104,7 @@ def read_chain(row: Row, fields: ChainFields, *, reasoning: bool = True) -> Chai
             raise BadRecord(name, row.place, "not-a-string", reason)
         return _checked(found, field, name, row.place, tags=tags)
 
-    chain = Chain(
+    chain = ReasoningChain(
         name,
         row.place,
         # In a question, a tag is plain characters; in an assistant's turn it is structure.
@@ -138,3 +139,69 @@ def _checked(text: str, field: str, name: str, place: str, *, tags: bool) -> str
         reason = f"field {field!r} holds half a character at {error.start}"
         raise BadRecord(name, place, "surrogate", reason) from None
     return text
+
+
+_WHOLE = re.compile(
+    r"```[\s\S]{0,4000}?```"  # code
+    r"|\\\[[\s\S]{0,2000}?\\\]|\$\$[\s\S]{1,2000}?\$\$"  # display mathematics
+    r"|\\\([^\n]{0,500}?\\\)|\$[^\s$](?:[^\n$]{0,300}[^\s$])?\$"  # mathematics in line
+)
+"""What no boundary may cut. The bounds keep an opening that nothing closes from gluing a text."""
+
+_END = re.compile(r"(?<!\s)\s*\n\s*|(?<=[.!?…])[\"'”’)\]*]*[^\S\n]+(?=\S)|(?<=[。！？])[”’」）]*")
+
+_ABBREVIATION = re.compile(
+    r"(?:\b(?:e\.g|i\.e|cf|vs|etc|approx|resp|Mr|Mrs|Ms|Dr|Prof|St|No|Fig|Eq|Sec|Thm|Ch|pp?)"
+    r"|\b[A-Z]|(?:^|\n)\s*[(\[]?[0-9]{1,3})\.$"
+)
+"""What ends in a full stop without ending a sentence: abbreviations, initials, `1.` of a list."""
+
+
+def split_sentences(text: str) -> tuple[str, ...]:
+    """Return the sentences of a text, each with the white space behind it.
+
+    A sentence ends behind `.`, `!`, `?` (and their East Asian twins) and at every line break;
+    formulas and code are not cut. Joined, the sentences are the text.
+
+    >>> split_sentences("Add them. It is \\\\(1. 5\\\\).\\n\\nNext?")
+    ('Add them. ', 'It is \\\\(1. 5\\\\).\\n\\n', 'Next?')
+    """
+    sentences: list[str] = []
+    start = 0
+    for end in _ends(text):
+        # White space alone is no sentence: it goes with what follows.
+        if text[start:end].strip():
+            sentences.append(text[start:end])
+            start = end
+    if start < len(text):
+        if text[start:].strip() or not sentences:
+            sentences.append(text[start:])
+        else:
+            sentences[-1] += text[start:]
+    return tuple(sentences)
+
+
+def _ends(text: str) -> list[int]:
+    whole = [match.span() for match in _WHOLE.finditer(text)]
+    ends: list[int] = []
+    at = 0
+    for match in _END.finditer(text):
+        while at < len(whole) and whole[at][1] <= match.start():
+            at += 1
+        if at < len(whole) and whole[at][0] < match.end() and match.start() < whole[at][1]:
+            continue
+        before = text[max(0, match.start() - 12) : match.start()]
+        if "\n" not in match.group() and _ABBREVIATION.search(before):
+            continue
+        ends.append(match.end())
+    return ends
+
+
+def numbered(sentences: Sequence[str], first: int = 1) -> str:
+    """Return sentences as lines `[1] ...`, as prompts show them.
+
+    >>> print(numbered(["One. ", "Two."], first=3))
+    [3] One.
+    [4] Two.
+    """
+    return "\n".join(f"[{first + i}] {sentence.strip()}" for i, sentence in enumerate(sentences))

@@ -1,4 +1,4 @@
-"""What a document has to pass: coverage, content, independence. Grammar holds by construction."""
+"""Checks of a document: coverage, content, independence. Grammar holds by construction."""
 
 from __future__ import annotations
 
@@ -8,16 +8,21 @@ from collections.abc import Mapping
 from rapidfuzz.distance import Levenshtein
 
 from mvspec.compiler.sequential import flatten
-from mvspec.curation.chain import Chain
-from mvspec.curation.filling import run_text
-from mvspec.curation.structure import Body, PathPlan, Run, runs_of
-from mvspec.tree.ir import Document, Parallel, Text, Think
+from mvspec.curation.chain import ReasoningChain
+from mvspec.curation.structure import (
+    PathPlan,
+    PlanBody,
+    SentenceRun,
+    own_sentences,
+    run_text,
+    runs_of,
+)
+from mvspec.tree.ir import Document, Text, Think
 
-__all__ = ["block_count", "content_distance", "coverage_gap", "leaning_words", "own_sentences",
-           "run_distance"]  # fmt: skip
+__all__ = ["content_distance", "coverage_gap", "leaning_words", "run_distance"]
 
 
-def content_distance(document: Document, chain: Chain, edits: Mapping[int, str]) -> float:
+def content_distance(document: Document, chain: ReasoningChain, edits: Mapping[int, str]) -> float:
     """Return the normalised edit distance of a document's sequential reading to its source.
 
     The reading is that of the `autoregressive` lowering: without tags, Goal and Conclusion.
@@ -40,7 +45,7 @@ def content_distance(document: Document, chain: Chain, edits: Mapping[int, str])
     return distance / max(len(reading), len(source))
 
 
-def run_distance(chain: Chain, runs: list[Run], edits: Mapping[int, str]) -> float:
+def run_distance(chain: ReasoningChain, runs: list[SentenceRun], edits: Mapping[int, str]) -> float:
     """Return the normalised edit distance of a path's own sentences to their source."""
     new = _bare(" ".join(run_text(chain, run, edits) for run in runs))
     old = _bare(" ".join(chain.text(run.first, run.last) for run in runs))
@@ -48,18 +53,18 @@ def run_distance(chain: Chain, runs: list[Run], edits: Mapping[int, str]) -> flo
 
 
 def coverage_gap(
-    document: Document, chain: Chain, body: Body, edits: Mapping[int, str]
+    document: Document, chain: ReasoningChain, body: PlanBody, edits: Mapping[int, str]
 ) -> str | None:
     """Return where a document does not hold every sentence once and in order; else None.
 
     It reads the finished document and knows nothing of how that was made.
     """
-    numbers = [n for run in runs_of(body) for n in range(run.first, run.last + 1)]
+    numbers = [number for run in runs_of(body) for number in run.numbers]
     if numbers != list(range(1, len(chain.sentences) + 1)):
         return "the structure does not hold every sentence once"
     # White space is not compared: between sentences that touch, as Chinese ones do, a boundary
     # puts a newline.
-    wanted = "".join(run_text(chain, Run(1, len(chain.sentences)), edits).split())
+    wanted = "".join(run_text(chain, SentenceRun(1, len(chain.sentences)), edits).split())
     reading = _reading(document).replace(" ", "")
     if reading == wanted:
         return None
@@ -107,17 +112,17 @@ _JOINING = re.compile(
 
 
 def leaning_words(
-    chain: Chain, path: PathPlan, edits: Mapping[int, str], goal: str = ""
+    chain: ReasoningChain, path: PathPlan, edits: Mapping[int, str], goal: str = ""
 ) -> tuple[int, str] | None:
     """Return the first sentence of a path whose words lean on a sibling, and the words.
 
     Rules see words and not meaning. They are not for the first path of a block: it has no
     sibling before it, and what it points at stands before the block.
 
-    >>> chain = Chain("a", "a", "", "First. Similarly, it is 6.", "")
-    >>> leaning_words(chain, PathPlan(("Second",), (Run(2, 2),)), {})
+    >>> chain = ReasoningChain("a", "a", "", "First. Similarly, it is 6.", "")
+    >>> leaning_words(chain, PathPlan(("Second",), (SentenceRun(2, 2),)), {})
     (2, 'Similarly')
-    >>> leaning_words(chain, PathPlan(("Second",), (Run(2, 2),)), {2: "It is 6."})
+    >>> leaning_words(chain, PathPlan(("Second",), (SentenceRun(2, 2),)), {2: "It is 6."})
     """
     for place, number in enumerate(own_sentences(path.body)):
         text = edits.get(number, chain.sentences[number - 1]).strip()
@@ -131,14 +136,3 @@ def leaning_words(
 def _is_own(words: str, titles: tuple[str, ...]) -> bool:
     """Whether a path names itself, as path `Case 2` may."""
     return any(words.strip().lower() in title.lower() for title in titles)
-
-
-def own_sentences(body: Body) -> list[int]:
-    """Return the numbers of the sentences that stand in a thread itself, not in blocks of it."""
-    runs = [item for item in body if isinstance(item, Run)]
-    return [number for run in runs for number in range(run.first, run.last + 1)]
-
-
-def block_count(document: Document) -> int:
-    """Return how many blocks a document has, nested ones included."""
-    return sum(1 for _ in document.walk(Parallel))

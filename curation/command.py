@@ -14,38 +14,25 @@ from pathlib import Path
 from rich.table import Table
 
 from mvspec.cli.console import print_table
-from mvspec.curation.budget import UNIT, Budget, Price
-from mvspec.curation.caller import Caller
 from mvspec.curation.chain import ChainFields
+from mvspec.curation.client import UNIT, ModelClient, RateLimit, SpendingLimit, TokenPrice
 from mvspec.curation.console import estimate_table, progress, summary_table
-from mvspec.curation.counts import write_branch_counts, write_prompting_counts
 from mvspec.curation.estimate import estimate
-from mvspec.curation.gemini import NO_KEY, Gemini, key_of
-from mvspec.curation.options import Curation
-from mvspec.curation.output import (
-    open_folder,
-    write_branches,
-    write_documents,
-    write_prompting,
-    write_unfinished,
-)
-from mvspec.curation.pace import Pace
+from mvspec.curation.gemini import NO_KEY, GeminiBatchProvider, GeminiProvider, key_of
+from mvspec.curation.output import open_folder, write_unfinished
 from mvspec.curation.process import ORPHANED, locked, watched
-from mvspec.curation.report import SAMPLE, write_report
-from mvspec.curation.request import Provider
-from mvspec.curation.run import Tally, Task, check_rows, run_task
-from mvspec.curation.store import Store
+from mvspec.curation.questions import CurationOptions
+from mvspec.curation.report import SAMPLE
+from mvspec.curation.request import ModelProvider
+from mvspec.curation.run import ChainTask, CurationTally, check_rows, run_task
+from mvspec.curation.store import CurationStore
 from mvspec.curation.tasks import BranchTask, CurationTask, PromptingTask
 from mvspec.data.records import InputError
 from mvspec.data.rows import Rows, open_rows
 
-__all__ = ["TASKS", "Run", "dry_run", "run"]
+__all__ = ["TASKS", "CurationRun", "dry_run", "run"]
 
-TASKS: dict[str, Callable[[Curation], Task]] = {
-    "documents": CurationTask,
-    "branches": BranchTask,
-    "prompting": PromptingTask,
-}
+TASKS = ("documents", "branches", "prompting")
 
 RUNS = "runs.jsonl"
 
@@ -54,7 +41,7 @@ WINDOW = 2
 
 
 @dataclass(frozen=True)
-class Run:
+class CurationRun:
     """Everything that a run is given.
 
     Args:
@@ -76,12 +63,12 @@ class Run:
     """
 
     inputs: tuple[str, ...]
-    curation: Curation
+    curation: CurationOptions
     fields: ChainFields = field(default_factory=ChainFields)
     task: str = "documents"
     local: bool = False
     base_url: str | None = None
-    price: Price | None = None
+    price: TokenPrice | None = None
     budget: float | None = None
     concurrency: int = 16
     requests: int | None = None
@@ -100,7 +87,7 @@ class Run:
         return open_rows(self.inputs, rows=True, split=self.split)
 
 
-def run(given: Run, folder: Path, gone: int | None, tell: Callable[[str], object]) -> int:
+def run(given: CurationRun, folder: Path, gone: int | None, tell: Callable[[str], object]) -> int:
     """Carry out a run in a folder; return the exit status.
 
     Args:
@@ -115,12 +102,12 @@ def run(given: Run, folder: Path, gone: int | None, tell: Callable[[str], object
     check_means(given)
     if given.task not in TASKS:
         raise InputError(f"--task {given.task}: use one of {', '.join(TASKS)}")
-    task = TASKS[given.task](given.curation)
+    task = task_of(given)
     rows = given.rows()
     check_rows(rows, given.fields, task)
     path = open_folder(folder)
     with locked(folder, tell):
-        store = Store(path)
+        store = CurationStore(path)
         try:
             return asyncio.run(_run(given, task, rows, folder, store, gone, tell))
         except (asyncio.CancelledError, KeyboardInterrupt):
@@ -129,7 +116,14 @@ def run(given: Run, folder: Path, gone: int | None, tell: Callable[[str], object
             store.close()
 
 
-def check_means(given: Run) -> None:
+def task_of(given: CurationRun) -> ChainTask:
+    """Return the task of a run."""
+    if given.task == "documents":
+        return CurationTask(given.curation, given.sample)
+    return (BranchTask if given.task == "branches" else PromptingTask)(given.curation)
+
+
+def check_means(given: CurationRun) -> None:
     """Refuse a run that has no key, or a budget that nothing can be counted against.
 
     Raises:
@@ -148,27 +142,27 @@ def check_means(given: Run) -> None:
 
 
 async def _run(
-    given: Run,
-    task: Task,
+    given: CurationRun,
+    task: ChainTask,
     rows: Rows,
     folder: Path,
-    store: Store,
+    store: CurationStore,
     gone: int | None,
     tell: Callable[[str], object],
 ) -> int:
     started = time.time()
-    tally = Tally()
+    tally = CurationTally()
     if not given.batch and store.batches():
         raise InputError(f"-o {folder}: batches are on their way: add --batch to take them up")
     spent, doubtful = store.spent()
-    budget = Budget(given.budget, spent, doubtful)
+    budget = SpendingLimit(given.budget, spent, doubtful)
     async with provider_of(given, store) as provider:
-        caller = Caller(
+        caller = ModelClient(
             provider,
             store,
             budget=budget,
-            price=given.price or Price(),
-            pace=Pace() if given.batch else Pace(given.requests, given.tokens),
+            price=given.price or TokenPrice(),
+            pace=RateLimit() if given.batch else RateLimit(given.requests, given.tokens),
             concurrency=10**6 if given.batch else given.concurrency,
             retries=given.retries,
             once=given.batch,
@@ -189,7 +183,8 @@ async def _run(
                 )  # fmt: skip
     if caller.abandoned:
         return 1
-    _write(given, folder, store, tally)
+    task.write(folder, store)
+    write_unfinished(folder, tally.unfinished)
     _log(folder, started, tally, caller, budget)
     print_table(summary_table(tally, caller, folder))
     if caller.stopped:
@@ -201,7 +196,7 @@ async def _run(
 
 
 @asynccontextmanager
-async def provider_of(given: Run, store: Store) -> AsyncIterator[Provider]:
+async def provider_of(given: CurationRun, store: CurationStore) -> AsyncIterator[ModelProvider]:
     """Give the provider that a run asks.
 
     Raises:
@@ -209,35 +204,35 @@ async def provider_of(given: Run, store: Store) -> AsyncIterator[Provider]:
     """
     if given.local:
         try:
-            from mvspec.curation.local import Local
+            from mvspec.curation.local import LocalProvider
             from mvspec.runtime.engine.torch_engine import TorchEngine
         except ImportError as error:
             raise InputError(f"--local needs: pip install 'mvspec[engine]' ({error})") from None
         engine = TorchEngine.load(given.curation.model or None, max_requests=given.concurrency)
-        yield Local(engine)
+        yield LocalProvider(engine)
         return
     gemini = gemini_of(given)
     try:
         if given.batch:
-            from mvspec.curation.batch import Batches
-
-            yield Batches(gemini, store, linger=given.linger, poll=given.poll)
+            yield GeminiBatchProvider(gemini, store, linger=given.linger, poll=given.poll)
         else:
             yield gemini
     finally:
         await gemini.aclose()
 
 
-def gemini_of(given: Run) -> Gemini:
+def gemini_of(given: CurationRun) -> GeminiProvider:
     """Return the connection to the service.
 
     Raises:
         InputError: there is no key.
     """
-    return Gemini(base_url=given.base_url, timeout=given.timeout, connections=given.concurrency + 4)
+    return GeminiProvider(
+        base_url=given.base_url, timeout=given.timeout, connections=given.concurrency + 4
+    )
 
 
-async def dry_run(given: Run) -> Table:
+async def dry_run(given: CurationRun) -> Table:
     """Return what a run would take; the service counts tokens where there is a key.
 
     Raises:
@@ -248,7 +243,7 @@ async def dry_run(given: Run) -> Table:
     rows = given.rows()
     check_rows(rows, given.fields, CurationTask(given.curation))
     some = islice(rows.read(), given.limit)
-    price = given.price or Price()
+    price = given.price or TokenPrice()
     if given.local or not key_of():
         found = await estimate(some, given.fields, given.curation, price)
     else:
@@ -260,20 +255,9 @@ async def dry_run(given: Run) -> Table:
     return estimate_table(found, given.price is not None)
 
 
-def _write(given: Run, folder: Path, store: Store, tally: Tally) -> None:
-    if given.task == "documents":
-        write_documents(folder, store)
-        write_report(folder, store, given.sample)
-    elif given.task == "branches":
-        write_branches(folder, store)
-        write_branch_counts(folder, store)
-    else:
-        write_prompting(folder, store)
-        write_prompting_counts(folder, store)
-    write_unfinished(folder, tally.unfinished)
-
-
-def _log(folder: Path, started: float, tally: Tally, caller: Caller, budget: Budget) -> None:
+def _log(
+    folder: Path, started: float, tally: CurationTally, caller: ModelClient, budget: SpendingLimit
+) -> None:
     """Append what this run did to runs.jsonl: the only file that depends on how it went."""
     traffic = caller.traffic
     entry = {

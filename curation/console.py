@@ -13,11 +13,10 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from mvspec.curation.budget import dollars
-from mvspec.curation.caller import Caller
-from mvspec.curation.estimate import ASSUMED, Estimate
+from mvspec.curation.client import ModelClient, dollars
+from mvspec.curation.estimate import ASSUMED, CurationEstimate
 from mvspec.curation.output import QUARANTINE, UNFINISHED
-from mvspec.curation.run import Tally
+from mvspec.curation.run import CurationTally
 
 __all__ = ["estimate_table", "progress", "progress_line", "summary_table"]
 
@@ -26,7 +25,7 @@ OFTEN, SELDOM = 0.5, 30.0
 
 
 @asynccontextmanager
-async def progress(tally: Tally, caller: Caller) -> AsyncIterator[None]:
+async def progress(tally: CurationTally, caller: ModelClient) -> AsyncIterator[None]:
     """Say on standard error how far a run is: a line that changes, or in a log one now and then."""
     live = sys.stderr.isatty()
     console = Console(stderr=True, highlight=False)
@@ -53,7 +52,7 @@ async def progress(tally: Tally, caller: Caller) -> AsyncIterator[None]:
                 console.file.flush()
 
 
-def progress_line(tally: Tally, caller: Caller, seconds: float) -> str:
+def progress_line(tally: CurationTally, caller: ModelClient, seconds: float) -> str:
     """Return records, yield, cost, calls and time left in one line."""
     budget, traffic = caller.budget, caller.traffic
     share = f" ({tally.share:.0%})" if tally.share else ""
@@ -79,7 +78,7 @@ def _left(share: float, seconds: float) -> str:
     return f", {hours} h {minutes:02} min left" if hours else f", {minutes} min left"
 
 
-def summary_table(tally: Tally, caller: Caller, folder: Path) -> Table:
+def summary_table(tally: CurationTally, caller: ModelClient, folder: Path) -> Table:
     """Return what a run came to."""
     table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column("")
@@ -110,7 +109,7 @@ def summary_table(tally: Tally, caller: Caller, folder: Path) -> Table:
     return table
 
 
-def estimate_table(found: Estimate, priced: bool) -> Table:
+def estimate_table(found: CurationEstimate, priced: bool) -> Table:
     """Return an estimate, with what it assumes."""
     table = Table(
         box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False,

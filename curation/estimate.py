@@ -1,4 +1,4 @@
-"""What a curation would cost: the calls and tokens of `--dry-run`."""
+"""Estimate of a curation: the calls, tokens and cost of `--dry-run`."""
 
 from __future__ import annotations
 
@@ -6,17 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from mvspec.curation.budget import Price
-from mvspec.curation.caller import BYTES_PER_TOKEN
-from mvspec.curation.chain import Chain, ChainFields, read_chain
-from mvspec.curation.options import Curation
-from mvspec.curation.request import Request, Usage
-from mvspec.curation.sentences import numbered
-from mvspec.curation.steps import BEFORE, instructions, parse_prompt
+from mvspec.curation.chain import ChainFields, ReasoningChain, numbered, read_chain
+from mvspec.curation.client import BYTES_PER_TOKEN, TokenPrice
+from mvspec.curation.questions import BEFORE, CurationOptions, instructions, parse_prompt
+from mvspec.curation.request import ModelRequest, TokenUsage
 from mvspec.data.conversation import BadRecord
 from mvspec.data.rows import Row
 
-__all__ = ["COUNTED", "Estimate", "estimate"]
+__all__ = ["COUNTED", "CurationEstimate", "estimate"]
 
 COUNTED = 10
 """Records whose tokens the service counts; the others' bytes are scaled by what it says."""
@@ -35,18 +32,18 @@ ASSUMED = (
     f"anew, {AGAIN - 1:.0%} of the answers refused; thoughts are not counted"
 )
 
-Count = Callable[[Request], Awaitable[int]]
+Count = Callable[[ModelRequest], Awaitable[int]]
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A guess, and what it rests on.
+class CurationEstimate:
+    """Guess of calls, tokens and cost, with its grounds.
 
     Args:
         records, unreadable: of the input.
         calls: requests.
         usage: their tokens.
-        cost: in `budget.UNIT`.
+        cost: in `client.UNIT`.
         bytes_per_token: measured by the service, or the usual 4.
         counted: records that the service has counted.
     """
@@ -54,7 +51,7 @@ class Estimate:
     records: int
     unreadable: int
     calls: int
-    usage: Usage
+    usage: TokenUsage
     cost: int
     bytes_per_token: float
     counted: int
@@ -63,10 +60,10 @@ class Estimate:
 async def estimate(
     rows: Iterable[Row],
     fields: ChainFields,
-    options: Curation,
-    price: Price,
+    options: CurationOptions,
+    price: TokenPrice,
     count: Count | None = None,
-) -> Estimate:
+) -> CurationEstimate:
     """Return what curating rows would take; nothing is generated.
 
     Args:
@@ -74,7 +71,7 @@ async def estimate(
     """
     records = unreadable = calls = 0
     read = written = 0.0
-    sample: list[Request] = []
+    sample: list[ModelRequest] = []
     for row in rows:
         records += 1
         try:
@@ -84,7 +81,7 @@ async def estimate(
             continue
         if len(sample) < COUNTED:
             sample.append(
-                Request("parse", options.model, instructions("parse"), parse_prompt(chain))
+                ModelRequest("parse", options.model, instructions("parse"), parse_prompt(chain))
             )
         own_calls, own_read, own_written = _one(chain, options)
         calls += own_calls
@@ -95,12 +92,12 @@ async def estimate(
         tokens = sum(await asyncio.gather(*map(count, sample)))
         counted = len(sample)
         ratio = sum(request.size for request in sample) / tokens if tokens else ratio
-    usage = Usage(round(AGAIN * read / ratio), round(AGAIN * written / ratio))
+    usage = TokenUsage(round(AGAIN * read / ratio), round(AGAIN * written / ratio))
     whole = round(AGAIN * calls)
-    return Estimate(records, unreadable, whole, usage, price.of(usage), ratio, counted)
+    return CurationEstimate(records, unreadable, whole, usage, price.of(usage), ratio, counted)
 
 
-def _one(chain: Chain, options: Curation) -> tuple[int, float, float]:
+def _one(chain: ReasoningChain, options: CurationOptions) -> tuple[int, float, float]:
     """Return the calls of a chain, and the bytes that they read and write."""
     text = len(numbered(chain.sentences).encode())
     count = len(chain.sentences)

@@ -1,4 +1,4 @@
-"""Gemini through google-genai's asynchronous client.
+"""Gemini through google-genai's asynchronous client, one request at a time or in batches.
 
 The client's own retries are off, and its HTTP client is one of httpx2 that is made here: with
 aiohttp installed, google-genai sends a request again by itself when a connection breaks, which
@@ -12,23 +12,38 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.request import getproxies
+from uuid import uuid4
 
 import httpx2
 from google import genai
 from google.genai import errors, types
 
-from mvspec.curation.request import Answer, Refused, Request, Unanswered, Usage
+from mvspec.curation.request import (
+    ModelAnswer,
+    ModelRequest,
+    RequestRefused,
+    RequestUnanswered,
+    TokenUsage,
+)
+from mvspec.curation.store import CurationStore
 from mvspec.data.records import InputError
 
-__all__ = ["NO_KEY", "Gemini", "answer_of", "config_of", "key_of"]
+__all__ = ["NO_KEY", "GeminiBatchProvider", "GeminiProvider", "key_of"]
 
 NO_KEY = "Gemini needs a key: set GEMINI_API_KEY (or GOOGLE_API_KEY) in the environment"
 
 POOL = 32
 """Connections of a pool."""
+
+BATCH_BYTES = 15_000_000
+"""Of the requests of a batch; the service documents 20 MB for one call."""
+
+_ENDED = {"JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_EXPIRED"}
+_READY = {"JOB_STATE_SUCCEEDED", "JOB_STATE_PARTIALLY_SUCCEEDED"}
+
 
 _LENGTH = {"MAX_TOKENS", "CONTINUATION", ""}  # without a reason, it has not ended
 _CROWDED = {429, 503}
@@ -36,7 +51,7 @@ _AGAIN = {408, 429, 500, 502, 503, 504}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)s")
 
 
-class Gemini:
+class GeminiProvider:
     """Asks Gemini; the key comes from GEMINI_API_KEY or GOOGLE_API_KEY.
 
     Args:
@@ -63,7 +78,7 @@ class Gemini:
         self._key = key
         self.timeout = timeout
         # A proxy is found by httpx itself, where it may choose how to connect.
-        transport = None if getproxies() else Pools(connections)
+        transport = None if getproxies() else ConnectionPools(connections)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=connections)
         self._http = httpx2.AsyncClient(transport=transport, limits=limits, timeout=None)
         self.client = genai.Client(
@@ -81,12 +96,12 @@ class Gemini:
         """Close the connections."""
         await self._http.aclose()
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: ModelRequest) -> ModelAnswer:
         """Return the model's answer.
 
         Raises:
-            Unanswered: 408, 429, 5xx, a time-out or a broken connection.
-            Refused: any other status; for all requests where the key, the model or the day's
+            RequestUnanswered: 408, 429, 5xx, a time-out or a broken connection.
+            RequestRefused: any other status; for all requests where the key, the model or the day's
                 quota is to blame.
         """
         config = config_of(request)
@@ -100,11 +115,11 @@ class Gemini:
             raise self.failure(error) from None  # its chain could hold headers, and so the key
         return answer_of(response)
 
-    async def count(self, request: Request) -> int:
+    async def count(self, request: ModelRequest) -> int:
         """Return how many tokens a request has, as the service counts them; it is free.
 
         Raises:
-            Unanswered, Refused: as `ask`.
+            RequestUnanswered, RequestRefused: as `ask`.
         """
         try:
             async with asyncio.timeout(self.timeout):
@@ -115,46 +130,263 @@ class Gemini:
             raise self.failure(error) from None
         return found.total_tokens or 0
 
-    def failure(self, error: Exception) -> Unanswered | Refused:
+    def failure(self, error: Exception) -> RequestUnanswered | RequestRefused:
         """Return what an exception of the client means; its text never holds the key."""
         if isinstance(error, errors.APIError):
             return self._status(error)
         name = type(error).__name__
         text = self._hidden(f"{name}: {error}".rstrip(": "))
         if isinstance(error, TimeoutError | httpx2.TimeoutException):
-            return Unanswered(f"time-out: no answer within {self.timeout:g} s", paid=True)
+            return RequestUnanswered(f"time-out: no answer within {self.timeout:g} s", paid=True)
         if isinstance(error, httpx2.ConnectError):
-            return Unanswered(f"no connection: {text}")
+            return RequestUnanswered(f"no connection: {text}")
         if isinstance(error, httpx2.TransportError):
-            return Unanswered(f"broken connection: {text}", paid=True)
+            return RequestUnanswered(f"broken connection: {text}", paid=True)
         if isinstance(error, ValueError | TypeError | LookupError | AttributeError):
             # A body that is not JSON, or not shaped as the client expects.
-            return Unanswered(f"unreadable response: {text[:200]}", paid=True)
+            return RequestUnanswered(f"unreadable response: {text[:200]}", paid=True)
         raise error
 
-    def _status(self, error: errors.APIError) -> Unanswered | Refused:
+    def _status(self, error: errors.APIError) -> RequestUnanswered | RequestRefused:
         details = list(_details(error.details))
         reasons = {str(each.get("reason")) for each in details}
         said = self._hidden(f"{error.status or ''} {error.message or ''}".strip())[:500]
         text = f"HTTP {error.code}: {said}"
         if error.code in _AGAIN:
             if error.code == 429 and any("PerDay" in quota for quota in _quotas(details)):
-                return Refused(f"{text} (the day's quota is used up)", all=True)
-            return Unanswered(
+                return RequestRefused(f"{text} (the day's quota is used up)", all=True)
+            return RequestUnanswered(
                 text,
                 after=_retry_after(error, details),
                 paid=error.code not in _CROWDED,
                 crowded=error.code in _CROWDED,
             )
         everyone = error.code in (401, 403, 404) or "API_KEY_INVALID" in reasons
-        return Refused(text, all=everyone)
+        return RequestRefused(text, all=everyone)
 
     def _hidden(self, text: str) -> str:
         return text.replace(self._key, "[key]")
 
 
-class Pools(httpx2.AsyncBaseTransport):
-    """Many small pools of connections in place of a large one, in turns.
+class GeminiBatchProvider:
+    """Asks Gemini through the Batch API: requests that wait together, and cost less.
+
+    A batch is made when for a while no request has come. It is noted in the store before that,
+    and is found again by its display name: a run that was killed takes up its batches, and pays
+    for none twice.
+
+    Args:
+        gemini: the connection.
+        store: where batches are noted.
+        linger: seconds without a new request after which those that wait become a batch.
+        poll: seconds between two looks at a batch.
+        most: requests of a batch.
+    """
+
+    def __init__(
+        self,
+        gemini: GeminiProvider,
+        store: CurationStore,
+        *,
+        linger: float = 2.0,
+        poll: float = 30.0,
+        most: int = 1000,
+    ) -> None:
+        self.gemini = gemini
+        self.store = store
+        self.linger = linger
+        self.poll = poll
+        self.most = most
+        self._waiting: dict[str, tuple[ModelRequest, asyncio.Future[ModelAnswer]]] = {}
+        self._came = asyncio.Event()
+        self._open: dict[str, list[tuple[str, str | None, list[str]]]] = {}
+        for id, name, keys in store.batches():
+            for key in keys:
+                self._open.setdefault(key, []).append((id, name, keys))
+        self._jobs: dict[str, asyncio.Task[dict[str, ModelAnswer | Exception]]] = {}
+        self._gathering: asyncio.Task[None] | None = None
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def ask(self, request: ModelRequest) -> ModelAnswer:
+        """Return the model's answer, when its batch has ended.
+
+        Raises:
+            RequestUnanswered: the batch failed, or the request in it.
+            RequestRefused: the service does not take the batch.
+        """
+        before = self._open.get(request.key)
+        if before:
+            return await self._again(request, *before[0])
+        answer: asyncio.Future[ModelAnswer] = asyncio.get_running_loop().create_future()
+        self._waiting[request.key] = request, answer
+        self._came.set()
+        if self._gathering is None or self._gathering.done():
+            self._gathering = asyncio.create_task(self._gather())
+        return await answer
+
+    async def _again(
+        self, request: ModelRequest, id: str, name: str | None, keys: Sequence[str]
+    ) -> ModelAnswer:
+        """Return the answer out of a batch of an earlier run."""
+        job = self._jobs.get(id)
+        if job is None:
+            job = self._jobs[id] = asyncio.create_task(self._resume(id, name, keys))
+        try:
+            found = (await asyncio.shield(job)).get(request.key)
+        except (RequestUnanswered, RequestRefused):
+            self._jobs.pop(id, None)  # whoever asks again looks again
+            raise
+        # One that failed here may be in a later batch too: whoever asks again looks there.
+        self._open[request.key].pop(0)
+        if isinstance(found, ModelAnswer):
+            return found
+        raise found or RequestUnanswered("batch: it was never made")
+
+    async def _resume(
+        self, id: str, name: str | None, keys: Sequence[str]
+    ) -> dict[str, ModelAnswer | Exception]:
+        name = name or await self._named(id)
+        if name is None:
+            await self.store.batch(id, None, keys, open=False)
+            return {}
+        await self.store.batch(id, name, keys, open=True)
+        return await self._read(id, name, keys)
+
+    async def _named(self, id: str) -> str | None:
+        """Return the name of the batch with our display name, where the service has it."""
+        try:
+            pager = await self.gemini.client.aio.batches.list(config={"page_size": 100})
+            async for job in pager:
+                if job.display_name == _display(id):
+                    return job.name
+        except Exception as error:
+            raise self.gemini.failure(error) from None
+        return None
+
+    async def _gather(self) -> None:
+        while self._waiting:
+            self._came.clear()
+            try:
+                await asyncio.wait_for(self._came.wait(), self.linger)
+            except TimeoutError:
+                pass
+            else:
+                if len(self._waiting) < self.most:
+                    continue
+            while some := self._some():
+                task = asyncio.create_task(self._run(some))
+                self._running.add(task)
+                task.add_done_callback(self._running.discard)
+
+    def _some(self) -> list[tuple[ModelRequest, asyncio.Future[ModelAnswer]]]:
+        some: list[tuple[ModelRequest, asyncio.Future[ModelAnswer]]] = []
+        size = 0
+        for key, (request, answer) in list(self._waiting.items()):
+            if answer.done():  # whoever asked has been stopped
+                del self._waiting[key]
+                continue
+            size += 2 * request.size
+            if some and (size > BATCH_BYTES or len(some) == self.most):
+                break
+            some.append((request, answer))
+            del self._waiting[key]
+        return some
+
+    async def _run(self, some: Sequence[tuple[ModelRequest, asyncio.Future[ModelAnswer]]]) -> None:
+        requests = [request for request, _ in some]
+        found: dict[str, ModelAnswer | Exception]
+        try:
+            found = await self._make(requests)
+        except Exception as error:  # whatever it is, those who wait have to hear of it
+            found = {request.key: error for request in requests}
+        for request, answer in some:
+            result = found.get(request.key) or RequestUnanswered(
+                "batch: it holds no response", paid=True
+            )
+            if answer.done():
+                continue
+            if isinstance(result, ModelAnswer):
+                answer.set_result(result)
+            else:
+                answer.set_exception(result)
+
+    async def _make(self, requests: Sequence[ModelRequest]) -> dict[str, ModelAnswer | Exception]:
+        keys = [request.key for request in requests]
+        id = uuid4().hex
+        await self.store.batch(id, None, keys, open=True)
+        inlined = [
+            types.InlinedRequest(
+                model=request.model,
+                contents=[types.Content(role="user", parts=[types.Part(text=request.prompt)])],
+                config=config_of(request).model_copy(
+                    # Of the client and not of the request: a batch does not take them.
+                    update={"automatic_continuation": None, "automatic_function_calling": None}
+                ),
+                metadata={"key": request.key},
+            )
+            for request in requests
+        ]
+        try:
+            job = await self.gemini.client.aio.batches.create(
+                model=requests[0].model,
+                src=types.BatchJobSource(inlined_requests=inlined),
+                config=types.CreateBatchJobConfig(display_name=_display(id)),
+            )
+            name = job.name
+        except Exception as error:
+            failure = self.gemini.failure(error)
+            if isinstance(failure, RequestRefused) or not failure.paid:
+                await self.store.batch(id, None, keys, open=False)
+                raise failure from None
+            name = await self._named(id)  # the answer was lost, and perhaps not the batch
+            if name is None:
+                await self.store.batch(id, None, keys, open=False)
+                raise RequestUnanswered(str(failure)) from None
+        if name is None:
+            raise RequestUnanswered("batch: it has no name", paid=True)
+        await self.store.batch(id, name, keys, open=True)
+        return await self._read(id, name, keys)
+
+    async def _read(
+        self, id: str, name: str, keys: Sequence[str]
+    ) -> dict[str, ModelAnswer | Exception]:
+        """Wait for a batch and return its answers by key."""
+        while True:
+            try:
+                job = await self.gemini.client.aio.batches.get(name=name)
+            except Exception as error:
+                failure = self.gemini.failure(error)
+                if isinstance(failure, RequestRefused):
+                    raise failure from None
+                await asyncio.sleep(max(self.poll, failure.after or 0))
+                continue
+            state = job.state.value if job.state else ""
+            if state in _READY:
+                break
+            if state in _ENDED:
+                await self.store.batch(id, name, keys, open=False)
+                said = job.error.message if job.error else ""
+                failed = RequestUnanswered(f"batch: {state} {said or ''}".strip())
+                return dict.fromkeys(keys, failed)
+            await asyncio.sleep(self.poll)
+        responses = (job.dest.inlined_responses if job.dest else None) or []
+        found: dict[str, ModelAnswer | Exception] = {}
+        for index, each in enumerate(responses):
+            key = (each.metadata or {}).get("key") or (keys[index] if index < len(keys) else "")
+            if each.response is not None:
+                found[key] = answer_of(each.response)
+            else:
+                said = each.error.message if each.error else "no response"
+                found[key] = RequestUnanswered(f"batch: {said}")
+        return found  # the note stays until whoever asks has stored every answer
+
+
+def _display(id: str) -> str:
+    return f"mvspec-{id}"
+
+
+class ConnectionPools(httpx2.AsyncBaseTransport):
+    """HTTP transport of many small pools of connections in place of a large one, in turns.
 
     A pool looks through all of its connections for every request that begins or ends: with a
     thousand of them, that was half of a call's time. How many requests are on their way at once
@@ -190,7 +422,7 @@ def key_of() -> str | None:
     return None
 
 
-def config_of(request: Request) -> types.GenerateContentConfig:
+def config_of(request: ModelRequest) -> types.GenerateContentConfig:
     """Return a request's configuration as google-genai has it."""
     thinking: types.ThinkingConfig | None = None
     if isinstance(request.thinking, int):
@@ -212,10 +444,10 @@ def config_of(request: Request) -> types.GenerateContentConfig:
     )
 
 
-def answer_of(response: types.GenerateContentResponse) -> Answer:
+def answer_of(response: types.GenerateContentResponse) -> ModelAnswer:
     """Return what a response says, and why it ends there."""
     counted = response.usage_metadata
-    usage = Usage() if counted is None else Usage(
+    usage = TokenUsage() if counted is None else TokenUsage(
         counted.prompt_token_count or 0,
         counted.candidates_token_count or 0,
         counted.thoughts_token_count or 0,
@@ -225,8 +457,8 @@ def answer_of(response: types.GenerateContentResponse) -> Answer:
     feedback = response.prompt_feedback
     if not response.candidates:
         if feedback is not None and feedback.block_reason is not None:
-            return Answer("", "blocked", _name(feedback.block_reason), usage, version)
-        return Answer("", "empty", "", usage, version)
+            return ModelAnswer("", "blocked", _name(feedback.block_reason), usage, version)
+        return ModelAnswer("", "empty", "", usage, version)
     first = response.candidates[0]
     parts = (first.content.parts if first.content else None) or []
     text = "".join(part.text for part in parts if part.text and not part.thought)
@@ -235,7 +467,7 @@ def answer_of(response: types.GenerateContentResponse) -> Answer:
         finish = "stop" if text else "empty"
     else:
         finish = "length" if reason in _LENGTH else "blocked"
-    return Answer(text, finish, reason, usage, version)
+    return ModelAnswer(text, finish, reason, usage, version)
 
 
 def _name(reason: Any) -> str:

@@ -1,4 +1,4 @@
-"""Processes of a run: one that people see and may kill, and one that finishes what is paid for.
+"""Processes of a run: one that people see and may kill, and a child that finishes paid requests.
 
 A request that is on its way when its process dies is generated and billed all the same, and its
 answer lost. So the command forks: the child works, and when the parent has gone it sends nothing

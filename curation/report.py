@@ -1,8 +1,9 @@
-"""The report of a curation: what passed which check, what it cost, and a sample for people."""
+"""Report of a curation: what passed which check, what it cost, and a sample for people."""
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -11,14 +12,14 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from mvspec.curation.budget import UNIT, dollars
+from mvspec.curation.client import UNIT, dollars
 from mvspec.curation.output import replaced
-from mvspec.curation.store import Store
+from mvspec.curation.store import CurationStore
 from mvspec.law.metrics import Corpus, count_words, measure
 from mvspec.tree.ir import Document
 from mvspec.view.notebook import tree_html
 
-__all__ = ["REPORT", "Findings", "find", "write_report"]
+__all__ = ["REPORT", "CurationReport", "find", "write_report"]
 
 REPORT = "report.html"
 SUMMARY = "report.json"
@@ -28,8 +29,8 @@ SAMPLE = 20
 
 
 @dataclass
-class Findings:
-    """What the verdicts of a folder come to.
+class CurationReport:
+    """Counts of the verdicts of a folder.
 
     Args:
         accepted, quarantined: records, the latter by the check that they did not pass.
@@ -57,8 +58,8 @@ class Findings:
         """All records with a verdict."""
         return self.accepted + self.quarantined.total()
 
-    def record(self) -> dict[str, Any]:
-        """Return them as report.json has them."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts as report.json has them."""
         corpus = self.corpus.record()
         names = ("parallelism", "parallelism_with_blocks", "coverage", "paths_per_block", "depth")
         return {
@@ -78,9 +79,9 @@ class Findings:
         }
 
 
-def find(outcomes: Iterable[dict[str, Any]], store: Store) -> Findings:
-    """Return what verdicts come to."""
-    found = Findings()
+def find(outcomes: Iterable[dict[str, Any]], store: CurationStore) -> CurationReport:
+    """Count verdicts."""
+    found = CurationReport()
     for outcome in outcomes:
         history = outcome["history"]
         found.answers.update(event["step"] for event in history)
@@ -102,7 +103,7 @@ def find(outcomes: Iterable[dict[str, Any]], store: Store) -> Findings:
     return found
 
 
-def write_report(folder: Path, store: Store, sample: int = SAMPLE) -> Findings:
+def write_report(folder: Path, store: CurationStore, sample: int = SAMPLE) -> CurationReport:
     """Write report.json, and report.html with a sample of records before and after.
 
     The sample is drawn by the hash of the records' names: the same for the same records.
@@ -112,22 +113,20 @@ def write_report(folder: Path, store: Store, sample: int = SAMPLE) -> Findings:
     """
     found = find(store.outcomes(), store)
     with replaced(folder / SUMMARY) as file:
-        file.write(json.dumps(found.record(), indent=2) + "\n")
-    order = sorted(
-        (hashlib.sha256(f"{each['record']}\0{each['place']}".encode()).hexdigest(), number)
-        for number, each in enumerate(store.outcomes())
-    )
-    rank = {number: place for place, (_, number) in enumerate(order)}
-    shown: list[tuple[int, dict[str, Any]]] = []
-    bad: list[tuple[int, dict[str, Any]]] = []
-    for number, outcome in enumerate(store.outcomes()):
-        some = bad if outcome["code"] else shown
-        some.append((rank[number], outcome))
-        some.sort(key=lambda pair: pair[0])
-        del some[sample:]
+        file.write(json.dumps(found.to_dict(), indent=2) + "\n")
+    kinds = [
+        heapq.nsmallest(
+            sample, (each for each in store.outcomes() if bool(each["code"]) is bad), key=_hash
+        )
+        for bad in (False, True)
+    ]
     with replaced(folder / REPORT) as file:
-        file.write(_page(found, [each for _, each in shown], [each for _, each in bad]))
+        file.write(_page(found, *kinds))
     return found
+
+
+def _hash(outcome: dict[str, Any]) -> str:
+    return hashlib.sha256(f"{outcome['record']}\0{outcome['place']}".encode()).hexdigest()
 
 
 _STYLE = """
@@ -162,7 +161,7 @@ a.download='judged.jsonl';a.click()};
 """
 
 
-def _page(found: Findings, shown: list[dict[str, Any]], bad: list[dict[str, Any]]) -> str:
+def _page(found: CurationReport, shown: list[dict[str, Any]], bad: list[dict[str, Any]]) -> str:
     samples = "".join(_sample(number, outcome) for number, outcome in enumerate(shown))
     given_up = "".join(map(_given_up, bad))
     save = '<p><button id="save">Save what I have judged</button></p>' if shown else ""
@@ -183,8 +182,8 @@ Highlighted sentences were written anew.</p>
 """
 
 
-def _tables(found: Findings) -> str:
-    record = found.record()
+def _tables(found: CurationReport) -> str:
+    record = found.to_dict()
 
     def share(value: float | None) -> str:
         return "-" if value is None else f"{value:.1%}"

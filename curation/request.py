@@ -1,20 +1,21 @@
-"""What is asked of a model, what it answers, and what can go wrong in between."""
+"""Requests to a model, its answers, and the failures in between."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 from mvspec.errors import MvspecError
 
-__all__ = ["Answer", "Provider", "Refused", "Request", "Stopped", "Unanswered", "Usage"]
+__all__ = ["CurationStopped", "ModelAnswer", "ModelProvider", "ModelRequest", "RequestRefused",
+           "RequestUnanswered", "TokenUsage"]  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Request:
+class ModelRequest:
     """One question to a model; equal requests have equal keys, and are paid once.
 
     Args:
@@ -43,7 +44,8 @@ class Request:
     def key(self) -> str:
         """The SHA-256 of everything that decides the answer.
 
-        >>> Request("parse", "m", "s", "p").key == Request("parse", "m", "s", "p").key
+        >>> one, same = (ModelRequest("parse", "m", "s", "p") for _ in range(2))
+        >>> one.key == same.key
         True
         """
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
@@ -56,7 +58,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
+class TokenUsage:
     """Tokens that the provider counted; thoughts are paid as output."""
 
     prompt: int = 0
@@ -64,10 +66,13 @@ class Usage:
     thoughts: int = 0
     cached: int = 0
 
+    def __add__(self, other: TokenUsage) -> TokenUsage:
+        return TokenUsage(*(sum(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
+
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What came back, and was paid.
+class ModelAnswer:
+    """Answer of a model, which was paid.
 
     Args:
         text: the text; "" where there is none.
@@ -81,7 +86,7 @@ class Answer:
     text: str
     finish: str = "stop"
     reason: str = ""
-    usage: Usage = Usage()
+    usage: TokenUsage = TokenUsage()
     version: str = ""
 
     def to_json(self) -> str:
@@ -89,25 +94,25 @@ class Answer:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> Answer:
+    def from_json(cls, text: str) -> ModelAnswer:
         """Read what `to_json` wrote."""
         fields: dict[str, Any] = json.loads(text)
-        return cls(**fields | {"usage": Usage(**fields["usage"])})
+        return cls(**fields | {"usage": TokenUsage(**fields["usage"])})
 
 
-class Provider(Protocol):
-    """Whatever answers requests: one method."""
+class ModelProvider(Protocol):
+    """Model or service that answers requests: one method."""
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: ModelRequest) -> ModelAnswer:
         """Return the model's answer.
 
         Raises:
-            Unanswered: the service failed; asking again may help.
-            Refused: the service will not take this request, or any.
+            RequestUnanswered: the service failed; asking again may help.
+            RequestRefused: the service will not take this request, or any.
         """
 
 
-class Unanswered(MvspecError):
+class RequestUnanswered(MvspecError):
     """The service gave no answer this time.
 
     Args:
@@ -130,7 +135,7 @@ class Unanswered(MvspecError):
         self.crowded = crowded
 
 
-class Refused(MvspecError):
+class RequestRefused(MvspecError):
     """The service will not take a request.
 
     Args:
@@ -142,5 +147,5 @@ class Refused(MvspecError):
         self.all = all
 
 
-class Stopped(MvspecError):
+class CurationStopped(MvspecError):
     """Nothing more is asked in this run: the budget is used up, or somebody stopped it."""

@@ -1,4 +1,4 @@
-"""A run: rows of the input through a task, resumed where an earlier run was stopped."""
+"""Run of a task over the rows of the input, resumed where an earlier run was stopped."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol
 
-from mvspec.curation.caller import Caller
-from mvspec.curation.chain import Chain, ChainFields, read_chain
-from mvspec.curation.request import Refused, Stopped, Unanswered
-from mvspec.curation.site import Ask
-from mvspec.curation.store import Store
+from mvspec.curation.chain import ChainFields, ReasoningChain, read_chain
+from mvspec.curation.client import ModelClient
+from mvspec.curation.questions import Ask
+from mvspec.curation.request import CurationStopped, RequestRefused, RequestUnanswered
+from mvspec.curation.store import CurationStore
 from mvspec.data.conversation import BadRecord
 from mvspec.data.records import PATIENCE, InputError
 from mvspec.data.rows import Row, Rows
 
-__all__ = ["Tally", "Task", "Unfinished", "check_rows", "run_task"]
+__all__ = ["ChainTask", "CurationTally", "UndecidedRecord", "check_rows", "outcome_key", "run_task"]
 
 
-class Task(Protocol):
-    """What is done with every chain.
+class ChainTask(Protocol):
+    """Work that is done with every chain.
 
     Attributes:
         reasoning: whether it needs a chain, or a question alone.
@@ -35,12 +36,15 @@ class Task(Protocol):
     def reasoning(self) -> bool: ...
     @property
     def fingerprint(self) -> dict[str, Any]: ...
-    async def work(self, chain: Chain, ask: Ask) -> dict[str, Any]:
+    async def work(self, chain: ReasoningChain, ask: Ask) -> dict[str, Any]:
         """Return the outcome as JSON: `code` ("" for success), `reason`, `history` and more."""
+
+    def write(self, folder: Path, store: CurationStore) -> None:
+        """Write what the stored outcomes come to."""
 
 
 @dataclass(frozen=True, slots=True)
-class Unfinished:
+class UndecidedRecord:
     """A record that this run could not decide; the next one tries again."""
 
     record: str
@@ -49,8 +53,8 @@ class Unfinished:
 
 
 @dataclass
-class Tally:
-    """What a run has come to so far.
+class CurationTally:
+    """Counts of a run so far.
 
     Args:
         records: read; `resumed` of them were decided by an earlier run.
@@ -64,7 +68,7 @@ class Tally:
     resumed: int = 0
     accepted: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
-    unfinished: list[Unfinished] = field(default_factory=list)
+    unfinished: list[UndecidedRecord] = field(default_factory=list)
     share: float = 0.0
 
     @property
@@ -80,7 +84,7 @@ class Tally:
             self.accepted += 1
 
 
-def check_rows(rows: Rows, fields: ChainFields, task: Task) -> None:
+def check_rows(rows: Rows, fields: ChainFields, task: ChainTask) -> None:
     """Refuse an input that has no record, or whose first rows all lack a field.
 
     Raises:
@@ -109,10 +113,10 @@ def check_rows(rows: Rows, fields: ChainFields, task: Task) -> None:
 async def run_task(
     rows: Rows,
     fields: ChainFields,
-    task: Task,
-    caller: Caller,
-    store: Store,
-    tally: Tally,
+    task: ChainTask,
+    caller: ModelClient,
+    store: CurationStore,
+    tally: CurationTally,
     *,
     concurrency: int,
     limit: int | None = None,
@@ -161,10 +165,10 @@ async def _one(
     number: int,
     row: Row,
     fields: ChainFields,
-    task: Task,
-    caller: Caller,
-    store: Store,
-    tally: Tally,
+    task: ChainTask,
+    caller: ModelClient,
+    store: CurationStore,
+    tally: CurationTally,
 ) -> None:
     try:
         chain = read_chain(row, fields, reasoning=task.reasoning)
@@ -180,7 +184,7 @@ async def _one(
         tally.add(outcome)
         await store.finish(number, "", json.dumps(outcome))
         return
-    key = _key(task, chain)
+    key = outcome_key(task, chain)
     found = store.result(number, key)
     if found is not None:
         tally.resumed += 1
@@ -188,7 +192,7 @@ async def _one(
         return
     try:
         outcome = await task.work(chain, lambda request: caller.ask(request, number))
-    except (Stopped, Unanswered, Refused) as error:
+    except (CurationStopped, RequestUnanswered, RequestRefused) as error:
         await _undecided(number, chain, str(error), store, tally)
     except (InputError, OSError):
         raise
@@ -201,11 +205,14 @@ async def _one(
         await store.finish(number, key, json.dumps(outcome))
 
 
-async def _undecided(number: int, chain: Chain, reason: str, store: Store, tally: Tally) -> None:
-    tally.unfinished.append(Unfinished(chain.name, chain.place, reason))
+async def _undecided(
+    number: int, chain: ReasoningChain, reason: str, store: CurationStore, tally: CurationTally
+) -> None:
+    tally.unfinished.append(UndecidedRecord(chain.name, chain.place, reason))
     await store.forget(number)
 
 
-def _key(task: Task, chain: Chain) -> str:
+def outcome_key(task: ChainTask, chain: ReasoningChain) -> str:
+    """Return the SHA-256 of everything that decides the outcome of a chain."""
     made = json.dumps([task.fingerprint, chain.digest], sort_keys=True)
     return hashlib.sha256(made.encode()).hexdigest()

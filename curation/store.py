@@ -1,4 +1,4 @@
-"""What a run has paid for and found out, in one SQLite file that survives kill -9.
+"""Store of paid answers and verdicts, in one SQLite file that survives kill -9.
 
 SQLite and not a file of lines: an answer and its cost become durable together, an answer is found
 by its key without holding all of them in memory, and a half-written line needs no repair.
@@ -15,10 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mvspec.curation.request import Answer, Request
+from mvspec.curation.request import ModelAnswer, ModelRequest
 from mvspec.data.records import InputError
 
-__all__ = ["Store"]
+__all__ = ["CurationStore"]
 
 FORMAT = 1
 _TABLES = f"""
@@ -36,11 +36,11 @@ PRAGMA user_version = {FORMAT};
 Statement = tuple[str, tuple[Any, ...]]
 
 
-class Store:
-    """The answers, what was sent, and the results of one output folder.
+class CurationStore:
+    """Answers, requests sent, batches and results of one output folder.
 
-    Writing returns when the disk has it. Money is counted in integers (`Price`), so that sums do
-    not depend on their order.
+    Writing returns when the disk has it. Money is counted in integers (`TokenPrice`), so that
+    sums do not depend on their order.
 
     Raises:
         InputError: the file cannot be opened, or is of another program.
@@ -77,10 +77,10 @@ class Store:
 
     # Answers
 
-    def answer(self, key: str) -> Answer | None:
+    def answer(self, key: str) -> ModelAnswer | None:
         """Return the answer to the request of this key."""
         row = self._read.execute("SELECT answer FROM answers WHERE key = ?", (key,)).fetchone()
-        return None if row is None else Answer.from_json(row[0])
+        return None if row is None else ModelAnswer.from_json(row[0])
 
     def spent(self) -> tuple[int, int]:
         """Return what all answers cost, and what unanswered requests may have cost.
@@ -104,7 +104,7 @@ class Store:
             total += int(self._read.execute(query, tuple(some)).fetchone()[0])
         return total
 
-    async def send(self, request: Request, reserved: int) -> int:
+    async def send(self, request: ModelRequest, reserved: int) -> int:
         """Note, before a request goes out, that it may cost so much; return the note's number."""
         number = self._last = self._last + 1
         note = "INSERT INTO sent VALUES (?, ?, ?)", (number, request.key, reserved)
@@ -116,7 +116,14 @@ class Store:
         await self._commit([("DELETE FROM sent WHERE id = ?", (number,))])
 
     async def save(
-        self, request: Request, answer: Answer, cost: int, seconds: float, sent: int, *, once: bool
+        self,
+        request: ModelRequest,
+        answer: ModelAnswer,
+        cost: int,
+        seconds: float,
+        sent: int,
+        *,
+        once: bool,
     ) -> None:
         """Keep an answer and what it cost in place of its note.
 

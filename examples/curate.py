@@ -1,16 +1,16 @@
 """Curate: a chain of reasoning becomes a document, and a model reads it with its paths in parallel.
 
 A provider is one method, `ask`. The one here knows this chain, so that no key is needed; with
-`mvspec.curation.gemini.Gemini().ask` in its place, Gemini finds the steps by itself.
+`mvspec.curation.gemini.GeminiProvider().ask` in its place, Gemini finds the steps by itself.
 Run it with `mvspec run examples/curate.py`.
 """
 
 import asyncio
 import json
 
-from mvspec.curation import Answer, Chain, Curation, Request, curate_chain
+from mvspec.curation import CurationOptions, ModelAnswer, ModelRequest, ReasoningChain, curate_chain
 
-CHAIN = Chain(
+CHAIN = ReasoningChain(
     name="sums",
     place="examples/curate.py",
     question="Which is larger, 17 + 25 or 6 * 7?",
@@ -41,15 +41,15 @@ ANSWERS = {
 }
 
 
-async def ask(request: Request) -> Answer:
+async def ask(request: ModelRequest) -> ModelAnswer:
     """Answer a request, as a provider does."""
     step = request.step
     if step == "rewrite":
         step += ", path 1" if "# Path 1" in request.prompt else ", path 2"
-    return Answer(json.dumps(ANSWERS[step]))
+    return ModelAnswer(json.dumps(ANSWERS[step]))
 
 
-outcome = asyncio.run(curate_chain(CHAIN, Curation(model="by hand"), ask))
+outcome = asyncio.run(curate_chain(CHAIN, CurationOptions(model="by hand"), ask))
 assert outcome.document is not None, outcome.reason
 document = outcome.document
 

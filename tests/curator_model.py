@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from mvspec.curation import Answer, Chain, Request, Usage
+from mvspec.curation import ModelAnswer, ModelRequest, ReasoningChain, TokenUsage
 from mvspec.tree.ir import Parallel, Text, Think
 
 __all__ = ["Scripted", "TreeModel", "chains", "reply"]
@@ -100,20 +100,20 @@ class Scripted:
     """A provider that answers by rule, in this process."""
 
     def __init__(self) -> None:
-        self.requests: list[Request] = []
+        self.requests: list[ModelRequest] = []
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: ModelRequest) -> ModelAnswer:
         """Return what `reply` says."""
         self.requests.append(request)
         schema = None if request.schema is None else json.loads(request.schema)
         text = reply(schema, request.prompt)
-        return Answer(text, usage=Usage(request.size // 4, len(text) // 4))
+        return ModelAnswer(text, usage=TokenUsage(request.size // 4, len(text) // 4))
 
 
 class TreeModel:
     """A provider that knows the tree which a chain was flattened from, and edits nothing."""
 
-    def __init__(self, chain: Chain, think: Think) -> None:
+    def __init__(self, chain: ReasoningChain, think: Think) -> None:
         self.chain = chain
         self.steps: list[dict[str, Any]] = []
         self.groups: list[dict[str, Any]] = []
@@ -157,7 +157,7 @@ class TreeModel:
             {"depth": depth, "title": f"Step {first}", "first": first, "last": self._next - 1}
         )
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: ModelRequest) -> ModelAnswer:
         """Return the tree's own steps, groups and frames."""
         assert request.schema is not None
         title = json.loads(request.schema)["title"]
@@ -173,7 +173,7 @@ class TreeModel:
                 "Edits": {"edits": []},
             }
             answer = answers[title]
-        return Answer(json.dumps(answer))
+        return ModelAnswer(json.dumps(answer))
 
     def _starts(self) -> list[tuple[int, dict[str, Any]]]:
         starts: list[tuple[int, dict[str, Any]]] = []

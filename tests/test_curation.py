@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import subprocess
 import sys
@@ -17,35 +18,48 @@ from curator_model import Scripted, TreeModel, chains, reply
 import mvspec
 from mvspec.compiler.sequential import flatten
 from mvspec.curation import (
-    Answer,
-    Chain,
     ChainFields,
-    Curation,
-    Outcome,
-    Request,
-    Stopped,
+    CurationOptions,
+    CurationOutcome,
+    CurationStopped,
+    ModelAnswer,
+    ModelRequest,
+    ReasoningChain,
     curate_chain,
     read_chain,
 )
+from mvspec.curation.answers import (
+    BranchesReply,
+    EditsReply,
+    FrameReply,
+    GroupsReply,
+    JudgementReply,
+    StepsReply,
+    schema_text,
+)
 from mvspec.curation.checks import leaning_words
-from mvspec.curation.structure import PathPlan, Run
+from mvspec.curation.run import outcome_key
+from mvspec.curation.structure import PathPlan, SentenceRun
+from mvspec.curation.tasks import BranchTask, CurationTask, PromptingTask
 from mvspec.data.conversation import BadRecord
 from mvspec.data.rows import Row
 from mvspec.tree.ir import Conclusion, Document, Outline, Parallel, Text, Think
 from mvspec.tree.node import Node
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
-OPTIONS = Curation("m")
+OPTIONS = CurationOptions("m")
 
 
-def chain_of(row: dict[str, str]) -> Chain:
+def chain_of(row: dict[str, str]) -> ReasoningChain:
     return read_chain(Row("chains.jsonl:1", row), ChainFields())
 
 
 CHAIN = chain_of(chains(1)[0])
 
 
-def curated(ask: Any, options: Curation = OPTIONS, chain: Chain = CHAIN) -> Outcome:
+def curated(
+    ask: Any, options: CurationOptions = OPTIONS, chain: ReasoningChain = CHAIN
+) -> CurationOutcome:
     return asyncio.run(curate_chain(chain, options, ask))
 
 
@@ -56,7 +70,7 @@ class Changed(Scripted):
         super().__init__()
         self.answers = answers
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: ModelRequest) -> ModelAnswer:
         good = await super().ask(request)
         queue = self.answers.get(request.step)
         if not queue:
@@ -64,9 +78,9 @@ class Changed(Scripted):
         made = queue.pop(0)
         if callable(made):
             made = made(json.loads(good.text))
-        if isinstance(made, Answer):
+        if isinstance(made, ModelAnswer):
             return made
-        return Answer(made if isinstance(made, str) else json.dumps(made))
+        return ModelAnswer(made if isinstance(made, str) else json.dumps(made))
 
 
 def test_good_answers_give_the_document() -> None:
@@ -146,7 +160,7 @@ def test_a_wrong_answer_goes_back_with_the_reason(
 
 def test_a_record_is_given_up_after_bounded_attempts() -> None:
     model = Changed(parse=["{"] * 10)
-    outcome = curated(model.ask, Curation("m", attempts=2))
+    outcome = curated(model.ask, CurationOptions("m", attempts=2))
     assert outcome.code == "schema"
     assert outcome.document is None
     assert len(outcome.history) == 3
@@ -162,50 +176,53 @@ def test_words_that_lean_go_back_and_in_the_end_are_given_up() -> None:
     assert len(problems) == 2
     assert "leans on another path with 'Similarly'" in problems[0]
     assert curated(Changed(rewrite=[none] * 20).ask).code == "rewrite"
-    assert curated(Changed(rewrite=[none] * 3).ask, Curation("m", independence=False)).code == ""
+    assert (
+        curated(Changed(rewrite=[none] * 3).ask, CurationOptions("m", independence=False)).code
+        == ""
+    )
 
 
 def test_content_sends_the_path_back_that_changed_most() -> None:
     def longer(good: Any) -> Any:
         return {"edits": [{"sentence": 5, "text": "So part 1 gives a lot more than we thought."}]}
 
-    options = Curation("m", max_distance=0.08)
+    options = CurationOptions("m", max_distance=0.08)
     outcome = curated(Changed(rewrite=[longer]).ask, options)
     assert outcome.code == ""
     refused = [event for event in outcome.history if event["check"]]
     where = [(event["check"], event["where"]) for event in refused]
     assert where == [("content", "block 1, path 1")]
-    assert curated(Changed(rewrite=[longer] * 1).ask, Curation("m", max_distance=0.0)).code == (
-        "content"
-    )
+    assert curated(
+        Changed(rewrite=[longer] * 1).ask, CurationOptions("m", max_distance=0.0)
+    ).code == ("content")
 
 
 def test_a_judge_can_ask_for_other_words_and_for_other_groups() -> None:
     word = {"path": 2, "on": 1, "quote": "9801", "remedy": "rewrite"}
     model = Changed(judge=[{"leans": [word]}])
-    outcome = curated(model.ask, Curation("m", judge=True))
+    outcome = curated(model.ask, CurationOptions("m", judge=True))
     assert outcome.code == ""
     assert ("judge", "block 1, path 2") in [(e["check"], e["where"]) for e in outcome.history]
 
     model = Changed(judge=[{"leans": [word | {"remedy": "regroup"}]}])
-    outcome = curated(model.ask, Curation("m", judge=True))
+    outcome = curated(model.ask, CurationOptions("m", judge=True))
     assert outcome.code == ""
     assert [e["check"] for e in outcome.history if e["step"] == "group"] == ["judge", ""]
     again = next(r for r in model.requests if r.step == "group" and r.attempt == 1)
     assert "cannot run side by side" in again.prompt
 
     wrong = {"leans": [word | {"path": 7}]}
-    outcome = curated(Changed(judge=[wrong]).ask, Curation("m", judge=True))
+    outcome = curated(Changed(judge=[wrong]).ask, CurationOptions("m", judge=True))
     assert outcome.code == ""
     forever = Changed(judge=[{"leans": [word | {"remedy": "regroup"}]}] * 50)
-    assert curated(forever.ask, Curation("m", judge=True)).code == "judge"
+    assert curated(forever.ask, CurationOptions("m", judge=True)).code == "judge"
 
 
 @pytest.mark.parametrize(
     ("finish", "code"), [("length", "length"), ("blocked", "blocked"), ("empty", "empty")]
 )
 def test_answers_that_are_none_are_told_apart(finish: str, code: str) -> None:
-    bad = Answer("", finish, "SAFETY")
+    bad = ModelAnswer("", finish, "SAFETY")
     model = Changed(group=[bad])
     assert curated(model.ask).code == ""
     outcome = curated(Changed(group=[bad] * 9).ask)
@@ -215,12 +232,12 @@ def test_answers_that_are_none_are_told_apart(finish: str, code: str) -> None:
 
 
 def test_limits() -> None:
-    outcome = curated(Scripted().ask, Curation("m", max_paths=2, attempts=1))
+    outcome = curated(Scripted().ask, CurationOptions("m", max_paths=2, attempts=1))
     assert outcome.code == "group"
     assert "3 paths, and 2 are allowed" in outcome.reason
 
 
-def nested(depth: int) -> tuple[Chain, Think]:
+def nested(depth: int) -> tuple[ReasoningChain, Think]:
     """A chain of blocks inside of each other, and the tree that it was flattened from."""
     block = mvspec.parallel(mvspec.branch("A", "One a."), mvspec.branch("B", "One b."))
     for level in range(depth - 1):
@@ -234,14 +251,14 @@ def nested(depth: int) -> tuple[Chain, Think]:
     assert isinstance(flat, Think)
     text = flat.body[0]
     assert isinstance(text, Text)
-    return Chain("n", "n", "", text.text, ""), think
+    return ReasoningChain("n", "n", "", text.text, ""), think
 
 
 def test_depth_limit() -> None:
     chain, think = nested(3)
 
-    def run(max_depth: int) -> Outcome:
-        options = Curation("m", max_depth=max_depth, attempts=0, trigger="")
+    def run(max_depth: int) -> CurationOutcome:
+        options = CurationOptions("m", max_depth=max_depth, attempts=0, trigger="")
         return curated(TreeModel(chain, think).ask, options, chain)
 
     assert run(2).code == "group"
@@ -252,7 +269,7 @@ def test_depth_limit() -> None:
 def test_nothing_parallel_is_a_verdict_or_a_document() -> None:
     model = Changed(group=[{"groups": []}] * 2)
     assert curated(model.ask).code == "sequential"
-    outcome = curated(Changed(group=[{"groups": []}]).ask, Curation("m", sequential=True))
+    outcome = curated(Changed(group=[{"groups": []}]).ask, CurationOptions("m", sequential=True))
     assert outcome.code == ""
     assert outcome.document is not None
     assert not list(outcome.document.walk(Parallel))
@@ -260,12 +277,12 @@ def test_nothing_parallel_is_a_verdict_or_a_document() -> None:
 
 def test_a_stopped_record_is_not_decided() -> None:
     class Stops(Scripted):
-        async def ask(self, request: Request) -> Answer:
+        async def ask(self, request: ModelRequest) -> ModelAnswer:
             if request.step == "rewrite":
-                raise Stopped("enough")
+                raise CurationStopped("enough")
             return await super().ask(request)
 
-    with pytest.raises(Stopped, match="enough"):
+    with pytest.raises(CurationStopped, match="enough"):
         curated(Stops().ask)
 
 
@@ -276,7 +293,7 @@ def test_history_does_not_depend_on_speed() -> None:
             super().__init__(rewrite=[none, none, none])
             self.order = order
 
-        async def ask(self, request: Request) -> Answer:
+        async def ask(self, request: ModelRequest) -> ModelAnswer:
             answer = await super().ask(request)
             _, path, number = request.prompt.rpartition("# Path ")
             place = int(number[0]) if path else 0
@@ -333,8 +350,8 @@ def test_known_columns() -> None:
     ],
 )
 def test_words_that_lean(text: str, words: str | None) -> None:
-    chain = Chain("a", "a", "", f"First. {text}", "")
-    found = leaning_words(chain, PathPlan(("Case 2",), (Run(2, 2),)), {})
+    chain = ReasoningChain("a", "a", "", f"First. {text}", "")
+    found = leaning_words(chain, PathPlan(("Case 2",), (SentenceRun(2, 2),)), {})
     assert (found and found[1]) == words
 
 
@@ -355,7 +372,7 @@ def test_real_documents_come_back_from_their_sequential_readings() -> None:
     classes = json.loads((CORPUS / "dev-class.json").read_text("utf-8"))
     rows = [json.loads(line) for line in (CORPUS / "multiverse-dev.jsonl").open(encoding="utf-8")]
     count = blocks = 0
-    options = Curation("m", sequential=True, trigger="", prefix="", max_paths=20, attempts=0)
+    options = CurationOptions("m", sequential=True, trigger="", prefix="", max_paths=20, attempts=0)
     for row in rows:
         if classes[row["id"]] != "ok":
             continue
@@ -367,7 +384,7 @@ def test_real_documents_come_back_from_their_sequential_readings() -> None:
         assert isinstance(flat, Think)
         reading = flat.body[0]
         assert isinstance(reading, Text)
-        chain = Chain(row["id"], row["id"], row["question"], reading.text, answer.text)
+        chain = ReasoningChain(row["id"], row["id"], row["question"], reading.text, answer.text)
         assert "".join(chain.sentences) == reading.text
         outcome = curated(TreeModel(chain, think).ask, options, chain)
         assert outcome.code == "", (row["id"], outcome.reason)
@@ -378,6 +395,26 @@ def test_real_documents_come_back_from_their_sequential_readings() -> None:
         count += 1
         blocks += outcome.provenance["blocks"]
     assert (count, blocks) == (53, 109)
+
+
+def test_answers_that_older_versions_have_paid_are_found_again() -> None:
+    """A schema is part of a request's key, and the options of a verdict's: neither may change."""
+    replies = {
+        StepsReply: "e0b5cb138740db9a",
+        GroupsReply: "79e6e2a5da4316be",
+        FrameReply: "c9b5eba2cc7009ba",
+        EditsReply: "4ac9d96b7eccd064",
+        JudgementReply: "fbfcac299d774f35",
+        BranchesReply: "e5909ad801e9534a",
+    }
+    for reply, digest in replies.items():
+        assert hashlib.sha256(schema_text(reply).encode()).hexdigest()[:16] == digest
+    request = ModelRequest("parse", "m", "s", "p", schema_text(StepsReply))
+    assert request.key.startswith("baf5eb607c73")
+    chain = ReasoningChain("r1", "chains.jsonl:1", "What?", "One. Two.", "3")
+    keys = {CurationTask: "ea44c374b4fa", BranchTask: "acb3e9aa9948", PromptingTask: "5ce1d94c1aea"}
+    for task, key in keys.items():
+        assert outcome_key(task(OPTIONS), chain).startswith(key)
 
 
 def test_reply_knows_its_own_chains() -> None:

@@ -27,22 +27,22 @@ from gemini_server import Act, Body, GeminiServer, failure, generated, scripted
 from mvspec.compiler.compilation import compile_rows
 from mvspec.compiler.shard import Options
 from mvspec.curation import (
-    Budget,
-    Caller,
-    Chain,
     ChainFields,
-    Curation,
-    Price,
-    Store,
+    CurationOptions,
+    CurationStore,
+    ModelClient,
+    ReasoningChain,
+    SpendingLimit,
+    TokenPrice,
     read_chain,
 )
-from mvspec.curation.command import Run, run
+from mvspec.curation.command import CurationRun, run
 from mvspec.curation.console import progress_line
-from mvspec.curation.gemini import Gemini
+from mvspec.curation.gemini import GeminiProvider
 from mvspec.curation.output import write_documents
+from mvspec.curation.questions import Ask
 from mvspec.curation.report import write_report
-from mvspec.curation.run import Tally, Unfinished, run_task
-from mvspec.curation.site import Ask
+from mvspec.curation.run import CurationTally, UndecidedRecord, run_task
 from mvspec.curation.tasks import CurationTask
 from mvspec.data.conversation import Fields
 from mvspec.data.records import InputError
@@ -400,7 +400,7 @@ def test_data_sets_and_parquet_are_read(tmp_path: Path) -> None:
     data.save_to_disk(str(tmp_path / "saved"))
     data.to_parquet(str(tmp_path / "rows.parquet"))
     for name in ("saved", "rows.parquet"):
-        given = Run((str(tmp_path / name),), Curation("m"))
+        given = CurationRun((str(tmp_path / name),), CurationOptions("m"))
         found = [read_chain(row, given.fields) for row in given.rows().read()]
         assert [chain.reasoning for chain in found] == [
             row["deepseek_thinking_trajectory"] for row in rows
@@ -443,7 +443,7 @@ def test_mistakes_are_said_before_anything_is_sent(
     wrong = str(write_chains(tmp_path / "wrong.jsonl", [{"text": "a"}] * 3))
     (tmp_path / "empty.jsonl").write_text("", "utf-8")
     new = tmp_path / "o"
-    curation = Curation("gemini-x")
+    curation = CurationOptions("gemini-x")
     wrongs: list[tuple[str, Path, dict[str, Any], str]] = [
         (source, other, {}, "not empty, and not of a curation"),
         (source, new, {"budget": 1.0}, "--budget needs --price"),
@@ -455,7 +455,7 @@ def test_mistakes_are_said_before_anything_is_sent(
     ]
     with GeminiServer() as server:
         for name, folder, options, said in wrongs:
-            given = Run((name,), curation, base_url=server.url, **options)
+            given = CurationRun((name,), curation, base_url=server.url, **options)
             with pytest.raises(InputError, match=re.escape(said)):
                 run(given, folder, None, print)
         assert not server.seen
@@ -488,14 +488,14 @@ def test_a_service_that_says_no_stops_and_is_said(tmp_path: Path) -> None:
 
 def test_a_disk_that_fails_ends_the_run_and_is_said(tmp_path: Path) -> None:
     source = write_chains(tmp_path / "chains.jsonl", chains(5))
-    store = Store(tmp_path / "answers.sqlite")
+    store = CurationStore(tmp_path / "answers.sqlite")
     store._write.close()  # as good as a disk that is full: nothing more can be written
 
     async def all() -> None:
-        caller = Caller(Scripted(), store, budget=Budget(None))
+        caller = ModelClient(Scripted(), store, budget=SpendingLimit(None))
         rows = open_rows([str(source)])
-        task = CurationTask(Curation("m"))
-        await run_task(rows, ChainFields(), task, caller, store, Tally(), concurrency=3)
+        task = CurationTask(CurationOptions("m"))
+        await run_task(rows, ChainFields(), task, caller, store, CurationTally(), concurrency=3)
 
     with pytest.raises(InputError, match=re.escape("answers.sqlite")):
         asyncio.run(all())
@@ -503,26 +503,28 @@ def test_a_disk_that_fails_ends_the_run_and_is_said(tmp_path: Path) -> None:
 
 def test_an_error_of_our_own_costs_one_record(tmp_path: Path) -> None:
     class Wrong(CurationTask):
-        async def work(self, chain: Chain, ask: Ask) -> dict[str, Any]:
+        async def work(self, chain: ReasoningChain, ask: Ask) -> dict[str, Any]:
             if chain.name == "r1":
                 raise KeyError("a bug")
             return await super().work(chain, ask)
 
     source = write_chains(tmp_path / "chains.jsonl", chains(3))
-    store = Store(tmp_path / "answers.sqlite")
-    tally = Tally()
+    store = CurationStore(tmp_path / "answers.sqlite")
+    tally = CurationTally()
 
     async def all() -> None:
-        caller = Caller(Scripted(), store, budget=Budget(None))
+        caller = ModelClient(Scripted(), store, budget=SpendingLimit(None))
         rows = open_rows([str(source)])
-        task = Wrong(Curation("m"))
+        task = Wrong(CurationOptions("m"))
         await run_task(rows, ChainFields(), task, caller, store, tally, concurrency=3)
 
     asyncio.run(all())
     store.close()
     assert tally.accepted == 2
     assert tally.unfinished == [
-        Unfinished("r1", "chains.jsonl:2", "internal error, please report it: KeyError: 'a bug'")
+        UndecidedRecord(
+            "r1", "chains.jsonl:2", "internal error, please report it: KeyError: 'a bug'"
+        )
     ]
 
 
@@ -557,19 +559,19 @@ def chaos(seed: int) -> Callable[[Body, int], Act]:
 
 def test_chaos_ends_with_verdicts(tmp_path: Path) -> None:
     source = write_chains(tmp_path / "chains.jsonl", chains(40))
-    store = Store(tmp_path / "answers.sqlite")
-    tally = Tally()
-    price = Price(1, 1)
+    store = CurationStore(tmp_path / "answers.sqlite")
+    tally = CurationTally()
+    price = TokenPrice(1, 1)
 
-    async def all(url: str) -> Tally:
-        gemini = Gemini(base_url=url, key=KEY, timeout=2)
-        caller = Caller(
-            gemini, store, budget=Budget(None), price=price, concurrency=8,
+    async def all(url: str) -> CurationTally:
+        gemini = GeminiProvider(base_url=url, key=KEY, timeout=2)
+        caller = ModelClient(
+            gemini, store, budget=SpendingLimit(None), price=price, concurrency=8,
             first_wait=0.01, longest_wait=0.02,
         )  # fmt: skip
-        tally = Tally()
+        tally = CurationTally()
         rows = open_rows([str(source)])
-        task = CurationTask(Curation("m", attempts=1))
+        task = CurationTask(CurationOptions("m", attempts=1))
         await run_task(rows, ChainFields(), task, caller, store, tally, concurrency=16)
         await gemini.aclose()
         return tally
@@ -599,13 +601,15 @@ def test_reports_take_names_and_texts_as_text(tmp_path: Path) -> None:
         row["reasoning"] = row["reasoning"].replace("Let me", f"{evil} Let me")
     rows.append({"id": evil, "reasoning": "<Path>"})
     source = write_chains(tmp_path / "chains.jsonl", rows)
-    given = Run((str(source),), Curation("gemini-x"))
-    store = Store(tmp_path / "answers.sqlite")
+    given = CurationRun((str(source),), CurationOptions("gemini-x"))
+    store = CurationStore(tmp_path / "answers.sqlite")
 
     async def all() -> None:
-        caller = Caller(Scripted(), store, budget=Budget(None))
+        caller = ModelClient(Scripted(), store, budget=SpendingLimit(None))
         task = CurationTask(given.curation)
-        await run_task(given.rows(), ChainFields(), task, caller, store, Tally(), concurrency=3)
+        await run_task(
+            given.rows(), ChainFields(), task, caller, store, CurationTally(), concurrency=3
+        )
 
     asyncio.run(all())
     found = write_report(tmp_path, store)
@@ -617,10 +621,10 @@ def test_reports_take_names_and_texts_as_text(tmp_path: Path) -> None:
 
 
 def test_progress_says_records_yield_cost_and_time() -> None:
-    tally = Tally(records=60, accepted=30, share=0.25)
+    tally = CurationTally(records=60, accepted=30, share=0.25)
     tally.quarantined["group"] += 10
     store: Any = None
-    caller = Caller(Scripted(), store, budget=Budget(20, 5 * 10**12))
+    caller = ModelClient(Scripted(), store, budget=SpendingLimit(20, 5 * 10**12))
     caller.traffic.calls, caller.traffic.in_flight = 240, 16
     caller.traffic.failures["HTTP 503"] = 3
     assert progress_line(tally, caller, 3600) == (

@@ -17,38 +17,40 @@ import pytest
 from gemini_server import Act, Body, GeminiServer, failure, generated, prompt_of, scripted
 
 from mvspec.curation import (
-    Answer,
-    Budget,
-    Caller,
-    Pace,
-    Price,
-    Provider,
-    Refused,
-    Request,
-    Stopped,
-    Store,
-    Unanswered,
-    Usage,
+    CurationStopped,
+    CurationStore,
+    ModelAnswer,
+    ModelClient,
+    ModelProvider,
+    ModelRequest,
+    RateLimit,
+    RequestRefused,
+    RequestUnanswered,
+    SpendingLimit,
+    TokenPrice,
+    TokenUsage,
 )
-from mvspec.curation.answers import Steps, schema_text
-from mvspec.curation.gemini import Gemini
+from mvspec.curation.answers import StepsReply, schema_text
+from mvspec.curation.gemini import GeminiProvider
 from mvspec.data.records import InputError
 
 KEY = "test-key-that-nobody-may-see-4711"
-ASK = Request("parse", "gemini-x", "Say it.", "[1] One.", schema_text(Steps), max_tokens=64)
+ASK = ModelRequest(
+    "parse", "gemini-x", "Say it.", "[1] One.", schema_text(StepsReply), max_tokens=64
+)
 
 
 @asynccontextmanager
-async def gemini(server: GeminiServer, timeout: float = 5.0) -> AsyncIterator[Gemini]:
-    made = Gemini(base_url=server.url, key=KEY, timeout=timeout)
+async def gemini(server: GeminiServer, timeout: float = 5.0) -> AsyncIterator[GeminiProvider]:
+    made = GeminiProvider(base_url=server.url, key=KEY, timeout=timeout)
     try:
         yield made
     finally:
         await made.aclose()
 
 
-def asked(script: Callable[[Body, int], Act], timeout: float = 5.0) -> Answer:
-    async def ask() -> Answer:
+def asked(script: Callable[[Body, int], Act], timeout: float = 5.0) -> ModelAnswer:
+    async def ask() -> ModelAnswer:
         async with gemini(server, timeout) as provider:
             return await provider.ask(ASK)
 
@@ -57,10 +59,10 @@ def asked(script: Callable[[Body, int], Act], timeout: float = 5.0) -> Answer:
 
 
 def test_a_request_carries_everything_and_an_answer_comes_back() -> None:
-    async def ask() -> Answer:
+    async def ask() -> ModelAnswer:
         async with gemini(server) as provider:
-            request = Request(
-                "parse", "gemini-x", "Say it.", "[1] One.", schema_text(Steps),
+            request = ModelRequest(
+                "parse", "gemini-x", "Say it.", "[1] One.", schema_text(StepsReply),
                 max_tokens=64, temperature=0.5, thinking=128, attempt=3,
             )  # fmt: skip
             return await provider.ask(request)
@@ -116,7 +118,7 @@ def test_thoughts_are_counted_and_not_part_of_the_text() -> None:
     body["candidates"][0]["content"]["parts"].insert(0, {"text": "hm", "thought": True})
     answer = asked(lambda _, times: Act(body=body))
     assert answer.text == "yes"
-    assert answer.usage == Usage(prompt=7, output=1, thoughts=30)
+    assert answer.usage == TokenUsage(prompt=7, output=1, thoughts=30)
 
 
 RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.3s"}
@@ -143,18 +145,18 @@ RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay":
 def test_what_may_help_to_ask_again(
     act: Act, after: float | None, paid: bool, crowded: bool
 ) -> None:
-    with pytest.raises(Unanswered) as caught:
+    with pytest.raises(RequestUnanswered) as caught:
         asked(lambda _, times: act, timeout=1.0)
     error = caught.value
     assert (error.after, error.paid, error.crowded) == (after, paid, crowded)
 
 
 def test_nothing_listens() -> None:
-    async def ask() -> Answer:
-        provider = Gemini(base_url="http://127.0.0.1:9", key=KEY, timeout=5)
+    async def ask() -> ModelAnswer:
+        provider = GeminiProvider(base_url="http://127.0.0.1:9", key=KEY, timeout=5)
         return await provider.ask(ASK)
 
-    with pytest.raises(Unanswered, match="no connection") as caught:
+    with pytest.raises(RequestUnanswered, match="no connection") as caught:
         asyncio.run(ask())
     assert not caught.value.paid
 
@@ -177,7 +179,7 @@ DAY = {
     ],
 )
 def test_what_does_not_help_to_ask_again(act: Act, everyone: bool) -> None:
-    with pytest.raises(Refused) as caught:
+    with pytest.raises(RequestRefused) as caught:
         asked(lambda _, times: act)
     assert caught.value.all is everyone
     assert KEY not in str(caught.value)
@@ -189,7 +191,7 @@ def test_the_client_never_asks_again_by_itself() -> None:
 
             async def ask() -> None:
                 async with gemini(server) as provider:
-                    with pytest.raises(Unanswered):
+                    with pytest.raises(RequestUnanswered):
                         await provider.ask(ASK)
 
             asyncio.run(ask())
@@ -200,7 +202,7 @@ def test_no_key_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GEMINI_API_KEY", "GOOGLE_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(InputError, match="set GEMINI_API_KEY"):
-        Gemini()
+        GeminiProvider()
 
 
 def test_the_key_is_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -211,12 +213,12 @@ def test_the_key_is_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     def script(body: Body, times: int) -> Act:
         return Act(500, echo) if times == 0 else Act(body=generated(f"your key is {KEY[:-4]}"))
 
-    async def ask(caller: Caller) -> None:
+    async def ask(caller: ModelClient) -> None:
         await caller.ask(ASK)
 
     with GeminiServer(script) as server:
         run(server, tmp_path, ask)
-        with pytest.raises(Unanswered) as caught:
+        with pytest.raises(RequestUnanswered) as caught:
             asked(lambda _, times: Act(500, echo))
         assert KEY not in "".join(traceback.format_exception(caught.value))
     assert KEY not in caplog.text
@@ -230,19 +232,19 @@ def test_the_key_is_nowhere(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 def run(
     server: GeminiServer,
     folder: Path,
-    work: Callable[[Caller], Any],
+    work: Callable[[ModelClient], Any],
     *,
     limit: float | None = None,
-    price: Price = Price(),  # noqa: B008
+    price: TokenPrice = TokenPrice(),  # noqa: B008
     timeout: float = 5.0,
-    provider: Provider | None = None,
+    provider: ModelProvider | None = None,
     **options: Any,
-) -> Caller:
-    async def all() -> Caller:
-        store = Store(folder / "answers.sqlite")
+) -> ModelClient:
+    async def all() -> ModelClient:
+        store = CurationStore(folder / "answers.sqlite")
         async with gemini(server, timeout) as made:
-            caller = Caller(
-                provider or made, store, budget=Budget(limit, *store.spent()), price=price,
+            caller = ModelClient(
+                provider or made, store, budget=SpendingLimit(limit, *store.spent()), price=price,
                 first_wait=0.01, longest_wait=0.05, **options,
             )  # fmt: skip
             await work(caller)
@@ -253,8 +255,8 @@ def run(
     return asyncio.run(all())
 
 
-def numbered(count: int) -> list[Request]:
-    return [Request("p", "m", "s", f"[1] Number {n}.", max_tokens=100) for n in range(count)]
+def numbered(count: int) -> list[ModelRequest]:
+    return [ModelRequest("p", "m", "s", f"[1] Number {n}.", max_tokens=100) for n in range(count)]
 
 
 def test_troubles_pass_and_are_counted(tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ def test_troubles_pass_and_are_counted(tmp_path: Path) -> None:
     def script(body: Body, times: int) -> Act:
         return troubles[times] if times < len(troubles) else Act(body=generated("yes"))
 
-    async def ask(caller: Caller) -> None:
+    async def ask(caller: ModelClient) -> None:
         assert (await caller.ask(ASK)).text == "yes"
 
     with GeminiServer(script) as server:
@@ -285,7 +287,7 @@ def test_troubles_pass_and_are_counted(tmp_path: Path) -> None:
 
 
 def test_one_answer_is_paid_once(tmp_path: Path) -> None:
-    async def ask(caller: Caller) -> None:
+    async def ask(caller: ModelClient) -> None:
         await asyncio.gather(*(caller.ask(ASK) for _ in range(20)))
 
     with GeminiServer() as server:
@@ -297,8 +299,8 @@ def test_one_answer_is_paid_once(tmp_path: Path) -> None:
 
 
 def test_retries_are_bounded(tmp_path: Path) -> None:
-    async def ask(caller: Caller) -> None:
-        with pytest.raises(Unanswered, match="HTTP 503"):
+    async def ask(caller: ModelClient) -> None:
+        with pytest.raises(RequestUnanswered, match="HTTP 503"):
             await caller.ask(ASK)
 
     with GeminiServer(lambda _, times: Act(503, failure(503, "X"))) as server:
@@ -307,9 +309,9 @@ def test_retries_are_bounded(tmp_path: Path) -> None:
 
 
 def test_a_wrong_key_stops_everything_at_once(tmp_path: Path) -> None:
-    async def ask(caller: Caller) -> None:
+    async def ask(caller: ModelClient) -> None:
         results = await asyncio.gather(*map(caller.ask, numbered(50)), return_exceptions=True)
-        assert all(isinstance(each, Refused | Stopped) for each in results)
+        assert all(isinstance(each, RequestRefused | CurationStopped) for each in results)
 
     with GeminiServer(lambda _, times: Act(403, failure(403, "X", "no"))) as server:
         caller = run(server, tmp_path, ask, concurrency=4)
@@ -318,7 +320,7 @@ def test_a_wrong_key_stops_everything_at_once(tmp_path: Path) -> None:
 
 
 def test_requests_that_are_all_refused_stop_the_run(tmp_path: Path) -> None:
-    async def ask(caller: Caller) -> None:
+    async def ask(caller: ModelClient) -> None:
         await asyncio.gather(*map(caller.ask, numbered(50)), return_exceptions=True)
 
     with GeminiServer(lambda _, times: Act(400, failure(400, "X", "schema?"))) as server:
@@ -327,7 +329,7 @@ def test_requests_that_are_all_refused_stop_the_run(tmp_path: Path) -> None:
     assert "schema?" in str(caller.stopped)
 
 
-PRICE = Price(read=1.0, written=1000.0)
+PRICE = TokenPrice(read=1.0, written=1000.0)
 """A request of `numbered` may cost 0.1 dollars and a little; an answer costs a tenth of that."""
 
 
@@ -341,9 +343,9 @@ def test_the_budget_is_a_hard_stop(tmp_path: Path) -> None:
         costs.append(spent + on_way * 0.1)
         return Act(body=generated("yes", read=100, written=10), seconds=0.01)
 
-    async def ask(caller: Caller) -> None:
+    async def ask(caller: ModelClient) -> None:
         results = await asyncio.gather(*map(caller.ask, numbered(200)), return_exceptions=True)
-        stops = [each for each in results if isinstance(each, Stopped)]
+        stops = [each for each in results if isinstance(each, CurationStopped)]
         assert 0 < len(stops) < 200
         assert "the budget of $1.0000 is used up" in str(stops[0])
 
@@ -360,14 +362,14 @@ def test_the_budget_is_a_hard_stop(tmp_path: Path) -> None:
         assert server.answered.total() == answered
 
 
-async def ask_nothing(caller: Caller) -> None:
+async def ask_nothing(caller: ModelClient) -> None:
     pass
 
 
 def test_what_may_have_been_billed_counts_against_the_budget(tmp_path: Path) -> None:
-    async def ask(caller: Caller) -> None:
+    async def ask(caller: ModelClient) -> None:
         results = await asyncio.gather(*map(caller.ask, numbered(50)), return_exceptions=True)
-        assert all(isinstance(each, Stopped | Unanswered) for each in results)
+        assert all(isinstance(each, CurationStopped | RequestUnanswered) for each in results)
 
     with GeminiServer(lambda _, times: Act(500, failure(500, "X"))) as server:
         caller = run(server, tmp_path, ask, limit=1.0, price=PRICE, retries=2)
@@ -385,7 +387,7 @@ def test_what_may_have_been_billed_counts_against_the_budget(tmp_path: Path) -> 
 
 
 def test_an_answer_without_token_counts_is_as_dear_as_it_can_be(tmp_path: Path) -> None:
-    async def ask(caller: Caller) -> None:
+    async def ask(caller: ModelClient) -> None:
         await caller.ask(numbered(1)[0])
 
     body = generated("yes")
@@ -396,10 +398,10 @@ def test_an_answer_without_token_counts_is_as_dear_as_it_can_be(tmp_path: Path) 
 
 
 def test_prices() -> None:
-    assert Price.parse("0.30,2.50").of(Usage(10**6, 10**6, 10**6)) == 53 * 10**11
+    assert TokenPrice.parse("0.30,2.50").of(TokenUsage(10**6, 10**6, 10**6)) == 53 * 10**11
     for text in ("1", "1,2,3", "a,b", "-1,2", "nan,1"):
         with pytest.raises(InputError, match="--price"):
-            Price.parse(text)
+            TokenPrice.parse(text)
 
 
 def test_no_minute_has_more_than_the_limits() -> None:
@@ -411,7 +413,7 @@ def test_no_minute_has_more_than_the_limits() -> None:
         now += seconds
 
     async def go() -> None:
-        pace = Pace(60, 1000, clock=lambda: now, sleep=sleep)
+        pace = RateLimit(60, 1000, clock=lambda: now, sleep=sleep)
         for number in range(500):
             tokens = 10 + number % 40
             await pace.wait(tokens)
@@ -438,7 +440,7 @@ def test_a_429_lets_all_others_wait(tmp_path: Path) -> None:
             return Act(429, failure(429, "X", "", RETRY_INFO | {"retryDelay": "0.5s"}))
         return scripted(body, times)
 
-    async def ask(caller: Caller) -> None:
+    async def ask(caller: ModelClient) -> None:
         await asyncio.gather(*map(caller.ask, numbered(5)))
 
     with GeminiServer(script) as server:
@@ -447,13 +449,13 @@ def test_a_429_lets_all_others_wait(tmp_path: Path) -> None:
 
 
 def test_stopping_waits_for_what_is_on_its_way(tmp_path: Path) -> None:
-    async def ask(caller: Caller) -> None:
+    async def ask(caller: ModelClient) -> None:
         tasks = [asyncio.create_task(caller.ask(each)) for each in numbered(10)]
         await asyncio.sleep(0.3)
         caller.stop("enough")
         results = await asyncio.gather(*tasks, return_exceptions=True)
-        assert sum(isinstance(each, Answer) for each in results) == 4
-        assert sum(isinstance(each, Stopped) for each in results) == 6
+        assert sum(isinstance(each, ModelAnswer) for each in results) == 4
+        assert sum(isinstance(each, CurationStopped) for each in results) == 6
 
     def slow(body: Body, times: int) -> Act:
         return Act(body=generated("yes"), seconds=0.8)
@@ -464,12 +466,12 @@ def test_stopping_waits_for_what_is_on_its_way(tmp_path: Path) -> None:
 
 
 def test_stopping_does_not_wait_for_a_pause(tmp_path: Path) -> None:
-    async def ask(caller: Caller) -> None:
+    async def ask(caller: ModelClient) -> None:
         task = asyncio.create_task(caller.ask(ASK))
         await asyncio.sleep(0.3)
         caller.stop("enough")
         start = time.monotonic()
-        with pytest.raises(Stopped):
+        with pytest.raises(CurationStopped):
             await task
         assert time.monotonic() - start < 1
 

@@ -13,17 +13,17 @@ from curator_model import chains
 from tiny import tiny_engine, tiny_model
 
 from mvspec.curation import (
-    Answer,
     ChainFields,
-    Curation,
-    Refused,
-    Request,
+    CurationOptions,
+    ModelAnswer,
+    ModelRequest,
+    RequestRefused,
     curate_chain,
     read_chain,
 )
-from mvspec.curation.answers import Judgement, schema_text
-from mvspec.curation.command import Run, run
-from mvspec.curation.local import Local
+from mvspec.curation.answers import JudgementReply, schema_text
+from mvspec.curation.command import CurationRun, run
+from mvspec.curation.local import LocalProvider
 from mvspec.data.rows import Row
 
 SCHEMA = json.dumps(
@@ -35,11 +35,11 @@ SCHEMA = json.dumps(
 )
 
 
-def asked(schema: str | None, max_tokens: int = 200, attempt: int = 0) -> Answer:
-    request = Request(
+def asked(schema: str | None, max_tokens: int = 200, attempt: int = 0) -> ModelAnswer:
+    request = ModelRequest(
         "judge", "", "Say yes or no.", "Is it so?", schema, max_tokens, 1.0, attempt=attempt
     )
-    return asyncio.run(Local(tiny_engine()).ask(request))
+    return asyncio.run(LocalProvider(tiny_engine()).ask(request))
 
 
 def test_answers_keep_to_the_schema_and_are_counted() -> None:
@@ -58,20 +58,20 @@ def test_answers_keep_to_the_schema_and_are_counted() -> None:
 
 def test_an_answer_without_room_is_cut() -> None:
     assert asked(SCHEMA, max_tokens=3).finish == "length"
-    assert asked(schema_text(Judgement), max_tokens=4).finish == "length"
+    assert asked(schema_text(JudgementReply), max_tokens=4).finish == "length"
 
 
 def test_what_the_engine_cannot_read_is_refused() -> None:
-    request = Request("judge", "", "x", "long " * 5000, None, 10)
-    with pytest.raises(Refused):
-        asyncio.run(Local(tiny_engine()).ask(request))
+    request = ModelRequest("judge", "", "x", "long " * 5000, None, 10)
+    with pytest.raises(RequestRefused):
+        asyncio.run(LocalProvider(tiny_engine()).ask(request))
 
 
 def test_the_steps_run_on_a_model_of_ones_own() -> None:
     """A model that knows nothing gives verdicts and no document, or one that holds."""
     chain = read_chain(Row("a:1", chains(1)[0]), ChainFields())
-    options = Curation("", attempts=1, max_tokens=120)
-    outcome = asyncio.run(curate_chain(chain, options, Local(tiny_engine()).ask))
+    options = CurationOptions("", attempts=1, max_tokens=120)
+    outcome = asyncio.run(curate_chain(chain, options, LocalProvider(tiny_engine()).ask))
     assert outcome.document is None
     assert outcome.code in ("length", "schema", "parse")
     assert len(outcome.history) == 2
@@ -84,8 +84,8 @@ def test_the_command_runs_on_a_model_of_ones_own(tmp_path: Path) -> None:
     model.float().save_pretrained(tmp_path / "MODEL")
     source = tmp_path / "chains.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in chains(2)), "utf-8")
-    options = Curation(str(tmp_path / "MODEL"), attempts=0, max_tokens=64)
-    given = Run((str(source),), options, local=True)
+    options = CurationOptions(str(tmp_path / "MODEL"), attempts=0, max_tokens=64)
+    given = CurationRun((str(source),), options, local=True)
     assert run(given, tmp_path / "out", None, print) == 1
     lines = (tmp_path / "out" / "quarantine.jsonl").read_text("utf-8").splitlines()
     assert len(lines) == 2

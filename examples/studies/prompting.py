@@ -15,9 +15,8 @@ from rich.progress import track
 from study import Records, mean_error, publish, start, table
 
 import mvspec as mv
-from mvspec.curation.counts import prompting_counts
-from mvspec.curation.steps import instructions
-from mvspec.curation.tasks import prompting_verdict
+from mvspec.curation.questions import instructions
+from mvspec.curation.tasks import prompting_counts, prompting_verdict
 from mvspec.runtime import Options, Sampling, TorchEngine
 
 CONDITIONS = ("plain", "zero-shot", "few-shot")

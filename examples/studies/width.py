@@ -2,7 +2,7 @@
 
 The rules know wordings and numbers, not meaning, so what they find is a heuristic:
 docs/studies/implicit.md says how precise it is. A model finds more (`mvspec curate --task
-branches`), and both give the same `Branches`.
+branches`), and both give the same `BranchesReply`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mvspec.curation.answers import Branches, Branching, BranchSpan
+from mvspec.curation.answers import BranchesReply, BranchingReply, BranchReply
 
 __all__ = ["Width", "find_branches", "width"]
 
@@ -68,7 +68,7 @@ RESULT = re.compile(r"(?:=|is|gives|get)\s*\$?(\d[\d,]*(?:\.\d+)?)")
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
 
 
-def find_branches(sentences: Sequence[str]) -> Branches:
+def find_branches(sentences: Sequence[str]) -> BranchesReply:
     """Return where sentences could have been worked out side by side.
 
     Branches begin with like words (`Case 1`, `If n is even,`, `For prime 2:`, items of a list,
@@ -84,7 +84,7 @@ def find_branches(sentences: Sequence[str]) -> Branches:
     >>> [(b.first, b.last) for b in find_branches(split_sentences(text)).branchings[0].branches]
     [(1, 2), (3, 4)]
     """
-    found: list[Branching] = []
+    found: list[BranchingReply] = []
     taken = 0
     while taken < len(sentences):
         group = _group(sentences, taken)
@@ -93,10 +93,10 @@ def find_branches(sentences: Sequence[str]) -> Branches:
         else:
             found.append(group)
             taken = group.branches[-1].last
-    return Branches(branchings=tuple(found))
+    return BranchesReply(branchings=tuple(found))
 
 
-def _group(sentences: Sequence[str], start: int) -> Branching | None:
+def _group(sentences: Sequence[str], start: int) -> BranchingReply | None:
     """Return the branches of which the first begins at a sentence, counted from 0."""
     for name, (kind, head) in HEADS.items():
         first = head.match(sentences[start])
@@ -109,7 +109,7 @@ def _group(sentences: Sequence[str], start: int) -> Branching | None:
 
 def _enumerated(
     sentences: Sequence[str], start: int, name: str, kind: Kind, head: re.Pattern[str]
-) -> Branching | None:
+) -> BranchingReply | None:
     starts, seen = [start], [_key(head, sentences[start])]
     end = start + 1
     while end < len(sentences):
@@ -123,7 +123,7 @@ def _enumerated(
     return _branching(sentences, starts, end, kind, name)
 
 
-def _alternatives(sentences: Sequence[str], start: int) -> Branching | None:
+def _alternatives(sentences: Sequence[str], start: int) -> BranchingReply | None:
     starts = [start]
     end = start + 1
     while end < len(sentences):
@@ -152,18 +152,18 @@ def _joins(sentences: Sequence[str], begun: int, at: int) -> bool:
 
 def _branching(
     sentences: Sequence[str], starts: list[int], end: int, kind: Kind, reason: str
-) -> Branching | None:
+) -> BranchingReply | None:
     if len(starts) < 2:
         return None
     spans = list(zip(starts, [*starts[1:], end], strict=True))
     texts = ["".join(sentences[first:last]) for first, last in spans]
     if _depends(texts, "".join(sentences[: starts[0]])):
         return None
-    return Branching(
+    return BranchingReply(
         kind=kind,
         reason=reason,
         branches=tuple(
-            BranchSpan(title=text.strip().split("\n")[0][:80], first=first + 1, last=last)
+            BranchReply(title=text.strip().split("\n")[0][:80], first=first + 1, last=last)
             for text, (first, last) in zip(texts, spans, strict=True)
         ),
     )
@@ -214,7 +214,7 @@ class Width:
         return self.words / self.path if self.path else 1.0
 
 
-def width(sentences: Sequence[str], found: Branches) -> Width:
+def width(sentences: Sequence[str], found: BranchesReply) -> Width:
     """Measure branches, which do not overlap.
 
     >>> from mvspec.curation import split_sentences

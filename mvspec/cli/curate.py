@@ -103,14 +103,14 @@ def curate(
             f"a number of tokens, or one of {', '.join(LEVELS)}", param_hint="--thinking"
         )
     with needs("curate", "curate"):
-        from mvspec.curation import ChainFields, Curation, Price
-        from mvspec.curation.command import Run
+        from mvspec.curation import ChainFields, CurationOptions, TokenPrice
+        from mvspec.curation.command import CurationRun
         from mvspec.curation.command import dry_run as estimated
         from mvspec.curation.command import run as carry_out
         from mvspec.curation.process import outlived
-    given = Run(
+    given = CurationRun(
         inputs=tuple(inputs),
-        curation=Curation(
+        curation=CurationOptions(
             model=model,
             max_distance=max_distance,
             max_path_distance=max_path_distance,
@@ -130,7 +130,7 @@ def curate(
         task=task,
         local=local,
         base_url=base_url,
-        price=None if price is None else Price.parse(price),
+        price=None if price is None else TokenPrice.parse(price),
         budget=budget,
         concurrency=concurrency,
         requests=rpm,

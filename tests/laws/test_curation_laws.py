@@ -16,16 +16,16 @@ from strategies import texts
 import mvspec
 from mvspec.compiler.sequential import flatten
 from mvspec.curation import (
-    Answer,
-    Chain,
     ChainFields,
-    Curation,
-    Request,
+    CurationOptions,
+    ModelAnswer,
+    ModelRequest,
+    ReasoningChain,
     curate_chain,
     read_chain,
     split_sentences,
 )
-from mvspec.curation.sentences import numbered
+from mvspec.curation.chain import numbered
 from mvspec.data.rows import Row
 from mvspec.tree.ir import Document, Text, Think
 
@@ -101,23 +101,23 @@ class Junk:
         self.draw = draw
         self.right = right
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: ModelRequest) -> ModelAnswer:
         assert request.schema is not None
         how = self.draw(st.sampled_from(["right"] * 6 + ["junk"] * 3 + ["text", "none"]))
         if how == "none":
-            return Answer("", self.draw(st.sampled_from(["length", "blocked", "empty"])))
+            return ModelAnswer("", self.draw(st.sampled_from(["length", "blocked", "empty"])))
         if how == "text":
-            return Answer(self.draw(st.text(max_size=20)) or "{")
+            return ModelAnswer(self.draw(st.text(max_size=20)) or "{")
         if how == "right":
-            answer: Answer = await self.right.ask(request)
+            answer: ModelAnswer = await self.right.ask(request)
             return answer
-        return Answer(json.dumps(junk(json.loads(request.schema), self.draw)))
+        return ModelAnswer(json.dumps(junk(json.loads(request.schema), self.draw)))
 
 
 class Lines:
     """Right answers for any chain: three sentences a step, and all steps one group of pairs."""
 
-    async def ask(self, request: Request) -> Answer:
+    async def ask(self, request: ModelRequest) -> ModelAnswer:
         assert request.schema is not None
         title = json.loads(request.schema)["title"]
         numbers = [int(n) for n in re.findall(r"^\[([0-9]+)\]", request.prompt, re.MULTILINE)]
@@ -141,10 +141,10 @@ class Lines:
             "Edits": {"edits": [{"sentence": numbers[-1], "text": "New."}] if numbers else []},
             "Judgement": {"leans": []},
         }
-        return Answer(json.dumps(answers[title]))
+        return ModelAnswer(json.dumps(answers[title]))
 
 
-def accounted(document: Document, chain: Chain, rewritten: list[dict[str, Any]]) -> bool:
+def accounted(document: Document, chain: ReasoningChain, rewritten: list[dict[str, Any]]) -> bool:
     """Whether every sentence stands in the document once and in order, or is named as rewritten.
 
     Written anew from the definition: it knows nothing of how the pipeline checks itself.
@@ -177,7 +177,7 @@ def test_no_answer_makes_a_wrong_document(
     )
     chain = read_chain(Row("a:1", {"reasoning": text, "answer": "5"}), ChainFields())
     trigger = data.draw(st.sampled_from(["", "", "Let's think in parallel."]))
-    options = Curation(
+    options = CurationOptions(
         "m", trigger=trigger, judge=judge, independence=rules, attempts=attempts, max_distance=0.6,
         max_path_distance=1.0, sequential=data.draw(st.booleans()),
     )  # fmt: skip
