@@ -407,8 +407,8 @@ def test_answers_that_older_versions_have_paid_are_found_again() -> None:
         JudgementReply: "fbfcac299d774f35",
         BranchesReply: "e5909ad801e9534a",
     }
-    for reply, digest in replies.items():
-        assert hashlib.sha256(schema_text(reply).encode()).hexdigest()[:16] == digest
+    for model, digest in replies.items():
+        assert hashlib.sha256(schema_text(model).encode()).hexdigest()[:16] == digest
     request = ModelRequest("parse", "m", "s", "p", schema_text(StepsReply))
     assert request.key.startswith("baf5eb607c73")
     chain = ReasoningChain("r1", "chains.jsonl:1", "What?", "One. Two.", "3")
