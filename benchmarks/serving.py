@@ -40,7 +40,7 @@ from mvspec.compiler.plan import ExecutionPlan, Extend
 from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Sampling
 from mvspec.runtime.evaluation.shapes import HEADER, Shape, replay, shape_of_degree, token_ids
-from mvspec.runtime.serving.order import KEY, Order
+from mvspec.runtime.serving.protocol import KEY, PlanPayload
 from mvspec.trace import Trace
 
 PROMPT = 64
@@ -88,10 +88,10 @@ class Draws:
 
 def ordered(plan: ExecutionPlan, options: Options, tokens: int) -> Request:
     """Return a plan as a request to the server."""
-    ids, order = Order.of(plan, options, live=False)
+    ids, payload = PlanPayload.of(plan, options, live=False)
     return ids, {
         "temperature": options.sampling.temperature, "max_new_tokens": tokens + 64,
-        "custom_params": {KEY: order.model_dump_json()},
+        "custom_params": {KEY: payload.model_dump_json()},
     }  # fmt: skip
 
 
@@ -338,7 +338,7 @@ def structure(served: Served, draws: Draws, report: Report, args: argparse.Names
                     ids = draws.ids(PROMPT)
                     requests.append((list(ids), {
                         "temperature": temperature, "max_new_tokens": tokens + 64,
-                        "custom_params": {KEY: Order(options=options).model_dump_json()},
+                        "custom_params": {KEY: PlanPayload(options=options).model_dump_json()},
                     }))  # fmt: skip
                 found = served.run(requests)
                 ends = np.diff(trace_of(found["outs"][-1])["forward_seconds"])

@@ -46,9 +46,9 @@ def serve(
         name = next(iter(chosen)).replace("_", "-")
         raise typer.BadParameter("needs --native: plans bring their limits", param_hint=f"--{name}")
     with needs("sglang", "serve"):
-        from mvspec.runtime.serving.launch import Launch
+        from mvspec.runtime.serving.launch import ServerLaunch
     with as_given():
-        launch = Launch(model, flags or [], Limits(**chosen) if native else None)
+        launch = ServerLaunch(model, flags or [], Limits(**chosen) if native else None)
     for note in launch.notes:
         typer.echo(f"mvspec: {note}", err=True)
     launch.execute()

@@ -1,29 +1,31 @@
-"""One scheduler of SGLang, as the plugin uses it: its queue, its bounds, its answers.
+"""One scheduler of SGLang as the plugin uses it: its waiting queue, its bounds, its answers.
 
-With `memory.py`, `marks.py` and `hooks.py` all contact with SGLang's scheduler.
+With kv_pool.py, sglang_req.py, logprobs.py and hooks.py all contact with SGLang's scheduler.
 """
 
 from __future__ import annotations
 
 import copy
 from array import array
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
 
-from mvspec.runtime.serving.marks import classes, is_strand
-from mvspec.runtime.serving.memory import Memory
+from mvspec.runtime.serving.kv_pool import KVPool
+from mvspec.runtime.serving.sglang_req import is_thread, req_classes, thread_of
 
-if TYPE_CHECKING:
-    from mvspec.runtime.serving.strand import Strand
-
-__all__ = ["Adapter"]
+__all__ = ["SchedulerAdapter"]
 
 
-class Adapter(Memory):
-    """One scheduler of SGLang, as the plugin uses it."""
+class SchedulerAdapter:
+    """One scheduler of SGLang, as the plugin uses it.
+
+    Attributes:
+        kv: its rows and KV slots.
+    """
 
     def __init__(self, scheduler: Any) -> None:
-        super().__init__(scheduler)
+        self.scheduler = scheduler
+        self.kv = KVPool(scheduler)
         self._chunks: set[int] = set()
         """Of the forward under way: ids of requests that do not read the end of their prompt."""
 
@@ -59,28 +61,22 @@ class Adapter(Memory):
         return found
 
     @property
-    def capacity(self) -> int:
-        """How many tokens the pool of keys and values holds."""
-        found: int = self.scheduler.max_total_num_tokens
-        return found
-
-    @property
     def longest_prompt(self) -> int:
         """How many tokens a first prefill may have."""
         found: int = self.scheduler.max_req_input_len
         return found
 
     @property
-    def step_tokens(self) -> int:
+    def prefill_tokens(self) -> int:
         """How many tokens one step of prefill may read."""
         chunk = self.scheduler.chunked_prefill_size
         found: int = self.scheduler.max_prefill_tokens
         return min(chunk, found) if chunk and chunk > 0 else found
 
-    def longest(self, face: Any) -> int:
+    def most_new_tokens(self, client_req: Any) -> int:
         """Return how many tokens a request may write: one row holds all of them in the end."""
-        room = self.capacity - len(face.origin_input_ids) - 64
-        asked: int = face.sampling_params.max_new_tokens
+        room = self.kv.capacity - len(client_req.origin_input_ids) - 64
+        asked: int = client_req.sampling_params.max_new_tokens
         return max(min(asked, room), 1)
 
     def busy(self) -> bool:
@@ -102,7 +98,13 @@ class Adapter(Memory):
                 batch.filter_batch(keep_indices=keep)
                 batch.batch_is_full = False
 
-    # Chunks of a long prompt
+    def retract(self, batch: Any, index: int, left: int, arguments: Sequence[Any]) -> Any:
+        """Retract a plain request, which the server runs again later."""
+        req = batch.reqs[index]
+        batch.release_req(index, left, *arguments)
+        return req
+
+    # Chunked prefill
 
     def note_chunks(self, batch: Any) -> None:
         """Note which requests of a batch do not read the end of their prompt yet."""
@@ -110,8 +112,8 @@ class Adapter(Memory):
         if not batch.forward_mode.is_extend():
             return
         for req in batch.reqs:
-            if is_strand(req):
-                end = req.extend_end if self.ends_alone else req.extend_range.end
+            if is_thread(req):
+                end = req.extend_end if self.kv.ends_alone else req.extend_range.end
                 if end < len(req.full_untruncated_fill_ids):
                     self._chunks.add(id(req))
 
@@ -119,10 +121,10 @@ class Adapter(Memory):
         """Whether a request's forward under way does not read the end of its prompt."""
         return id(req) in self._chunks
 
-    def keep_chunked(self, strand: Callable[[Any], Any]) -> None:
-        """Let a long prompt be read to its end: its family goes after that."""
+    def keep_chunked(self) -> None:
+        """Let a thread's long prompt be read to its end: its request is aborted after that."""
         pending = getattr(self.scheduler, "_pending_chunked_abort_req", None)
-        if pending is not None and strand(pending) is not None:
+        if thread_of(pending) is not None:
             self.scheduler._pending_chunked_abort_req = None
 
     @property
@@ -131,23 +133,27 @@ class Adapter(Memory):
         req = self.scheduler.chunked_req
         if req is None:
             return 0
-        left = len(req.full_untruncated_fill_ids) - self.committed(req)
-        return max(min(left, self.step_tokens), 0)
+        left = len(req.full_untruncated_fill_ids) - self.kv.committed(req)
+        return max(min(left, self.prefill_tokens), 0)
 
     # Requests
 
-    def request(self, face: Any, rid: str, tokens: array[int], strand: Strand, budget: int) -> Any:
+    def req(
+        self, client_req: Any, rid: str, tokens: array[int], thread: Any, shift: int, budget: int
+    ) -> Any:
         """Return a new request of SGLang's for one thread.
 
         Args:
-            face: the client's request.
+            client_req: the client's request.
             rid: its own name, which begins with the client's, so that aborts find it.
             tokens: all that it sees, and what it reads next.
-            strand: whose it is.
+            thread: the `ThreadKV` whose it is.
+            shift: how much higher an index in its row is than the position of the token there.
             budget: how many tokens more it may take: what admission of others counts on.
         """
-        made, grammar = classes()
-        sampling = copy.copy(face.sampling_params)
+        made, grammar = req_classes()
+        logprobs = client_req.return_logprob
+        sampling = copy.copy(client_req.sampling_params)
         sampling.max_new_tokens = budget
         # Structure and penalties are the plugin's matter.
         sampling.stop_strs, sampling.stop_regex_strs = [], []
@@ -158,24 +164,24 @@ class Adapter(Memory):
             origin_input_text="",
             origin_input_ids=tokens,
             sampling_params=sampling,
-            return_logprob=face.return_logprob,
-            top_logprobs_num=face.logprob.top_logprobs_num if face.return_logprob else 0,
+            return_logprob=logprobs,
+            top_logprobs_num=client_req.logprob.top_logprobs_num if logprobs else 0,
             token_ids_logprob=None,
             stream=False,
-            eos_token_ids=face.eos_token_ids,
-            vocab_size=face.vocab_size,
-            extra_key=face.extra_key,
-            priority=face.priority,
-            http_worker_ipc=face.http_worker_ipc,
+            eos_token_ids=client_req.eos_token_ids,
+            vocab_size=client_req.vocab_size,
+            extra_key=client_req.extra_key,
+            priority=client_req.priority,
+            http_worker_ipc=client_req.http_worker_ipc,
         )
-        req.tokenizer = face.tokenizer
-        req.strand, req.shift = strand, strand.shift
+        req.tokenizer = client_req.tokenizer
+        req.thread_kv, req.position_shift = thread, shift
         req.grammar = grammar(req)
-        req.logprob_start_len = len(tokens) if face.return_logprob else -1
+        req.logprob_start_len = len(tokens) if logprobs else -1
         return req
 
-    def plan(self, batch: Any, running: Any) -> Any:
-        """Return what SGLang's scheduler takes as its next step."""
+    def next_batch(self, batch: Any, running: Any) -> Any:
+        """Return what SGLang's scheduler takes as its next step; without a batch it decodes."""
         from sglang.srt.managers.scheduler import NextBatchPlan
 
         return NextBatchPlan(batch_to_run=batch, running_batch=running)
@@ -199,7 +205,7 @@ class Adapter(Memory):
         self.send([req])
 
     def finish(
-        self, face: Any, reason: str, *, matched: Any = None, extra: str | None = None
+        self, client_req: Any, reason: str, *, matched: Any = None, extra: str | None = None
     ) -> None:
         """Say how a client's request ended: "stop", "length" or "abort".
 
@@ -212,7 +218,7 @@ class Adapter(Memory):
         if reason == "abort":
             ended = made.FINISH_ABORT(matched)
         elif reason == "length":
-            ended = made.FINISH_LENGTH(length=len(face.output_ids))
+            ended = made.FINISH_LENGTH(length=len(client_req.output_ids))
         elif isinstance(matched, str):
             ended = made.FINISH_MATCHED_STR(matched=matched)
         else:
@@ -220,4 +226,4 @@ class Adapter(Memory):
         if extra is not None:
             told = ended.to_json() | {"mvspec": extra}
             ended.to_json = lambda: told
-        face.finished_reason = ended
+        client_req.finished_reason = ended

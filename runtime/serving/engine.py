@@ -23,8 +23,8 @@ from mvspec.law.tags import Tag
 from mvspec.runtime.engine.torch_engine import Runnable, plan_for
 from mvspec.runtime.interrupt import Interrupted
 from mvspec.runtime.options import Options, options_of_each
+from mvspec.runtime.serving.client_request import ClientRequest
 from mvspec.runtime.serving.endpoint import Endpoint, HttpEndpoint, LocalEndpoint
-from mvspec.runtime.serving.job import Job
 from mvspec.trace import Result
 
 __all__ = ["SGLangEngine"]
@@ -102,7 +102,9 @@ class SGLangEngine:
         """
         return plan_for(document, self.tokenizer, self.syntax)
 
-    def submit(self, document: Runnable, options: Options | None = None, *, name: str = "0") -> Job:
+    def submit(
+        self, document: Runnable, options: Options | None = None, *, name: str = "0"
+    ) -> ClientRequest:
         """Send a request.
 
         Args:
@@ -113,69 +115,71 @@ class SGLangEngine:
         Raises:
             MvspecError: it cannot be run here; what the server refuses comes while it is followed.
         """
-        job = self._job(document, options, name)
-        self._send([job])
-        return job
+        request = self._request(document, options, name)
+        self._send([request])
+        return request
 
-    def _job(
+    def _request(
         self, document: Runnable, options: Options | None, name: str, *, live: bool = True
-    ) -> Job:
+    ) -> ClientRequest:
         plan = self.plan(document)
         if plan.form not in (self.syntax.name, UNTAGGED.name):
             raise Unsupported(
                 f"the plan is in form {plan.form!r}, and the server's tokenizer has no tags: "
                 "plan the document with syntax=UNTAGGED"
             )
-        return Job(name, plan, options or Options(), self.endpoint.name, self.model, live=live)
+        return ClientRequest(
+            name, plan, options or Options(), self.endpoint.name, self.model, live=live
+        )
 
-    def _send(self, jobs: Sequence[Job]) -> None:
+    def _send(self, requests: Sequence[ClientRequest]) -> None:
         """Send requests from a thread of their own, which Ctrl-C does not reach."""
 
         def work() -> None:
             try:
-                self.endpoint.drive(partial(self._exchange, jobs))
+                self.endpoint.drive(partial(self._exchange, requests))
             except Exception as error:
-                for job in jobs:
-                    job.put(error)
+                for request in requests:
+                    request.put(error)
 
         threading.Thread(target=work, name="mvspec-sglang", daemon=True).start()
 
-    async def _exchange(self, jobs: Sequence[Job]) -> None:
+    async def _exchange(self, requests: Sequence[ClientRequest]) -> None:
         limit = asyncio.Semaphore(self.max_requests)
         async with self.endpoint.session() as send:
 
-            async def one(job: Job) -> None:
+            async def one(request: ClientRequest) -> None:
                 try:
                     async with limit:
-                        if not job.dropped:
-                            async with aclosing(send(job.body)) as chunks:
+                        if not request.dropped:
+                            async with aclosing(send(request.body)) as chunks:
                                 async for chunk in chunks:
-                                    job.put(chunk)
-                                    if job.error:  # leaving ends it on the server
+                                    request.put(chunk)
+                                    if request.error:  # leaving ends it on the server
                                         break
                 except Exception as error:
-                    job.put(error)
+                    request.put(error)
                 finally:
-                    job.close()
+                    request.close()
 
-            await asyncio.gather(*map(one, jobs))
+            await asyncio.gather(*map(one, requests))
 
-    def drop(self, job: Job) -> None:
+    def drop(self, request: ClientRequest) -> None:
         """End a request that nobody waits for any more."""
-        if not (job.finish or job.dropped):
-            job.dropped = True
-            self.endpoint.abort(job.rid)
+        if not (request.finish or request.dropped):
+            request.dropped = True
+            self.endpoint.abort(request.rid)
 
-    def result(self, job: Job) -> Result:
+    def result(self, request: ClientRequest) -> Result:
         """Return the result of a request; one that has not ended is ended, as far as it came."""
-        self.drop(job)
+        self.drop(request)
         until = time.monotonic() + _PATIENCE
         try:
-            while not job.finish:
-                job.receive(max(until - time.monotonic(), 0.0))
+            while not request.finish:
+                request.receive(max(until - time.monotonic(), 0.0))
         except queue.Empty:
             pass
-        return job.result
+        return request.result
 
     # Runs
 
@@ -211,26 +215,26 @@ class SGLangEngine:
         """
         each = options_of_each(len(documents), options)
         pairs = zip(documents, each, strict=True)
-        jobs = [
-            self._job(document, option, str(index), live=False)
+        requests = [
+            self._request(document, option, str(index), live=False)
             for index, (document, option) in enumerate(pairs)
         ]
-        self._send(jobs)
+        self._send(requests)
         try:
-            for job in jobs:
-                while not job.finish:
-                    job.receive()
-                    job.events.clear()
-                if job.error:
-                    raise job.error
+            for request in requests:
+                while not request.finish:
+                    request.receive()
+                    request.events.clear()
+                if request.error:
+                    raise request.error
         except KeyboardInterrupt:
-            for job in jobs:
-                self.drop(job)
-            raise Interrupted([self.result(job).trace for job in jobs]) from None
+            for request in requests:
+                self.drop(request)
+            raise Interrupted([self.result(request).trace for request in requests]) from None
         finally:
-            for job in jobs:
-                self.drop(job)
-        return [job.result for job in jobs]
+            for request in requests:
+                self.drop(request)
+        return [request.result for request in requests]
 
     def stream(self, document: Runnable, options: Options | None = None) -> Iterator[Event]:
         """Run a document or a plan and yield what happens; the last event is `Finished`.
@@ -239,22 +243,22 @@ class SGLangEngine:
         """
         yield from self.follow(self.submit(document, options))
 
-    def follow(self, job: Job) -> Iterator[Event]:
+    def follow(self, request: ClientRequest) -> Iterator[Event]:
         """Yield what happens to a request that was submitted, as `stream` does."""
         try:
             while True:
-                while job.events:
-                    yield job.events.popleft()
-                if job.finish:
+                while request.events:
+                    yield request.events.popleft()
+                if request.finish:
                     break
-                job.receive()
-            if job.error:
-                raise job.error
-            yield Finished(job.name, job.result)
+                request.receive()
+            if request.error:
+                raise request.error
+            yield Finished(request.name, request.result)
         except KeyboardInterrupt:
-            raise Interrupted([self.result(job).trace]) from None
+            raise Interrupted([self.result(request).trace]) from None
         finally:
-            self.drop(job)
+            self.drop(request)
 
     async def run_async(
         self, document: Runnable, options: Options | None = None, *, name: str | None = None
@@ -278,20 +282,20 @@ class SGLangEngine:
     async def _follow_async(
         self, document: Runnable, options: Options | None, name: str | None, *, live: bool
     ) -> AsyncGenerator[Event, None]:
-        job = await asyncio.to_thread(self._job, document, options, name or "0", live=live)
+        request = await asyncio.to_thread(self._request, document, options, name or "0", live=live)
         try:
-            async with self.endpoint.session() as send, aclosing(send(job.body)) as chunks:
+            async with self.endpoint.session() as send, aclosing(send(request.body)) as chunks:
                 async for chunk in chunks:
-                    job.take(chunk)
-                    while job.events:
-                        yield job.events.popleft()
-                    if job.error:
+                    request.take(chunk)
+                    while request.events:
+                        yield request.events.popleft()
+                    if request.error:
                         break
-            if not job.finish:
-                job.stop()
-            if job.error:
-                raise job.error
-            yield Finished(job.name, job.result)
+            if not request.finish:
+                request.stop()
+            if request.error:
+                raise request.error
+            yield Finished(request.name, request.result)
         finally:
-            if not job.finish:
-                await asyncio.to_thread(self.drop, job)
+            if not request.finish:
+                await asyncio.to_thread(self.drop, request)

@@ -1,7 +1,7 @@
-"""Where the plugin hooks into SGLang, and what it checks before it does.
+"""Hooks of the plugin into SGLang, and what is checked before: versions, signatures, features.
 
-With adapter.py, memory.py and marks.py all of the contact with SGLang's scheduler: nothing else
-in mvspec imports that. An engine of this process is asked in endpoint.py.
+With adapter.py, kv_pool.py, sglang_req.py and logprobs.py all contact with SGLang's scheduler:
+nothing else in mvspec imports that. An engine of this process is asked in endpoint.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from mvspec.errors import Unsupported
 __all__ = [
     "FRONT_HOOKS",
     "HOOKS",
-    "Hook",
+    "ONLY_ONE",
+    "REFUSED_FLAGS",
+    "HookTarget",
     "check_request",
     "check_server",
     "hook",
@@ -38,7 +40,7 @@ _PARTS = "sglang.srt.managers.scheduler_components"
 
 
 @dataclass(frozen=True, slots=True)
-class Hook:
+class HookTarget:
     """One place of SGLang that the plugin wraps.
 
     Args:
@@ -52,41 +54,41 @@ class Hook:
 
 
 HOOKS = {
-    "begin": Hook(f"{_SCHEDULER}.run_event_loop", ()),
-    "admit": Hook(f"{_SCHEDULER}.handle_generate_request", ("recv_req",)),
-    "schedule": Hook(f"{_SCHEDULER}.get_next_batch_to_run", ("running_batch", "last_batch")),
-    "prefill": Hook(f"{_SCHEDULER}.get_new_batch_prefill", ("running_batch",)),
-    "launch": Hook(f"{_SCHEDULER}.run_batch", ("batch",)),
-    "processed": Hook(f"{_SCHEDULER}.process_batch_result", ("batch", "result")),
-    "abort": Hook(f"{_SCHEDULER}.abort_request", ("recv_req",)),
-    "idle": Hook(f"{_SCHEDULER}.is_fully_idle", ()),
-    "state": Hook(f"{_SCHEDULER}.get_internal_state", ("recv_req",)),
-    "pause": Hook("sglang.srt.managers.scheduler.retract_all", ("reqs",)),
-    "retract": Hook(f"{_BATCH}.ScheduleBatch.retract_decode", ()),
-    "place": Hook(
+    "begin": HookTarget(f"{_SCHEDULER}.run_event_loop", ()),
+    "admit": HookTarget(f"{_SCHEDULER}.handle_generate_request", ("recv_req",)),
+    "schedule": HookTarget(f"{_SCHEDULER}.get_next_batch_to_run", ("running_batch", "last_batch")),
+    "prefill": HookTarget(f"{_SCHEDULER}.get_new_batch_prefill", ("running_batch",)),
+    "launch": HookTarget(f"{_SCHEDULER}.run_batch", ("batch",)),
+    "processed": HookTarget(f"{_SCHEDULER}.process_batch_result", ("batch", "result")),
+    "abort": HookTarget(f"{_SCHEDULER}.abort_request", ("recv_req",)),
+    "idle": HookTarget(f"{_SCHEDULER}.is_fully_idle", ()),
+    "state": HookTarget(f"{_SCHEDULER}.get_internal_state", ("recv_req",)),
+    "pause": HookTarget("sglang.srt.managers.scheduler.retract_all", ("reqs",)),
+    "retract": HookTarget(f"{_BATCH}.ScheduleBatch.retract_decode", ()),
+    "place": HookTarget(
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
         ("batch", "model_runner"),
     ),
-    "sample": Hook(
+    "sample": HookTarget(
         "sglang.srt.model_executor.model_runner.ModelRunner.sample",
         ("logits_output", "forward_batch"),
     ),
-    "stream": Hook(
+    "stream": HookTarget(
         f"{_PARTS}.output_streamer.SchedulerOutputStreamer.stream_output",
         ("reqs", "return_logprob"),
     ),
-    "count": Hook(
+    "count": HookTarget(
         f"{_PARTS}.invariant_checker.SchedulerInvariantChecker._get_total_uncached_sizes", ()
     ),
 }
 """What the plugin wraps, by what it does there."""
 
 FRONT_HOOKS = {
-    "chat": Hook(
+    "chat": HookTarget(
         "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._convert_to_internal_request",
         ("request", "raw_request"),
     ),
-    "prompt": Hook(
+    "prompt": HookTarget(
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
         ("obj", "request"),
     ),
@@ -110,7 +112,7 @@ _NEEDED = {
 """What the plugin calls besides, by where it is: one of the names each, by version."""
 
 
-def verify(places: Mapping[str, Hook] = HOOKS) -> str:
+def verify(places: Mapping[str, HookTarget] = HOOKS) -> str:
     """Check that this SGLang is one that the plugin was made for.
 
     Args:
@@ -171,34 +173,49 @@ def missing_hooks() -> list[str]:
     return [place.target for place in HOOKS.values() if place.target not in HookRegistry._patched]
 
 
-def check_server(scheduler: Any, *, native: bool = False) -> None:
+REFUSED_FLAGS = {
+    "--speculative-algorithm": "a draft is one line of tokens",
+    "--enable-dp-attention": "the threads of a request are in one batch",
+    "--enable-mixed-chunk": "threads are prefilled in batches of their own",
+    "--enable-lora": "it was not tried",
+    "--lora-paths": "it was not tried",
+    "--enable-hierarchical-cache": "a joined sequence is no plain prefix",
+    "--enable-lmcache": "a joined sequence is no plain prefix",
+    "--enable-two-batch-overlap": "it was not tried",
+    "--skip-tokenizer-init": "structure is enforced with the tokenizer",
+    "--is-embedding": "an embedding model writes nothing",
+}
+"""Flags of SGLang that fork and join cannot be combined with, and why."""
+
+ONLY_ONE = ("--page-size", "--pp-size")
+"""Flags that may only be 1."""
+
+
+def check_server(scheduler: Any, *, adaptive: bool = False) -> None:
     """Refuse a server whose features fork and join cannot be combined with.
 
     Args:
         scheduler: after its start.
-        native: whether requests fork by themselves.
+        adaptive: whether requests fork by themselves.
 
     Raises:
         Unsupported: by the name of the flag.
     """
     args = scheduler.server_args
+
+    def given(flag: str) -> Any:
+        return getattr(args, flag[2:].replace("-", "_"), None)
+
     refused = {
-        "speculative decoding": getattr(args, "speculative_algorithm", None),
-        "--page-size above 1": scheduler.page_size > 1,
-        "--pp-size above 1": args.pp_size > 1,
-        "--enable-dp-attention": args.enable_dp_attention,
-        "--enable-mixed-chunk": getattr(scheduler, "is_mixed_chunk", False),
-        "--enable-lora": getattr(args, "enable_lora", False),
+        **{flag: given(flag) for flag in REFUSED_FLAGS},
+        **{f"{flag} above 1": (given(flag) or 1) > 1 for flag in ONLY_ONE},
         "--enable-priority-scheduling without --disable-priority-preemption": getattr(
             scheduler, "enable_priority_preemption", False
         ),
         "--enable-priority-scheduling and --max-queued-requests": (
             args.enable_priority_scheduling and args.max_queued_requests is not None
         ),
-        "--enable-hierarchical-cache": getattr(args, "enable_hierarchical_cache", False),
-        "--enable-lmcache": getattr(args, "enable_lmcache", False),
         "prefill and decode on different servers": args.disaggregation_mode != "null",
-        "--enable-two-batch-overlap": getattr(args, "enable_two_batch_overlap", False),
         "sliding windows": getattr(scheduler, "is_hybrid_swa", False),
         "state-space layers": getattr(scheduler, "is_hybrid_ssm", False),
         "multimodal positions": _has_mrope(scheduler),
@@ -206,9 +223,12 @@ def check_server(scheduler: Any, *, native: bool = False) -> None:
         "diffusion decoding": getattr(scheduler, "dllm_config", None) is not None,
         "embeddings": not scheduler.is_generation,
         # SGLang loads no plugins in these.
-        "--tokenizer-worker-num above 1": native and getattr(args, "tokenizer_worker_num", 1) > 1,
-        "--skip-tokenizer-init": scheduler.tokenizer is None,
+        "--tokenizer-worker-num above 1": adaptive and (given("--tokenizer-worker-num") or 1) > 1,
     }
+    _refuse(refused)
+
+
+def _refuse(refused: Mapping[str, Any]) -> None:
     found = [name for name, there in refused.items() if there]
     if found:
         raise Unsupported(f"fork and join do not work with {', '.join(found)}: leave it out")
@@ -220,12 +240,12 @@ def _has_mrope(scheduler: Any) -> bool:
     return "mrope_section" in scaling
 
 
-def check_request(recv: Any, *, native: bool = False) -> None:
+def check_request(recv: Any, *, unasked: bool = False) -> None:
     """Refuse a request that asks for what fork and join cannot be combined with.
 
     Args:
         recv: as SGLang's scheduler receives it.
-        native: whether it forks by itself; SGLang's own fields then say how it is sampled.
+        unasked: whether it forks by itself; SGLang's own fields then say how it is sampled.
 
     Raises:
         Unsupported: by the name of the field.
@@ -246,7 +266,7 @@ def check_request(recv: Any, *, native: bool = False) -> None:
         "frequency_penalty": getattr(sampling, "frequency_penalty", 0.0),
         "presence_penalty": getattr(sampling, "presence_penalty", 0.0),
         "min_new_tokens": getattr(sampling, "min_new_tokens", 0),
-        "n above 1 (send the plan several times, with a seed each)": not native
+        "n above 1 (send the plan several times, with a seed each)": not unasked
         and (getattr(sampling, "n", None) or 1) > 1,
         "stop_token_ids": getattr(sampling, "stop_token_ids", None),
         "stop_regex": getattr(sampling, "stop_regex_strs", None),
@@ -256,9 +276,7 @@ def check_request(recv: Any, *, native: bool = False) -> None:
         "token_ids_logprob": getattr(recv, "token_ids_logprob", None),
         "return_sampling_mask": getattr(recv, "return_sampling_mask", False),
     }
-    found = [name for name, there in refused.items() if there]
-    if found:
-        raise Unsupported(f"fork and join do not work with {', '.join(found)}: leave it out")
+    _refuse(refused)
 
 
 def make_plain(recv: Any) -> None:

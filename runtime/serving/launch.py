@@ -1,4 +1,4 @@
-"""Starting a server of SGLang that forks: what `mvspec serve` does."""
+"""The launch of a server of SGLang that forks: what `mvspec serve` does."""
 
 from __future__ import annotations
 
@@ -14,35 +14,19 @@ from mvspec.data.records import InputError
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
-from mvspec.runtime.serving.native import NATIVE
+from mvspec.runtime.serving.adaptive_requests import ADAPTIVE_LIMITS
+from mvspec.runtime.serving.hooks import ONLY_ONE, REFUSED_FLAGS
 
-__all__ = ["Launch"]
-
-_REFUSED = {
-    "--speculative-algorithm": "a draft is one line of tokens",
-    "--enable-dp-attention": "the threads of a request are in one batch",
-    "--enable-mixed-chunk": "threads come in by batches of their own",
-    "--enable-lora": "it was not tried",
-    "--lora-paths": "it was not tried",
-    "--enable-hierarchical-cache": "a joined sequence is no plain prefix",
-    "--enable-lmcache": "a joined sequence is no plain prefix",
-    "--enable-two-batch-overlap": "it was not tried",
-    "--skip-tokenizer-init": "structure is enforced with the tokenizer",
-    "--is-embedding": "an embedding model writes nothing",
-}
-"""Flags of SGLang that fork and join cannot be combined with, and why."""
-
-_ONE = ("--page-size", "--pp-size", "--pipeline-parallel-size")
-"""Flags that may only be 1."""
+__all__ = ["ServerLaunch"]
 
 
-class Launch:
+class ServerLaunch:
     """A server that is about to start.
 
     Args:
         model: folder or hub name.
         flags: SGLang's own, passed on.
-        native: limits of requests that fork by themselves; None where only plans fork.
+        adaptive: limits of requests that fork by themselves; None where only plans fork.
 
     Attributes:
         command: what is executed.
@@ -54,7 +38,7 @@ class Launch:
         Unsupported: a flag or the tokenizer that fork and join do not work with.
     """
 
-    def __init__(self, model: str, flags: Sequence[str], native: Limits | None = None) -> None:
+    def __init__(self, model: str, flags: Sequence[str], adaptive: Limits | None = None) -> None:
         found = importlib.util.find_spec("sglang")
         if found is None or not found.submodule_search_locations:
             raise InputError("serve needs SGLang beside mvspec: pip install 'mvspec[sglang]'")
@@ -62,10 +46,10 @@ class Launch:
         for name in ("--model-path", "--model"):
             if name in given:
                 raise InputError(f"{name}: the model is serve's argument, {model!r}")
-        for name, reason in _REFUSED.items():
+        for name, reason in REFUSED_FLAGS.items():
             if name in given:
                 raise Unsupported(f"fork and join do not work with {name}: {reason}")
-        for name in _ONE:
+        for name in (*ONLY_ONE, "--pipeline-parallel-size"):
             if given.get(name, "1") != "1":
                 raise Unsupported(f"fork and join need {name} 1, not {given[name]}")
         if "--enable-priority-scheduling" in given and (
@@ -78,21 +62,21 @@ class Launch:
             )
         if given.get("--disaggregation-mode", "null") != "null":
             raise Unsupported("fork and join need prefill and decode in one server")
-        if native is not None and given.get("--tokenizer-worker-num", "1") != "1":
+        if adaptive is not None and given.get("--tokenizer-worker-num", "1") != "1":
             raise Unsupported("--native needs --tokenizer-worker-num 1: others load no plugins")
         self.notes: list[str] = []
-        self._check_tags(given.get("--tokenizer-path", model), native)
+        self._check_tags(given.get("--tokenizer-path", model), adaptive)
         self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, *flags]
         incremental = "--incremental-streaming-output"
         if incremental not in given and _streams_deltas(Path(found.submodule_search_locations[0])):
             # Else every chunk of a stream repeats all that came before it.
             self.command.append(incremental)
         self.environment = {**os.environ, "MVSPEC": "require"}
-        self.environment.pop(NATIVE, None)
-        if native is not None:
-            self.environment[NATIVE] = native.model_dump_json(exclude_unset=True)
+        self.environment.pop(ADAPTIVE_LIMITS, None)
+        if adaptive is not None:
+            self.environment[ADAPTIVE_LIMITS] = adaptive.model_dump_json(exclude_unset=True)
 
-    def _check_tags(self, name: str, native: Limits | None) -> None:
+    def _check_tags(self, name: str, adaptive: Limits | None) -> None:
         try:
             tokenizer = load_tokenizer(name)
         except MvspecError as error:
@@ -103,7 +87,7 @@ class Launch:
             Vocabulary.of(tokenizer)
             return
         lacks = f"the tokenizer of {name} lacks {', '.join(missing)}"
-        if native is not None:
+        if adaptive is not None:
             raise Unsupported(f"--native: {lacks}: only a model that was taught the tags forks")
         self.notes.append(f"{lacks}: this server runs untagged plans, and its model never forks")
         Vocabulary.of(tokenizer, tagged=False)

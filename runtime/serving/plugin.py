@@ -1,4 +1,4 @@
-"""The plugin of SGLang: the entry point, and what each hook does.
+"""The plugin of SGLang: its entry point, and the hooks of a step.
 
 SGLang loads it in every one of its processes (entry-point group `sglang.srt.plugins`).
 """
@@ -12,19 +12,29 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+import torch
+from torch import Tensor
+
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.limits import Limits
 from mvspec.runtime.lexicon import Lexicon
-from mvspec.runtime.serving import hooks, marks
-from mvspec.runtime.serving.adapter import Adapter
-from mvspec.runtime.serving.exposition import Exposition
-from mvspec.runtime.serving.families import Families
-from mvspec.runtime.serving.forwards import Forwards
-from mvspec.runtime.serving.front import Front
-from mvspec.runtime.serving.masks import Masks
-from mvspec.runtime.serving.native import native_limits, native_options, native_order
-from mvspec.runtime.serving.order import KEY, Order
+from mvspec.runtime.serving import hooks
+from mvspec.runtime.serving.adapter import SchedulerAdapter
+from mvspec.runtime.serving.adaptive_requests import (
+    adaptive_limits,
+    adaptive_options,
+    adaptive_payload,
+    has_tags,
+)
+from mvspec.runtime.serving.fork_scheduler import ForkScheduler
+from mvspec.runtime.serving.logits_processor import LogitsProcessor, upload
+from mvspec.runtime.serving.logprobs import put_model_logprobs, sampled
+from mvspec.runtime.serving.openai_frontend import OpenAIFrontend
+from mvspec.runtime.serving.prometheus import PrometheusMetrics
+from mvspec.runtime.serving.protocol import KEY, PlanPayload
+from mvspec.runtime.serving.sglang_req import is_thread, thread_rows, without_threads
 
 __all__ = ["register"]
 
@@ -36,16 +46,16 @@ def register() -> None:
     if os.environ.get("MVSPEC") == "off":
         return
     try:
-        native = native_limits() is not None
-        version = hooks.verify(hooks.HOOKS | hooks.FRONT_HOOKS if native else hooks.HOOKS)
+        adaptive = adaptive_limits() is not None
+        version = hooks.verify(hooks.HOOKS | hooks.FRONT_HOOKS if adaptive else hooks.HOOKS)
     except MvspecError as error:
         _refuse(error)
         return
     plugin = Plugin()
-    if native:
-        front = Front()
-        hooks.hook("chat", front.chat, "around")
-        hooks.hook("prompt", front.prompt, "before")
+    if adaptive:
+        frontend = OpenAIFrontend()
+        hooks.hook("chat", frontend.chat, "around")
+        hooks.hook("prompt", frontend.prompt, "before")
     for name, kind in (
         ("begin", "before"),
         ("admit", "around"),
@@ -74,37 +84,44 @@ def _refuse(error: MvspecError) -> None:
     log.warning("mvspec: plans are refused on this server: %s", error)
 
 
-class Plugin(Forwards):
-    """What the hooks do, in one process of SGLang."""
+class Plugin:
+    """The hooks of one process of SGLang, by the names of `HOOKS`.
+
+    Attributes:
+        forks: the scheduler of requests that fork; None where the server cannot.
+        processor: of its threads' logits.
+        metrics: where Prometheus is asked for.
+        reason: why this server refuses plans.
+    """
 
     def __init__(self) -> None:
-        super().__init__()
-        self.exposition: Exposition | None = None
+        self.forks: ForkScheduler | None = None
+        self.processor: LogitsProcessor | None = None
+        self.metrics: PrometheusMetrics | None = None
         self.reason = ""
-        """Why this server refuses plans."""
         self._scheduler: Any = None
-        self._native = native_limits()
+        self._adaptive = adaptive_limits()
         self._tags: frozenset[int] = frozenset()
 
-    def _ready(self, scheduler: Any) -> Families | None:
-        """Return the scheduler's families; None where it cannot fork."""
+    def begin(self, scheduler: Any, *args: Any, **kw: Any) -> None:
+        """Prepare for a scheduler; refuse a server that cannot fork before it answers anybody."""
         if self._scheduler is scheduler:
-            return self.families
+            return
         self._scheduler = scheduler
         try:
             if missing := hooks.missing_hooks():
                 raise Unsupported(f"SGLang did not apply the hooks of {', '.join(missing)}")
-            hooks.check_server(scheduler, native=self._native is not None)
-            adapter = Adapter(scheduler)
-            tokenizer = scheduler.tokenizer
-            vocabulary = Vocabulary.of(tokenizer, tagged=marks.has_tags(tokenizer))
-            ends = set(scheduler.model_config.hf_eos_token_id or ()) | {tokenizer.eos_token_id}
-            lexicon = Lexicon(vocabulary, scheduler.model_config.vocab_size, ends - {None})
-            self.families = Families(adapter, lexicon)
-            self.masks = Masks(lexicon, scheduler.model_config.vocab_size)
+            hooks.check_server(scheduler, adaptive=self._adaptive is not None)
+            adapter = SchedulerAdapter(scheduler)
+            tokenizer, config = scheduler.tokenizer, scheduler.model_config
+            vocabulary = Vocabulary.of(tokenizer, tagged=has_tags(tokenizer))
+            ends = set(config.hf_eos_token_id or ()) | {tokenizer.eos_token_id}
+            lexicon = Lexicon(vocabulary, config.vocab_size, ends - {None})
+            self.forks = ForkScheduler(adapter, lexicon)
+            self.processor = LogitsProcessor(lexicon, config.vocab_size)
             self._tags = frozenset(vocabulary.tag_ids.values())
             if labels := adapter.labels:
-                self.exposition = Exposition(self.families.counters, labels)
+                self.metrics = PrometheusMetrics(self.forks.counters, labels)
             # Threads are made of many small objects, and a full collection that they cause would
             # walk through all of the server's modules each time: half a second without a step.
             # What they make lives until its request ends, and then goes without a collection.
@@ -115,19 +132,14 @@ class Plugin(Forwards):
         except MvspecError as error:
             self.reason = str(error)
             _refuse(error)
-        return self.families
-
-    def begin(self, scheduler: Any, *args: Any, **kw: Any) -> None:
-        """Refuse a server that cannot fork before it answers anybody."""
-        self._ready(scheduler)
 
     # Arrival
 
     def admit(
         self, original: Callable[..., Any], scheduler: Any, recv: Any, *args: Any, **kw: Any
     ) -> Any:
-        """Begin a request that forks where the server would begin a plain one."""
-        self._ready(scheduler)
+        """Admit a request that forks where the server would queue a plain one."""
+        self.begin(scheduler)
         asked = self._asked(recv)
         if asked is None:
             return original(scheduler, recv, *args, **kw)
@@ -138,71 +150,66 @@ class Plugin(Forwards):
         queue = scheduler.waiting_queue
         if len(queue) == before or queue[-1].rid != recv.rid or queue[-1].to_finish is not None:
             return out  # SGLang has refused it by itself
-        face = queue[-1]
+        client_req = queue[-1]
         try:
             if isinstance(asked, MvspecError):
                 raise asked
-            assert self.families is not None
-            seeded = not asked.native or recv.sampling_params.sampling_seed is not None
-            queue[-1] = self.families.admit(face, asked, seeded=seeded)
-        except MvspecError as error:
-            queue.pop()
-            self._decline(scheduler, face, str(error), 400, type(error).__name__)
+            assert self.forks is not None
+            seeded = not asked.unasked or recv.sampling_params.sampling_seed is not None
+            queue[-1] = self.forks.admit(client_req, asked, seeded=seeded)
         except Exception as error:
-            log.error("request %s ended by a fault of mvspec", face.rid, exc_info=error)
             queue.pop()
-            fault = f"a fault of mvspec: {type(error).__name__}: {error}"
-            self._decline(scheduler, face, fault, 500, "MvspecError")
+            self._decline(scheduler, client_req, error)
         return out
 
-    def _asked(self, recv: Any) -> Order | MvspecError | None:
+    def _asked(self, recv: Any) -> PlanPayload | MvspecError | None:
         """Return how a request forks, or why it cannot; None where it is a plain one."""
         custom = getattr(recv.sampling_params, "custom_params", None)
-        families, limits = self.families, self._native
+        forks, limits = self.forks, self._adaptive
         try:
             if not isinstance(custom, dict) or KEY not in custom:
-                if families is None or limits is None or not families.lexicon.vocabulary.tagged:
+                if forks is None or limits is None or not forks.lexicon.vocabulary.tagged:
                     return None
-                return native_order(recv, limits, self._tags)
+                return adaptive_payload(recv, limits, self._tags)
             text = custom.pop(KEY)
-            if families is None:
+            if forks is None:
                 raise Unsupported(self.reason)
-            order = Order.from_json(text)
-            hooks.check_request(recv, native=order.native)
-            if order.native:
-                options = native_options(recv, limits or Limits())
-                order = order.model_copy(update={"options": options})
-            return order
+            payload = PlanPayload.from_json(text)
+            hooks.check_request(recv, unasked=payload.unasked)
+            if payload.unasked:
+                options = adaptive_options(recv, limits or Limits())
+                payload = payload.model_copy(update={"options": options})
+            return payload
         except MvspecError as error:
             return error
         except Exception as error:
-            log.error("request %s ended by a fault of mvspec", recv.rid, exc_info=error)
-            return MvspecError(f"a fault of mvspec: {type(error).__name__}: {error}")
+            return _fault(recv.rid, error)
 
-    def _decline(self, scheduler: Any, face: Any, message: str, status: int, kind: str) -> None:
-        families = self.families
-        if families is not None:
-            families.counters.refused += status == 400
-            families.counters.faults += status != 400
-        adapter = Adapter(scheduler) if families is None else families.adapter
+    def _decline(self, scheduler: Any, client_req: Any, error: Exception) -> None:
+        known = isinstance(error, MvspecError)
+        status, kind = (400, type(error).__name__) if known else (500, "MvspecError")
+        message = str(error if known else _fault(client_req.rid, error))
+        if self.forks is not None:
+            self.forks.counters["refused" if known else "faults"] += 1
+        adapter = SchedulerAdapter(scheduler) if self.forks is None else self.forks.adapter
         if adapter.is_first:
-            told = {"rid": face.rid, "finish": "refused", "reason": message[:200]}
+            told = {"rid": client_req.rid, "finish": "refused", "reason": message[:200]}
             log.info("mvspec %s", json.dumps(told))
-        adapter.refuse(face, message[:2000], status, kind)
+        adapter.refuse(client_req, message[:2000], status, kind)
 
     def abort(self, original: Callable[..., Any], scheduler: Any, recv: Any) -> Any:
-        """End requests that a client gives up."""
-        families = self.families
-        if not families:
+        """Abort requests that a client gives up."""
+        forks = self.forks
+        if not forks:
             return original(scheduler, recv)
-        queued = families.queued(scheduler.waiting_queue)
+        queued = forks.queued()
         out = original(scheduler, recv)
-        still = {id(family) for family in families.queued(scheduler.waiting_queue)}
-        for family in queued:
-            if id(family) not in still:
-                families.forget(family)  # SGLang has answered it
-        families.adapter.keep_chunked(families.strand)
-        families.abort(
+        still = {id(request) for request in forks.queued()}
+        for request in queued:
+            if id(request) not in still:
+                forks.forget(request)  # SGLang has answered it
+        forks.adapter.keep_chunked()
+        forks.abort(
             lambda rid: (
                 recv.abort_all or rid.startswith(recv.rid) or recv.rid.startswith(f"{rid}/")
             ),
@@ -214,72 +221,121 @@ class Plugin(Forwards):
 
     def schedule(self, scheduler: Any, running_batch: Any, last_batch: Any) -> None:
         """Let threads fork and join."""
-        if self.families:
-            self.families.step([running_batch, last_batch])
+        if self.forks:
+            self.forks.schedule([running_batch, last_batch])
 
     def prefill(self, original: Callable[..., Any], scheduler: Any, running_batch: Any) -> Any:
-        """Let threads come in before new requests do."""
-        families = self.families
-        if families:
-            batch = families.extend(running_batch)
-            if batch is not None or families.starving or families.holding:
-                return families.adapter.plan(batch, running_batch)
-            if families.holds_chunk(running_batch):
-                return families.adapter.plan(None, running_batch)
-            running_batch.batch_is_full = False  # families give memory back at any time
-        return original(scheduler, running_batch)
+        """Prefill threads before new requests."""
+        batch = self.forks.prefill(running_batch) if self.forks else None
+        return original(scheduler, running_batch) if batch is None else batch
 
     def retract(self, original: Callable[..., Any], batch: Any, *args: Any, **kw: Any) -> Any:
         """Make room for a decode step."""
-        families = self.families
-        if not families:  # those that are out hold memory too
+        forks = self.forks
+        if not forks:  # those that have no row hold memory too
             return original(batch, *args, **kw)
-        retracted, aborted = families.retract(batch, [*args, *kw.values()])
-        return retracted, families.adapter.ratio, aborted
+        retracted, aborted = forks.retract(batch, [*args, *kw.values()])
+        return retracted, forks.adapter.kv.new_token_ratio, aborted
 
     def pause(self, reqs: list[Any], **kw: Any) -> None:
-        """Take threads from those that a pause gives up: the server cannot run them again."""
-        if self.families:
-            self.families.pause(reqs)
+        """Evict threads where a pause retracts all: the server cannot run them again."""
+        if self.forks:
+            self.forks.pause(reqs)
 
-    # A step
+    # A forward
 
     def launch(self, scheduler: Any, batch: Any, *args: Any, **kw: Any) -> None:
         """Note which requests read their last chunk."""
-        if self.families:
-            self.families.adapter.note_chunks(batch)
+        if self.forks:
+            self.forks.adapter.note_chunks(batch)
+
+    def place(self, forward: Any, cls: Any, batch: Any, *args: Any, **kw: Any) -> None:
+        """Give tokens the positions of the law."""
+        if not self.forks or forward.positions is None:
+            return
+        shifts = [getattr(req, "position_shift", 0) for req in batch.reqs]
+        if not any(shifts):
+            return
+        moved = np.array(shifts, dtype=np.int64)
+        if not forward.forward_mode.is_decode():
+            moved = np.repeat(moved, batch.extend_lens)
+        shift = torch.from_numpy(moved).to(forward.positions.device, non_blocking=True)
+        forward.positions = forward.positions - shift.to(forward.positions.dtype)
+
+    def sample(
+        self,
+        original: Callable[..., Any],
+        runner: Any,
+        logits: Any,
+        forward: Any,
+        *args: Any,
+        **kw: Any,
+    ) -> Any:
+        """Hold threads to what may come, and measure what the model itself thinks of it."""
+        forks, processor, info = self.forks, self.processor, forward.sampling_info
+        rows = thread_rows(info.grammars) if forks else []
+        if not rows or forks is None or processor is None:
+            with without_threads(info):
+                return original(runner, logits, forward, *args, **kw)
+        ended = [(row, thread) for row, thread in rows if not forks.adapter.is_chunk(thread.req)]
+        forks.complete([thread for _, thread in ended])
+        sampling = [(row, thread) for row, thread in ended if thread.sampling]
+        scores: Tensor = logits.next_token_logits
+        raw = index = None
+        if sampling and forward.return_logprob:
+            index = upload([row for row, _ in sampling], scores.device)
+            raw = scores[index].float()
+        given = [(row, thread.state.given[0]) for row, thread in sampling if thread.state.given]
+        for thread in processor.apply(scores, [r for r in sampling if not r[1].state.given]):
+            forks.stuck(thread)
+        held = processor.hold(scores, sampling)
+        with without_threads(info):
+            ids = original(runner, logits, forward, *args, **kw)
+        if held is not None:
+            processor.draw(held, ids)
+        if given:  # what it writes is known: nothing is to be drawn
+            at, forced = upload(np.array(given).T, ids.device)
+            ids.scatter_(0, at, forced.to(ids.dtype))
+        if raw is not None and index is not None:
+            put_model_logprobs(logits, [row for row, _ in sampling], index, raw, ids)
+        return ids
 
     def processed(self, result: Any, scheduler: Any, batch: Any, *args: Any, **kw: Any) -> None:
-        """Take what was drawn, and tell the clients what is new."""
-        if self.families:
-            self.families.take(marks.drawn(batch.reqs))
-            self.families.tell()
-        if self.exposition is not None and self.families is not None:
-            self.exposition.update(self.families.live_threads)
+        """Take what was sampled, and respond to the clients."""
+        if self.forks:
+            self.forks.take(sampled(batch.reqs))
+            self.forks.respond()
+        if self.metrics is not None and self.forks is not None:
+            self.metrics.update(self.forks.live_threads)
 
     def stream(self, streamer: Any, reqs: Any, *args: Any, **kw: Any) -> Any:
-        """Keep threads from the clients: their families answer for them."""
-        if self.families is None or not self.families.counters.requests:
-            return None  # results of threads come even after their family has gone
-        shown = [req for req in reqs if not marks.is_strand(req)]
+        """Keep threads from the clients: their requests are answered as a whole."""
+        if self.forks is None or not self.forks.counters["requests"]:
+            return None  # results of threads come even after their request has gone
+        shown = [req for req in reqs if not is_thread(req)]
         return (streamer, shown, *args), kw
 
     # Checks
 
     def idle(self, result: bool, scheduler: Any, *args: Any, **kw: Any) -> bool | None:
         """A server with waiting threads is not idle; one that is paused may be, without memory."""
-        if not self.families or (scheduler._engine_paused and not self.families.held):
+        if not self.forks or (scheduler._engine_paused and not self.forks.resident):
             return None
         return False
 
     def state(self, result: Any, scheduler: Any, *args: Any, **kw: Any) -> None:
         """Add what the plugin does to what the server says of itself."""
-        if self.families is not None:
-            result.internal_state["mvspec"] = self.families.state()
+        if self.forks is not None:
+            result.internal_state["mvspec"] = self.forks.state()
 
     def count(self, result: Any, checker: Any) -> Any:
-        """Threads without a row hold slots as well."""
-        if not self.families:
+        """Count the slots of threads without a row among those in use."""
+        if not self.forks:
             return None
         full, sliding = result
-        return full + self.families.uncounted, sliding
+        return full + self.forks.uncounted_slots, sliding
+
+
+def _fault(rid: str, error: Exception) -> MvspecError:
+    log.error("request %s ended by a fault of mvspec", rid, exc_info=error)
+    return MvspecError(f"a fault of mvspec: {type(error).__name__}: {error}")

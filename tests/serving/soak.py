@@ -27,7 +27,7 @@ import mvspec as mv
 from mvspec.compiler import plan_document
 from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Sampling
-from mvspec.runtime.serving.order import KEY, Order
+from mvspec.runtime.serving.protocol import KEY, PlanPayload
 from mvspec.trace import Trace
 
 
@@ -44,7 +44,7 @@ class Soak:
         self.worst = 0.0
         self.wrong: list[str] = []
 
-    def order(self) -> tuple[str, dict[str, Any], list[int]]:
+    def payload(self) -> tuple[str, dict[str, Any], list[int]]:
         """Return a kind, the body of a request, and its prompt."""
         draw = self.draw
         body: dict[str, Any] = {"return_logprob": True, "rid": f"soak-{draw.getrandbits(64):x}"}
@@ -75,21 +75,21 @@ class Soak:
                 texts = {hole.name: "It is one" for hole in document.holes}
                 document, options = document.fill(texts), Options(decode=True)
         plan = plan_document(document, self.tokenizer, template=True)
-        ids, order = Order.of(plan, options, live=draw.random() < 0.5)
+        ids, payload = PlanPayload.of(plan, options, live=draw.random() < 0.5)
         body |= {
             "input_ids": ids,
             "stream": draw.random() < 0.3,
             "sampling_params": {
                 "temperature": options.sampling.temperature,
                 "max_new_tokens": 1500,
-                "custom_params": {KEY: order.model_dump_json()},
+                "custom_params": {KEY: payload.model_dump_json()},
             },
         }
         return kind, body, ids
 
     async def one(self, session: aiohttp.ClientSession) -> None:
         """Send one request and check its answer."""
-        kind, body, prompt = self.order()
+        kind, body, prompt = self.payload()
         self.sums[kind] += 1
         gives_up = self.draw.random() < self.give_up
         after = self.draw.random() * 2.0

@@ -10,7 +10,7 @@ from served import Served
 import mvspec as mv
 from mvspec.compiler import plan_document
 from mvspec.runtime import Options
-from mvspec.runtime.serving.order import KEY, Order
+from mvspec.runtime.serving.protocol import KEY, PlanPayload
 
 
 def test_prompts_are_shared(server: Served, reference: Any) -> None:
@@ -19,14 +19,14 @@ def test_prompts_are_shared(server: Served, reference: Any) -> None:
         mv.assistant(mv.parallel(mv.branch("One", "It is."), mv.branch("Two", "So."))),
     )
     plan = plan_document(document, reference.tokenizer, template=True)
-    ids, order = Order.of(plan, Options(decode=True), live=False)
+    ids, payload = PlanPayload.of(plan, Options(decode=True), live=False)
 
     def cached() -> int:
         answer = httpx.post(
             f"{server.url}/generate",
             json={
                 "input_ids": ids,
-                "sampling_params": {"custom_params": {KEY: order.model_dump_json()}},
+                "sampling_params": {"custom_params": {KEY: payload.model_dump_json()}},
             },
             timeout=120,
         ).json()

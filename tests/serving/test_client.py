@@ -28,9 +28,14 @@ from mvspec.runtime import (
     TakenBack,
     Written,
 )
-from mvspec.runtime.serving.job import Job
-from mvspec.runtime.serving.order import KEY, Order
-from mvspec.runtime.serving.wire import decode_result, encode_event, encode_result
+from mvspec.runtime.serving.client_request import ClientRequest
+from mvspec.runtime.serving.protocol import (
+    KEY,
+    PlanPayload,
+    decode_result,
+    encode_event,
+    encode_result,
+)
 from mvspec.trace import Result, Trace
 
 
@@ -161,13 +166,13 @@ def test_events_hold_the_trace(engine: Any, reference: Any) -> None:
 
 
 def test_events_come_while_it_goes_on(server: Served, engine: Any) -> None:
-    job = engine.submit(ASK, Options(limits=Limits(max_tokens=1500)))
-    events = engine.follow(job)
+    request = engine.submit(ASK, Options(limits=Limits(max_tokens=1500)))
+    events = engine.follow(request)
     first = next(event for event in events if isinstance(event, Written))
-    assert not server.lines(f'mvspec {{"rid": "{job.rid}"')  # what the log says at its end
+    assert not server.lines(f'mvspec {{"rid": "{request.rid}"')  # what the log says at its end
     last = [event for event in events if isinstance(event, Written)][-1]
     assert first.forward < last.forward
-    assert server.ended(job.rid)["tokens"] == 1500
+    assert server.ended(request.rid)["tokens"] == 1500
 
 
 def test_a_filled_hole_is_told_with_its_value(engine: Any) -> None:
@@ -204,13 +209,13 @@ def test_tokens_are_sent_only_where_somebody_reads_them(
     engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chunks: list[Any] = []
-    take = Job.take
+    take = ClientRequest.take
 
-    def counted(job: Job, chunk: Any) -> None:
+    def counted(request: ClientRequest, chunk: Any) -> None:
         chunks.append(chunk)
-        take(job, chunk)
+        take(request, chunk)
 
-    monkeypatch.setattr(Job, "take", counted)
+    monkeypatch.setattr(ClientRequest, "take", counted)
     options = Options(limits=Limits(max_tokens=150))
     streamed = list(engine.stream(ASK, options))[-1].result
     many = len(chunks)
@@ -222,13 +227,13 @@ def test_tokens_are_sent_only_where_somebody_reads_them(
 
 def test_a_long_hole_is_not_silent(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     totals: list[int] = []
-    take = Job.take
+    take = ClientRequest.take
 
-    def counted(job: Job, chunk: Any) -> None:
+    def counted(request: ClientRequest, chunk: Any) -> None:
         totals.append(chunk["meta_info"]["completion_tokens"])
-        take(job, chunk)
+        take(request, chunk)
 
-    monkeypatch.setattr(Job, "take", counted)
+    monkeypatch.setattr(ClientRequest, "take", counted)
     hole = mv.gen("a", 300, regex="[a-z ]{290,300}")
     engine.run(mv.document(mv.user("Well?"), mv.assistant("So ", hole)))
     assert len(totals) > 3
@@ -246,11 +251,11 @@ def test_what_a_stream_tells_of_holes_is_never_taken_back(
     )
     for seed in range(4):
         options = Options(Sampling(temperature=1.0, seed=seed))
-        ids, order = Order.of(engine.plan(document), options, live=live)
+        ids, payload = PlanPayload.of(engine.plan(document), options, live=live)
         body = {
             "input_ids": ids,
             "stream": True,
-            "sampling_params": {"custom_params": {KEY: order.model_dump_json()}},
+            "sampling_params": {"custom_params": {KEY: payload.model_dump_json()}},
         }
         sent: list[int] = []
         with httpx.stream("POST", f"{server.url}/generate", json=body, timeout=60.0) as answer:

@@ -19,18 +19,18 @@ import mvspec as mv
 from mvspec.errors import MvspecError, Unsupported, VerifyError
 from mvspec.law.limits import Limits
 from mvspec.runtime import Interrupted, Options, SGLangEngine, Written
-from mvspec.runtime.serving.job import Job
+from mvspec.runtime.serving.client_request import ClientRequest
 
 ASK = mv.document(mv.user("Well?"))
 LONG = Options(limits=Limits(max_tokens=3000))
 
 
 def test_leaving_a_stream_ends_the_request(server: Served, engine: Any) -> None:
-    job = engine.submit(ASK, LONG)
-    for event in engine.follow(job):
+    request = engine.submit(ASK, LONG)
+    for event in engine.follow(request):
         if isinstance(event, Written):
             break
-    assert server.ended(job.rid)["finish"] == "abort"
+    assert server.ended(request.rid)["finish"] == "abort"
 
 
 def test_leaving_an_async_stream_ends_the_request(server: Served, engine: Any) -> None:
@@ -141,7 +141,9 @@ def test_an_answer_of_a_server_without_the_plugin_is_recognised(
     for end in (chunk["meta_info"]["finish_reason"], None):  # the last one, and one before it
         chunk["meta_info"]["finish_reason"] = end
         for live in (True, False):
-            job = Job("0", engine.plan(ASK), Options(), "the server", "model", live=live)
-            job.take(chunk)
-            assert isinstance(job.error, Unsupported)
-            assert "without mvspec's plugin" in str(job.error)
+            request = ClientRequest(
+                "0", engine.plan(ASK), Options(), "the server", "model", live=live
+            )
+            request.take(chunk)
+            assert isinstance(request.error, Unsupported)
+            assert "without mvspec's plugin" in str(request.error)

@@ -12,11 +12,11 @@ from served import Served
 import mvspec as mv
 from mvspec.compiler.plan import ExecutionPlan, Extend, Fork, Generate, Join
 from mvspec.runtime import Options
-from mvspec.runtime.serving.order import Order
+from mvspec.runtime.serving.protocol import PlanPayload
 
 
-def post(server: Served, order: Any, **more: Any) -> httpx.Response:
-    params = {"max_new_tokens": 8, "temperature": 0, "custom_params": {"mvspec": order}}
+def post(server: Served, payload: Any, **more: Any) -> httpx.Response:
+    params = {"max_new_tokens": 8, "temperature": 0, "custom_params": {"mvspec": payload}}
     params |= more.pop("sampling_params", {})
     body = {"input_ids": [5, 6, 7], "sampling_params": params, **more}
     return httpx.post(f"{server.url}/generate", json=body, timeout=120.0)
@@ -36,17 +36,17 @@ def goes_on(server: Served, engine: Any) -> Any:
     assert server.process.poll() is None
 
 
-def order(engine: Any, **changes: Any) -> dict[str, Any]:
-    """An order that would run, with changes."""
+def payload(engine: Any, **changes: Any) -> dict[str, Any]:
+    """A payload that would run, with changes."""
     document = mv.document(
         mv.user("Well?"), mv.assistant(mv.parallel(mv.branch("One", mv.gen("a", 4))))
     )
-    _, made = Order.of(engine.plan(document), Options(), live=False)
+    _, made = PlanPayload.of(engine.plan(document), Options(), live=False)
     return made.model_dump(mode="json") | changes
 
 
 HOLE = '{"ops": [{"op": "generate", "thread": 0, "hole": {"name": "a", %s}}]}'
-OPTIONS = json.loads(Order().model_dump_json())["options"]
+OPTIONS = json.loads(PlanPayload().model_dump_json())["options"]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_json_that_nests_too_deep(server: Served) -> None:
 def test_what_plans_cannot_be_combined_with_is_refused_by_name(
     server: Served, engine: Any, more: dict[str, Any], reason: str
 ) -> None:
-    assert reason in refused(post(server, json.dumps(order(engine)), **more))
+    assert reason in refused(post(server, json.dumps(payload(engine)), **more))
 
 
 def test_ids_of_tags_in_a_prompt_need_a_plan(server: Served, engine: Any) -> None:
@@ -212,7 +212,7 @@ def test_a_refusal_is_in_the_log(server: Served) -> None:
 
 
 def test_an_order_without_a_prompt(server: Served, engine: Any) -> None:
-    params = {"custom_params": {"mvspec": json.dumps(order(engine))}}
+    params = {"custom_params": {"mvspec": json.dumps(payload(engine))}}
     body = {"input_ids": [], "sampling_params": params}
     answer = httpx.post(f"{server.url}/generate", json=body, timeout=60.0)
     assert answer.status_code == 400

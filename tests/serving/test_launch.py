@@ -27,7 +27,7 @@ from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.limits import Limits
 from mvspec.runtime import Options, SGLangEngine
-from mvspec.runtime.serving.launch import Launch
+from mvspec.runtime.serving.launch import ServerLaunch
 
 
 @pytest.fixture(scope="module")
@@ -65,26 +65,26 @@ def test_flags_that_forks_do_not_work_with_are_refused_by_name(
 ) -> None:
     name = flags[0].partition("=")[0].replace("_", "-")
     with pytest.raises(Unsupported, match=name if "disagg" not in name else "one server"):
-        Launch(str(folder), flags)
+        ServerLaunch(str(folder), flags)
 
 
 def test_what_is_started(folder: Path) -> None:
-    launch = Launch(str(folder), ["--port", "31000", "--page-size", "1"], Limits(max_depth=2))
+    launch = ServerLaunch(str(folder), ["--port", "31000", "--page-size", "1"], Limits(max_depth=2))
     assert launch.command[1:5] == ["-m", "sglang.launch_server", "--model-path", str(folder)]
     assert launch.command[5:9] == ["--port", "31000", "--page-size", "1"]
     assert launch.environment["MVSPEC"] == "require"
     assert json.loads(launch.environment["MVSPEC_NATIVE"]) == {"max_depth": 2}
     assert not launch.notes
-    assert "MVSPEC_NATIVE" not in Launch(str(folder), []).environment
+    assert "MVSPEC_NATIVE" not in ServerLaunch(str(folder), []).environment
 
 
 def test_a_model_without_tags_is_told_of(untagged: Path) -> None:
-    (note,) = Launch(str(untagged), []).notes
+    (note,) = ServerLaunch(str(untagged), []).notes
     assert "lacks <Think>, </Think>" in note
     with pytest.raises(Unsupported, match="only a model that was taught the tags forks"):
-        Launch(str(untagged), [], Limits())
+        ServerLaunch(str(untagged), [], Limits())
     with pytest.raises(InputError, match="the tokenizer of /nowhere"):
-        Launch("/nowhere", [])
+        ServerLaunch("/nowhere", [])
 
 
 def command(*arguments: str) -> Any:

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 import mvspec as mv
 from mvspec.compiler import plan_document, plan_layout
 from mvspec.runtime import Options
-from mvspec.runtime.serving.order import KEY, Order
+from mvspec.runtime.serving.protocol import KEY, PlanPayload
 from mvspec.trace import Trace
 
 NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
@@ -68,16 +68,16 @@ def press(served: Served, folder: Path) -> int:
 
     document = mv.document(mv.user("Well?"), mv.assistant(block(2), "\nSo.\n", block(20)))
     plan = plan_document(document, tokenizer, template=True)
-    order = Order.of(plan, Options(decode=True), live=False)
+    payload = PlanPayload.of(plan, Options(decode=True), live=False)
     with ThreadPoolExecutor() as pool:
-        traces = list(pool.map(lambda _: replay(served, *order), range(8)))
+        traces = list(pool.map(lambda _: replay(served, *payload), range(8)))
     assert all(reference.worst(trace)[1] < 5e-5 for trace in traces)
     state = httpx.get(f"{served.url}/server_info", timeout=60).json()["internal_states"][0]
     rebuilt: int = state["mvspec"]["counters"]["rebuilt"]
     return rebuilt
 
 
-def replay(server: Served, ids: list[int], order: Order) -> Trace:
+def replay(server: Served, ids: list[int], payload: PlanPayload) -> Trace:
     """Return the trace of a plan that a server was given."""
     answer = httpx.post(
         f"{server.url}/generate",
@@ -87,7 +87,7 @@ def replay(server: Served, ids: list[int], order: Order) -> Trace:
             "sampling_params": {
                 "temperature": 0,
                 "max_new_tokens": 2000,
-                "custom_params": {KEY: order.model_dump_json()},
+                "custom_params": {KEY: payload.model_dump_json()},
             },
         },
         timeout=120,
@@ -103,7 +103,7 @@ def test_a_replay_is_the_document_and_the_layout(
     document = random_document(random.Random(seed), depth=3)
     document = document.fill({hole.name: "It is one" for hole in document.holes})
     plan = plan_document(document, reference.tokenizer, template=True)
-    trace = replay(server, *Order.of(plan, Options(decode=True), live=False))
+    trace = replay(server, *PlanPayload.of(plan, Options(decode=True), live=False))
     count, worst = Reference(str(folder)).worst(trace)
     layout, wanted = trace.layout, plan_layout(plan)
     assert count == wanted.loss_mask.sum()
@@ -126,7 +126,7 @@ def test_siblings_do_not_interfere(server: Served, reference: Any) -> None:
             ),
         )
         plan = plan_document(document, reference.tokenizer, template=True)
-        trace = replay(server, *Order.of(plan, Options(decode=True), live=False))
+        trace = replay(server, *PlanPayload.of(plan, Options(decode=True), live=False))
         second = next(thread.id for thread in trace.threads if thread.label == "2")
         both = zip(trace.thread_ids, trace.logprobs, strict=True)
         return [logprob for owner, logprob in both if owner == second]

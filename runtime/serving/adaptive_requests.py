@@ -1,4 +1,7 @@
-"""Requests that fork although nobody sent a plan: the model decides, as it was taught."""
+"""Adaptive requests: plain ones that fork because the model decides so, as it was taught.
+
+Nobody sent a plan for them; `mvspec serve --native` lets the server's model fork by itself.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +14,29 @@ from pydantic import ValidationError
 
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.limits import Limits
+from mvspec.law.tags import Tag
 from mvspec.runtime.options import Options
 from mvspec.runtime.sampling import Sampling
 from mvspec.runtime.serving import hooks
-from mvspec.runtime.serving.order import Order
+from mvspec.runtime.serving.protocol import PlanPayload
 from mvspec.tree.node import verify_error
 
-__all__ = ["NATIVE", "native_limits", "native_options", "native_order"]
+__all__ = ["ADAPTIVE_LIMITS", "adaptive_limits", "adaptive_options", "adaptive_payload", "has_tags"]
 
-NATIVE = "MVSPEC_NATIVE"
+ADAPTIVE_LIMITS = "MVSPEC_NATIVE"
 """The environment variable that lets plain requests fork: `Limits` as JSON, `{}` for none."""
 
 _HEALTH_CHECK = "HEALTH_CHECK"
 """Names of SGLang's own probes begin with it."""
 
 
-def native_limits() -> Limits | None:
+def adaptive_limits() -> Limits | None:
     """Return the limits of requests that fork by themselves; None where they do not.
 
     Raises:
         VerifyError: the environment variable is no `Limits`.
     """
-    text = os.environ.get(NATIVE, "")
+    text = os.environ.get(ADAPTIVE_LIMITS, "")
     if not text:
         return None
     try:
@@ -41,7 +45,13 @@ def native_limits() -> Limits | None:
         raise verify_error(error) from None
 
 
-def native_order(recv: Any, limits: Limits, tags: Set[int]) -> Order | None:
+def has_tags(tokenizer: Any) -> bool:
+    """Whether a tokenizer of transformers has all twelve tags, so that its model may fork."""
+    held = tokenizer.get_vocab()
+    return all(tag.value in held for tag in Tag)
+
+
+def adaptive_payload(recv: Any, limits: Limits, tags: Set[int]) -> PlanPayload | None:
     """Return how a request forks by itself; None where it runs plain.
 
     Args:
@@ -61,16 +71,16 @@ def native_order(recv: Any, limits: Limits, tags: Set[int]) -> Order | None:
         )
     sampling = recv.sampling_params
     try:
-        hooks.check_request(recv, native=True)
+        hooks.check_request(recv, unasked=True)
     except MvspecError:
         return None
     # SGLang itself asks for no token where it only wants a prompt in its cache.
     if sampling.max_new_tokens == 0 or (sampling.stop_strs and sampling.no_stop_trim):
         return None
-    return Order(native=True, options=native_options(recv, limits))
+    return PlanPayload(unasked=True, options=adaptive_options(recv, limits))
 
 
-def native_options(recv: Any, limits: Limits) -> Options:
+def adaptive_options(recv: Any, limits: Limits) -> Options:
     """Return SGLang's own sampling fields as options.
 
     Args:

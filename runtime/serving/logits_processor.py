@@ -1,4 +1,4 @@
-"""What may be drawn, put onto a server's logits: packed bits, and draws with a seed."""
+"""Logits processor of threads: masks what may not come, penalises, and draws with a seed."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.sampling import choose
-from mvspec.runtime.serving.strand import Strand
+from mvspec.runtime.serving.forked_request import ThreadKV
 
-__all__ = ["Masks", "upload"]
+__all__ = ["LogitsProcessor", "upload"]
 
 _KEPT = 256
 
-Rows = Sequence[tuple[int, Strand]]
+Rows = Sequence[tuple[int, ThreadKV]]
 
 
 def upload(values: Sequence[int] | NDArray[Any], device: torch.device) -> Tensor:
@@ -28,8 +28,8 @@ def upload(values: Sequence[int] | NDArray[Any], device: torch.device) -> Tensor
     return made if device.type == "cpu" else made.pin_memory().to(device, non_blocking=True)
 
 
-class Masks:
-    """The masks of one server's vocabulary.
+class LogitsProcessor:
+    """The logits processor of one server's threads; masks that come again stay on its device.
 
     Args:
         lexicon: of its tokenizer.
@@ -43,15 +43,15 @@ class Masks:
         self._table: Tensor | None = None
         """int32 [1 + _KEPT, size / 32], packed, on the server's device; the first allows all."""
 
-    def apply(self, scores: Tensor, rows: Rows) -> list[Strand]:
-        """Change the logits of strands: penalties for what they see, -inf for what may not come.
+    def apply(self, scores: Tensor, rows: Rows) -> list[ThreadKV]:
+        """Change the logits of threads: penalties for what they see, -inf for what may not come.
 
         Args:
             scores: [batch, size], changed in place.
-            rows: of the batch, and the strands that draw there.
+            rows: of the batch, and the threads that draw there.
 
         Returns:
-            The strands for which nothing may come, which cannot be; their rows stay free.
+            The threads for which nothing may come, which cannot be; their rows stay free.
         """
         from xgrammar import apply_token_bitmask_inplace
 
@@ -60,18 +60,18 @@ class Masks:
             self._table = torch.full(shape, -1, dtype=torch.int32, device=scores.device)
         slots = [0] * len(scores)
         once: list[NDArray[np.int32]] = []
-        stuck: list[Strand] = []
+        stuck: list[ThreadKV] = []
         used: set[int] = set()
-        for row, strand in rows:
-            self._penalise(scores, row, strand)
-            allowed, again = self._allowed(strand)
+        for row, thread in rows:
+            self._penalise(scores, row, thread)
+            allowed, again = self._allowed(thread)
             if allowed is None:
                 continue
             slot = self._slot(allowed, used) if again else 0
             if not slot:
                 bits = self._pack(np.asarray(allowed))
                 if not bits.any():
-                    stuck.append(strand)
+                    stuck.append(thread)
                     continue
                 once.append(bits)
                 slot = _KEPT + len(once)
@@ -85,16 +85,16 @@ class Masks:
         return stuck
 
     def hold(self, scores: Tensor, rows: Rows) -> tuple[Tensor, Rows] | None:
-        """Keep what the strands whose client gave a seed draw from: the server overwrites it.
+        """Keep what the threads whose client gave a seed draw from: the server overwrites it.
 
         Args:
             scores: [batch, size], as `apply` has left them.
-            rows: of the batch, and the strands that draw there.
+            rows: of the batch, and the threads that draw there.
         """
         seeded = [
-            (row, strand)
-            for row, strand in rows
-            if strand.drawing and not strand.live.given and self.is_seeded(strand)
+            (row, thread)
+            for row, thread in rows
+            if thread.sampling and not thread.state.given and self.is_seeded(thread)
         ]
         if not seeded:
             return None
@@ -110,34 +110,34 @@ class Masks:
         """
         scores, rows = held
         wanted = [
-            strand.family.run.drawing(strand.live, logits)
-            for (_, strand), logits in zip(rows, scores, strict=True)
+            thread.request.run.drawing(thread.state, logits)
+            for (_, thread), logits in zip(rows, scores, strict=True)
         ]
         index = upload([row for row, _ in rows], ids.device)
         ids[index] = choose(scores, wanted).to(ids.dtype)
 
     @staticmethod
-    def is_seeded(strand: Strand) -> bool:
-        """Whether a strand's tokens are drawn here and not by the server."""
-        family = strand.family
-        return family.seeded and not family.run.options.sampling.greedy
+    def is_seeded(thread: ThreadKV) -> bool:
+        """Whether a thread's tokens are drawn here and not by the server."""
+        request = thread.request
+        return request.seeded and not request.run.options.sampling.greedy
 
-    def _penalise(self, scores: Tensor, at: int, strand: Strand) -> None:
-        penalty = strand.family.run.options.sampling.repetition_penalty
+    def _penalise(self, scores: Tensor, at: int, thread: ThreadKV) -> None:
+        penalty = thread.request.run.options.sampling.repetition_penalty
         if penalty == 1.0:
             return
         row = scores[at]
-        seen = upload(sorted(set(strand.tokens)), row.device)
+        seen = upload(sorted(set(thread.tokens)), row.device)
         score = row[seen]
         row[seen] = torch.where(score > 0, score / penalty, score * penalty)
 
-    def _allowed(self, strand: Strand) -> tuple[Any, bool]:
-        """Return a strand's mask, None for anything, and whether the same object comes again."""
-        run, live = strand.family.run, strand.live
-        if live.adaptive and run.options.structure and not live.banned:
-            return self.lexicon.rules.allowed(live.machine, live.id), True
-        free = live.hole is not None and live.hole.constraint is None and not live.banned
-        allowed = run.allowed(live)
+    def _allowed(self, thread: ThreadKV) -> tuple[Any, bool]:
+        """Return a thread's mask, None for anything, and whether the same object comes again."""
+        run, state = thread.request.run, thread.state
+        if state.adaptive and run.options.structure and not state.banned:
+            return self.lexicon.rules.allowed(state.machine, state.id), True
+        free = state.hole is not None and state.hole.constraint is None and not state.banned
+        allowed = run.allowed(state)
         return allowed, free or allowed is self.lexicon.known
 
     def _slot(self, allowed: Any, used: set[int]) -> int:

@@ -1,6 +1,7 @@
-"""Rows and slots of one scheduler of SGLang: what threads hold, come in by and give back.
+"""The KV cache of one SGLang scheduler: rows of its table, KV slots, its prefix cache.
 
-What differs between versions is answered once, by looking at what is there.
+What differs between versions is answered once, by looking at what is there. Together with
+adapter.py, sglang_req.py, logprobs.py and hooks.py this is all contact with SGLang's scheduler.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Memory"]
+__all__ = ["KVPool"]
 
 
-class Memory:
-    """The rows and slots of one scheduler.
+class KVPool:
+    """Rows and KV slots of one scheduler: allocated by an extend, evicted, freed.
 
     Args:
         scheduler: whose hooks call the plugin.
@@ -34,22 +35,28 @@ class Memory:
         self._freed: list[Tensor] | None = None
 
     @property
-    def pool(self) -> Any:
-        """The table of rows."""
+    def rows(self) -> Any:
+        """The table of rows, a request each: which KV slots it sees."""
         return self.scheduler.req_to_token_pool
 
     @property
     def allocator(self) -> Any:
-        """The pool of keys and values."""
+        """The allocator of KV slots."""
         return self.scheduler.token_to_kv_pool_allocator
 
     @property
     def tree(self) -> Any:
-        """The cache of prefixes."""
+        """The prefix cache (radix tree)."""
         return self.scheduler.tree_cache
 
     @property
-    def ratio(self) -> float:
+    def capacity(self) -> int:
+        """How many KV slots the pool has."""
+        found: int = self.scheduler.max_total_num_tokens
+        return found
+
+    @property
+    def new_token_ratio(self) -> float:
         """SGLang's estimate of how much of their budgets requests use."""
         found: float = self.scheduler.new_token_ratio_tracker.current
         return found
@@ -65,19 +72,19 @@ class Memory:
         found: int = self.row(req).kv_committed_len
         return found
 
-    def leave(self, req: Any, keep: int) -> Tensor:
-        """Give a request's row back and return the slots that it held, int64 [keep].
+    def release_row(self, req: Any, keep: int) -> Tensor:
+        """Free a request's row and return the slots that it held, int64 [keep].
 
-        What it holds past `keep` is free again.
+        Those past `keep` are freed too.
         """
         req.skip_radix_cache_insert = True  # a result of it may still be on its way
         req.grammar = None  # which refers to it
         row = self.row(req)
-        held: Tensor = self.pool.req_to_token[row.req_pool_idx, : self.committed(req)]
+        held: Tensor = self.rows.req_to_token[row.req_pool_idx, : self.committed(req)]
         slots = held.to(torch.int64)
         if len(slots) > keep:
             self.free(slots[keep:])
-        self.pool.free(req)
+        self.rows.free(req)
         if self.rows_on_kv:
             req.kv.mark_kv_released()
         else:
@@ -85,7 +92,7 @@ class Memory:
         return slots[:keep]
 
     def publish(self, req: Any, length: int) -> int:
-        """Give the first tokens of a request to the prefix cache; return how many it owns now."""
+        """Insert a request's first tokens into the prefix cache; return how many that owns now."""
         if self.ends_alone:
             from sglang.srt.mem_cache.common import checkpoint_kv_cache
 
@@ -102,7 +109,7 @@ class Memory:
         return owned
 
     def unlock(self, req: Any) -> None:
-        """Drop the lock that a request holds on its prefix in the cache."""
+        """Unlock the prefix of a request in the prefix cache, which may evict it then."""
         if self.ends_alone:
             self.tree.unlock(req.lock)
             req.lock = None
@@ -112,7 +119,7 @@ class Memory:
             self.tree.dec_lock_ref(req.last_node)
 
     def release(self, req: Any) -> None:
-        """Give a request's row and slots back; the cache keeps its text for others."""
+        """Free a request's row and slots; the prefix cache keeps its text for others."""
         from sglang.srt.mem_cache.common import release_kv_cache
 
         if self.ends_alone:
@@ -123,7 +130,7 @@ class Memory:
         req.grammar = None  # which refers to it
 
     def free(self, slots: Tensor) -> None:
-        """Give slots back."""
+        """Free slots."""
         if len(slots):
             if self._freed is None:
                 self.allocator.free(slots)
@@ -132,7 +139,7 @@ class Memory:
 
     @contextmanager
     def freeing(self) -> Iterator[None]:
-        """Give slots back at the end, all at once: the allocator copies all that are free."""
+        """Free slots at the end, all at once: the allocator copies all that are free."""
         freed: list[Tensor] = []
         self._freed = freed
         try:
@@ -142,26 +149,20 @@ class Memory:
             if freed:
                 self.allocator.free(torch.cat(freed))
 
-    def room(self) -> int:
-        """Return how many slots can be had, what the prefix cache would give up included."""
+    def available(self) -> int:
+        """Return how many slots can be had, those that the prefix cache would evict included."""
         found: int = self.allocator.available_size() + self.tree.evictable_size()
         return found
 
     def free_rows(self) -> int:
         """Return how many rows can be had."""
-        found: int = self.pool.available_size()
+        found: int = self.rows.available_size()
         return found
 
-    def retract(self, batch: Any, index: int, left: int, arguments: Sequence[Any]) -> Any:
-        """Give up the keys and values of a plain request; the server runs it again later."""
-        req = batch.reqs[index]
-        batch.release_req(index, left, *arguments)
-        return req
-
-    # Forwards
+    # Prefill
 
     def extend(self, entries: Sequence[tuple[Any, Tensor]]) -> Any:
-        """Return a batch that reads new tokens of threads behind their prefixes.
+        """Return a prefill batch: new tokens of threads, each behind its prefix in the KV cache.
 
         Args:
             entries: a request each, and the slots of its prefix, int64.
@@ -181,12 +182,12 @@ class Memory:
             if not self.ends_alone:
                 req.prefix_indices = prefix
             elif len(prefix):  # what is before it is read off its row
-                (row.req_pool_idx,) = self.pool.alloc_rows(1)
-                self.pool.write((row.req_pool_idx, slice(0, len(prefix))), prefix.to(torch.int32))
+                (row.req_pool_idx,) = self.rows.alloc_rows(1)
+                self.rows.write((row.req_pool_idx, slice(0, len(prefix))), prefix.to(torch.int32))
                 row.kv_allocated_len = len(prefix)
         batch = ScheduleBatch.init_new(
             reqs,
-            self.pool,
+            self.rows,
             self.allocator,
             self.tree,
             scheduler.model_config,
@@ -198,7 +199,7 @@ class Memory:
         batch.prefill_stats = PrefillStats(
             log_input_tokens=batch.extend_num_tokens,
             log_hit_tokens=0,
-            new_token_ratio=self.ratio,
+            new_token_ratio=self.new_token_ratio,
             num_running_reqs=QueueCount.from_reqs(
                 scheduler.running_batch.reqs, scheduler.enable_priority_scheduling
             ),

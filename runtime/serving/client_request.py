@@ -1,4 +1,4 @@
-"""One request at a server of SGLang: what was sent, and what has come back."""
+"""The client's side of one request at a server of SGLang: what was sent, and what came back."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from mvspec.compiler.plan import ExecutionPlan
 from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
 from mvspec.events import Event
 from mvspec.runtime.options import Options
-from mvspec.runtime.serving.order import KEY, Order, check_options
-from mvspec.runtime.serving.wire import decode_event, decode_result
+from mvspec.runtime.serving.protocol import (
+    KEY,
+    PlanPayload,
+    check_options,
+    decode_event,
+    decode_result,
+)
 from mvspec.trace import Result, Trace
 
-__all__ = ["Job"]
+__all__ = ["ClientRequest"]
 
 _STOPPED = object()
 
@@ -23,7 +28,7 @@ _SELDOM = 64
 """Tokens from message to message where only the last is wanted: the others say that it goes on."""
 
 
-class Job:
+class ClientRequest:
     """A run of a plan at a server.
 
     Args:
@@ -68,7 +73,7 @@ class Job:
         self._result: Result | None = None
         self._seen = 0
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        ids, order = Order.of(plan, options, live=live, name=name)
+        ids, payload = PlanPayload.of(plan, options, live=live, name=name)
         sampling = options.sampling
         self.body: dict[str, Any] = {
             "rid": self.rid,
@@ -84,7 +89,7 @@ class Job:
                 "max_new_tokens": None,
                 # A stream in any case, since only a stream says what kind of error ended it.
                 "stream_interval": 1 if live else _SELDOM,
-                "custom_params": {KEY: order.model_dump_json()},
+                "custom_params": {KEY: payload.model_dump_json()},
             },
         }
 

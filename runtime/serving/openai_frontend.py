@@ -1,4 +1,6 @@
-"""What the plugin does in the process that answers HTTP: texts from outside fork nothing.
+"""The OpenAI frontend: tags in texts from outside are plain characters, and fork nothing.
+
+It works in the process that answers HTTP.
 
 Tags are special tokens, so SGLang's own tokenising would let a user's text hold live ones.
 """
@@ -16,15 +18,15 @@ from mvspec.errors import MvspecError, ParseError
 from mvspec.forms import parse
 from mvspec.law.tags import TAG
 from mvspec.runtime.options import Options
-from mvspec.runtime.serving.marks import has_tags
-from mvspec.runtime.serving.order import KEY, Order
+from mvspec.runtime.serving.adaptive_requests import has_tags
+from mvspec.runtime.serving.protocol import KEY, PlanPayload
 from mvspec.tree.builder import message
 from mvspec.tree.ir import Document, Message
 
-__all__ = ["Front"]
+__all__ = ["OpenAIFrontend"]
 
 
-class Front:
+class OpenAIFrontend:
     """The plugin in one process that answers HTTP; used where requests fork by themselves."""
 
     def __init__(self) -> None:
@@ -85,15 +87,15 @@ class Front:
         law.source = rendering
         try:
             plan = plan_document(document, law, template=True)
-            ids, order = Order.of(plan, Options(), live=False)
+            ids, payload = PlanPayload.of(plan, Options(), live=False)
         except MvspecError as error:
             raise ValueError(str(error)) from None
         adapted, _ = rendering.made
         adapted.text, adapted.input_ids = None, ids
-        if len(order.ops) > 1:
+        if len(payload.ops) > 1:
             custom = dict(adapted.sampling_params.get("custom_params") or {})
-            native = order.model_copy(update={"native": True, "document": None})
-            custom[KEY] = native.model_dump_json()
+            unasked = payload.model_copy(update={"unasked": True, "document": None})
+            custom[KEY] = unasked.model_dump_json()
             adapted.sampling_params["custom_params"] = custom
         return adapted, request
 

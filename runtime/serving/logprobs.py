@@ -1,0 +1,56 @@
+"""Logprobs of sampled tokens: read from SGLang's requests, and put there under the model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mvspec.runtime.sampling import Draw
+from mvspec.runtime.serving.sglang_req import thread_of
+
+__all__ = ["put_model_logprobs", "sampled"]
+
+
+def sampled(reqs: Iterable[Any]) -> Iterator[tuple[Any, Draw]]:
+    """Yield the threads of a batch for which a token was sampled there, with its logprobs."""
+    for req in reqs:
+        thread = thread_of(req)
+        if thread is None or not thread.sampling:
+            continue  # it was sampled for a request that has left since, or does not count
+        logprob: float | None = None
+        top: Any = ()
+        if req.return_logprob:
+            held = req.logprob
+            logprob = held.output_token_logprobs_val[-1]
+            if held.top_logprobs_num > 0:
+                indices, values = held.output_top_logprobs_idx, held.output_top_logprobs_val
+                top = tuple(zip(indices[-1], values[-1], strict=True))
+        yield thread, Draw(req.output_ids[-1], logprob, top)
+
+
+def put_model_logprobs(
+    logits: Any, rows: Sequence[int], index: Tensor, raw: Tensor, ids: Tensor
+) -> None:
+    """Replace the logprobs of rows by those under the model itself.
+
+    Args:
+        logits: what SGLang answers with.
+        index: the same rows, on the device.
+        raw: float [rows, vocabulary]: the model's own logits.
+        ids: what was sampled for the whole batch.
+    """
+    if logits.next_token_logprobs is None:
+        return
+    logprobs = torch.log_softmax(raw, dim=-1)
+    chosen = logprobs.gather(1, ids[index].to(torch.int64)[:, None])[:, 0]
+    logits.next_token_logprobs[index] = chosen.to(logits.next_token_logprobs.dtype)
+    values = logits.next_token_top_logprobs_val
+    for at, row in enumerate(rows):
+        count = len(values[row]) if values else 0
+        if count:
+            top = logprobs[at].topk(count)
+            values[row] = top.values
+            logits.next_token_top_logprobs_idx[row] = top.indices

@@ -1,0 +1,512 @@
+"""The protocol between our client and the plugin, beside SGLang's own fields of a request.
+
+A `PlanPayload` travels as JSON text in `sampling_params.custom_params["mvspec"]`; the prompt
+travels as SGLang's own `input_ids`. Events come back beside the tokens that they belong to, in
+`meta_info["mvspec"]`, and the result as JSON text in `meta_info["finish_reason"]["mvspec"]`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import asdict, fields, replace
+from operator import attrgetter
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Op
+from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.errors import Diagnostic, LimitExceeded, MvspecError, Unsupported, VerifyError
+from mvspec.events import (
+    Event,
+    Forked,
+    HoleFilled,
+    Joined,
+    PathEnded,
+    TakenBack,
+    Written,
+)
+from mvspec.forms.untagged import UNTAGGED
+from mvspec.runtime.constraint import value_of
+from mvspec.runtime.options import Options
+from mvspec.runtime.result import result_of
+from mvspec.runtime.serving.adapter import SchedulerAdapter
+from mvspec.runtime.serving.run import Run
+from mvspec.runtime.thread import Live, Token
+from mvspec.trace import Result, Trace
+from mvspec.tree.ir import Document, Outline
+from mvspec.tree.node import verify_error
+
+__all__ = [
+    "KEY",
+    "PROTOCOL",
+    "ClientResponse",
+    "PlanPayload",
+    "check_options",
+    "decode_event",
+    "decode_result",
+    "encode_event",
+    "encode_result",
+]
+
+KEY = "mvspec"
+"""Of `custom_params`, and of what comes back."""
+
+PROTOCOL = 2
+"""The version of all this; client and server refuse another one's by name."""
+
+_MOST_BYTES = 4 << 20
+_MOST_PATHS = 4096
+_LONGEST_LABEL = 200
+
+
+class PlanPayload(BaseModel):
+    """How a request forks and joins: its plan and options, as the client sends them.
+
+    Args:
+        ops: of its plan, behind the prompt; empty where the model decides from there on.
+        form: the surface form of the assistant's turn.
+        document: what was planned, for titles and for filling.
+        options: as for the in-process engine.
+        name: of the run; random streams depend on it.
+        live: whether tokens are sent as they are written, each with what it is; without, they
+            come in the order of the surface form.
+        unasked: whether no client asked for it: the server lets its model fork by itself.
+        version: of the protocol that the client speaks.
+
+    Raises:
+        Unsupported: the client speaks another version.
+
+    >>> PlanPayload.from_json('{"ops": [], "live": true}').live
+    True
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ops: tuple[Op, ...] = ()
+    form: str = "multiverse"
+    document: Document | None = None
+    options: Options = Options()
+    name: str = Field(default="0", max_length=200)
+    live: bool = False
+    unasked: bool = False
+    version: int = PROTOCOL
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_version(cls, told: Any) -> Any:
+        if isinstance(told, dict):
+            found = told.get("version", 1 if "native" in told else PROTOCOL)  # 1 did not tell
+            if found != PROTOCOL:
+                raise Unsupported(
+                    f"the client speaks version {found} of mvspec's protocol and the server "
+                    f"{PROTOCOL}: install the same mvspec on both"
+                )
+        return told
+
+    @classmethod
+    def from_json(cls, text: Any) -> PlanPayload:
+        """Read what a client sent.
+
+        Raises:
+            VerifyError: it is malformed; the address says where.
+            LimitExceeded: it is too large.
+        """
+        if not isinstance(text, str):
+            raise Unsupported(f"custom_params[{KEY!r}] is JSON text, not {type(text).__name__}")
+        if len(text) > _MOST_BYTES:
+            raise LimitExceeded(
+                f"custom_params[{KEY!r}] has {len(text):,} characters; at most {_MOST_BYTES:,}"
+            )
+        try:
+            payload = cls.model_validate_json(text)
+        except ValidationError as error:
+            raise verify_error(error) from None
+        paths = sum(len(op.paths) for op in payload.ops if isinstance(op, Fork))
+        if paths > _MOST_PATHS:
+            raise LimitExceeded(f"the plan has {paths:,} paths; at most {_MOST_PATHS:,}")
+        for outline in payload.document.walk(Outline) if payload.document else ():
+            if len(outline.label) > _LONGEST_LABEL:
+                raise LimitExceeded(
+                    f"label {outline.label[:20]}… has {len(outline.label):,} characters; at most "
+                    f"{_LONGEST_LABEL}"
+                )
+        return payload
+
+    @classmethod
+    def of(
+        cls, plan: ExecutionPlan, options: Options, *, live: bool, name: str = "0"
+    ) -> tuple[list[int], PlanPayload]:
+        """Split a plan into the prompt that SGLang is given and what the plugin is."""
+        ids: list[int] = []
+        ops = list(plan.ops)
+        while ops and isinstance(ops[0], Extend) and ops[0].author == "prompt":
+            ids += ops.pop(0).tokens  # type: ignore[union-attr]
+        if not ids:
+            raise Unsupported("the plan begins without a prompt: begin the document with user(...)")
+        return ids, cls(
+            ops=tuple(ops),
+            form=plan.form,
+            document=plan.document,
+            options=options,
+            name=name,
+            live=live,
+        )
+
+    def plan(self, prompt: Sequence[int], vocabulary: Vocabulary) -> ExecutionPlan:
+        """Return the whole plan.
+
+        Args:
+            prompt: ids of what stands before its ops.
+            vocabulary: of the server.
+
+        Raises:
+            VerifyError: its ops do not fit together, or an id of the prompt is negative.
+            Unsupported: the vocabulary lacks the tags of its form, or one of its ids.
+        """
+        if min(prompt, default=0) < 0:
+            raise VerifyError("input_ids", f"{min(prompt)} is negative: send the ids of tokens")
+        first = Extend(thread=0, tokens=tuple(prompt), author="prompt")
+        ops = self.ops or (Adaptive(thread=0),)
+        plan = ExecutionPlan(ops=(first, *ops), form=self.form, document=self.document).verify()
+        if plan.form != UNTAGGED.name and not vocabulary.tagged:
+            raise Unsupported(
+                f"the plan is in form {plan.form!r}, and the server's tokenizer has no tags: plan "
+                "the document with syntax=UNTAGGED, or serve a model that was taught the tags"
+            )
+        for index, op in enumerate(plan.ops):
+            if isinstance(op, Extend) and max(op.tokens, default=0) >= vocabulary.size:
+                raise Unsupported(
+                    f"ops[{index}] has id {max(op.tokens)}, which is not in the server's "
+                    f"vocabulary of {vocabulary.size} tokens: plan with the server's tokenizer"
+                )
+        return plan
+
+    @staticmethod
+    def bound(plan: ExecutionPlan, options: Options) -> int:
+        """Return how many tokens a plan writes at most, its prompts left out."""
+        most = options.limits.max_tokens or 0
+        total = 0
+        for op in plan.ops[1:]:
+            if isinstance(op, Extend):
+                total += len(op.tokens) if op.author != "prompt" else 0
+            elif isinstance(op, Generate):
+                total += op.hole.max_tokens + bool(op.lead)
+            elif isinstance(op, Adaptive):
+                asked = op.limits.max_tokens
+                total += most if asked is None else min(most, asked)
+        return total
+
+    def options_within(self, most: int) -> Options:
+        """Return the options, with no more tokens than the server has room for.
+
+        Raises:
+            Unsupported: an option is one that this engine lacks.
+        """
+        check_options(self.options)
+        asked = self.options.limits.max_tokens
+        limits = self.options.limits.model_copy(
+            update={"max_tokens": most if asked is None else min(asked, most)}
+        )
+        return replace(self.options, limits=limits)
+
+
+def check_options(options: Options) -> None:
+    """Refuse options that an engine on SGLang lacks.
+
+    Raises:
+        Unsupported: by the option's name.
+    """
+    lacking = [name for name in ("share", "threads", "logits") if getattr(options, name)]
+    if lacking:
+        raise Unsupported(f"SGLang has no option {lacking[0]!r}: leave it out, or use TorchEngine")
+
+
+# What comes back
+
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (Written, TakenBack, Forked, PathEnded, Joined, HoleFilled)
+}
+
+# JSON as they are: pydantic's dump would copy every number.
+_COLUMNS = {
+    "ids", "token_texts", "thread_ids", "position_ids", "authors", "logprobs", "forward_ids",
+    "forward_seconds", "forward_tokens",
+}  # fmt: skip
+
+
+# `asdict` would copy every value, and take ten times as long.
+_FIELDS = {
+    kind: (names := [field.name for field in fields(kind)], attrgetter(*names))
+    for kind in _KINDS.values()
+}
+
+
+def encode_event(event: Event) -> dict[str, Any]:
+    """Return an event as JSON, with its kind.
+
+    >>> encode_event(PathEnded("0", 2, 7))
+    {'kind': 'PathEnded', 'request': '0', 'thread': 2, 'forward': 7}
+    """
+    names, values = _FIELDS[type(event)]
+    return {"kind": type(event).__name__, **dict(zip(names, values(event), strict=True))}
+
+
+def decode_event(told: Mapping[str, Any], plan: ExecutionPlan) -> Event:
+    """Return the event that `encode_event` wrote.
+
+    Args:
+        plan: of the run; its holes know the Pydantic classes of their schemas.
+
+    >>> plan = ExecutionPlan(ops=())
+    >>> decode_event(encode_event(Joined("0", 0, (1, 2), 7)), plan)
+    Joined(request='0', thread=0, paths=(1, 2), forward=7)
+    """
+    fields = {
+        name: tuple(value) if isinstance(value, list) and name != "value" else value
+        for name, value in told.items()
+        if name != "kind"
+    }
+    event: Event = _KINDS[told["kind"]](**fields)
+    if isinstance(event, HoleFilled) and not event.cut:
+        values, _ = _values(plan, {event.name: event.text}, {})
+        return replace(event, value=values.get(event.name))
+    return event
+
+
+def encode_result(result: Result, events: Sequence[Mapping[str, Any]] = ()) -> str:
+    """Return a result as JSON text; its values are made again from the texts.
+
+    As text, since it passes through two more processes of the server.
+
+    Args:
+        events: JSON of those that belong to no token.
+    """
+    trace = result.trace.model_dump(mode="json", exclude_none=True, exclude=_COLUMNS)
+    told = {
+        "version": PROTOCOL,
+        "trace": trace | {name: getattr(result.trace, name) for name in _COLUMNS},
+        "texts": dict(result.texts),
+        "errors": dict(result.errors),
+        "diagnostics": [asdict(each) for each in result.diagnostics],
+        "top_logprobs": result.top_logprobs,
+        "events": events,
+    }
+    from orjson import dumps  # SGLang has it
+
+    try:
+        return bytes(dumps(told)).decode()
+    except TypeError:  # a hole's value is a number of more than 64 bits
+        return json.dumps(told)
+
+
+def decode_result(
+    text: Any, plan: ExecutionPlan, model: str
+) -> tuple[Result, list[Mapping[str, Any]]]:
+    """Return the result and the events that `encode_result` wrote.
+
+    Args:
+        plan: as for `decode_event`.
+        model: what the trace calls the engine's model.
+
+    Raises:
+        MvspecError: the server has another version of mvspec, whose trace cannot be read.
+    """
+    try:
+        told = json.loads(text)
+        if told["version"] != PROTOCOL:
+            raise ValueError(f"it speaks version {told['version']} of the protocol")
+        trace = Trace.model_validate({**told["trace"], "model": model})
+        diagnostics = tuple(Diagnostic(**each) for each in told["diagnostics"])
+        events: list[Mapping[str, Any]] = told["events"]
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise MvspecError(f"the server runs another version of mvspec: {reason}") from None
+    texts = dict(told["texts"])
+    values, errors = _values(plan, texts, told["errors"])
+    result = Result(
+        document=trace.document,
+        values=values,
+        texts=texts,
+        trace=trace,
+        diagnostics=diagnostics,
+        top_logprobs=[tuple((id, lp) for id, lp in each) for each in told["top_logprobs"]],
+        errors=errors,
+    )
+    return result, events
+
+
+def _values(
+    plan: ExecutionPlan, texts: Mapping[str, str], known: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what the holes' texts say, and why some say nothing."""
+    values: dict[str, Any] = {}
+    errors = dict(known)
+    for hole in plan.holes:
+        if hole.name not in texts or hole.name in errors:
+            continue
+        try:
+            values[hole.name] = value_of(hole, texts[hole.name], hole.type)
+        except VerifyError as error:
+            errors[hole.name] = str(error).removeprefix(f"{error.address}: ")
+    return values, errors
+
+
+def _held(stops: Sequence[str]) -> int:
+    """Return how many tokens a stop string, or a newline that is written anyway, may take back.
+
+    Every token but control tokens writes at least a byte, and a character has up to four.
+    """
+    return max((len(stop.encode()) for stop in stops), default=1) + 4
+
+
+class ClientResponse:
+    """The response to one client's request: tokens in order, and how it ended.
+
+    Args:
+        adapter: of the scheduler that runs it.
+        client_req: the client's request of SGLang's, which the response is written into.
+        run: of its plan.
+        payload: whether tokens come as they are written or in the order of the surface form.
+        counters: the server's.
+
+    Attributes:
+        over: whether it was told how the request ended.
+    """
+
+    def __init__(
+        self,
+        adapter: SchedulerAdapter,
+        client_req: Any,
+        run: Run,
+        payload: PlanPayload,
+        counters: MutableMapping[str, int],
+    ) -> None:
+        self.adapter = adapter
+        self.client_req = client_req
+        self.run = run
+        self.payload = payload
+        self.over = False
+        self._stack: list[tuple[Live, int]] = [(run.root, 0)]
+        self._events: list[dict[str, Any]] = []
+        self._sent = False
+        self._counters = counters
+        stops = run.options.sampling.stop
+        self._longest = _held(stops) if stops else 0
+        """How many tokens of a turn a stop string may take back."""
+
+    def begin(self) -> None:
+        """Prepare the client's request for what is told of this one."""
+        if not self.payload.unasked:  # empty or not, it says that this server knows of plans
+            self.client_req.customized_info = {KEY: []}
+        if self.client_req.return_logprob:
+            for name in ("token_logprobs", "top_logprobs", "token_ids_logprobs"):
+                setattr(self.client_req.logprob, f"input_{name}_val", [])
+                setattr(self.client_req.logprob, f"input_{name}_idx", [])
+
+    def grow(self) -> bool:
+        """Add what is new to the client's request; say whether there is something to send."""
+        if self._sent:
+            return False
+        before = len(self.client_req.output_ids)
+        events = self.run.events
+        if events:
+            self._counters["forks"] += sum(isinstance(event, Forked) for event in events)
+            self._counters["joins"] += sum(isinstance(event, Joined) for event in events)
+        if self.payload.live:
+            self._tell_events()
+        else:
+            events.clear()
+            if self.client_req.stream or self.run.finish:
+                for tokens in self._settled():
+                    self._add(tokens)
+        self._sent = self.over
+        return self.over or len(self.client_req.output_ids) > before
+
+    def _add(self, tokens: Sequence[Token | Written]) -> None:
+        ids = [token.id for token in tokens]
+        self.client_req.output_ids.extend(ids)
+        if not self.client_req.return_logprob:
+            return
+        held = self.client_req.logprob
+        # What was written by force is certain.
+        held.output_token_logprobs_val += [token.logprob or 0.0 for token in tokens]
+        held.output_token_logprobs_idx += ids
+        if held.top_logprobs_num > 0:
+            tops = [getattr(token, "top", ()) for token in tokens]
+            held.output_top_logprobs_val += [[value for _, value in top] or [0.0] for top in tops]
+            held.output_top_logprobs_idx += [
+                [other for other, _ in top] or [id] for top, id in zip(tops, ids, strict=True)
+            ]
+
+    def _settled(self) -> Iterator[list[Token]]:
+        """Yield new tokens in surface order, as far as they cannot be taken back."""
+        while True:
+            state, at = self._stack[-1]
+            over = state.ended or bool(self.run.finish)
+            tokens, paths = state.stretch(at)
+            if paths is None and not over:
+                held = min(len(state.run), self._longest)
+                if state.hole:
+                    held = min(len(state.hole.ids), _held(state.hole.hole.stop))
+                tokens = tokens[: max(len(tokens) - held, 0)]
+            at += len(tokens)
+            self._stack[-1] = (state, at + (paths is not None))
+            yield [token for token in tokens if token.author != "prompt"]
+            if paths is not None:
+                self._stack += [(path, 0) for path in reversed(paths)]
+            elif over and len(self._stack) > 1:
+                self._stack.pop()
+            else:
+                return
+
+    def _tell_events(self) -> None:
+        events = self.run.events
+        while events:
+            event = events.popleft()
+            self._events.append(encode_event(event))
+            if isinstance(event, Written):
+                self._add([event])
+                self.client_req.customized_info[KEY].append(self._events)
+                self._events = []
+
+    # The end
+
+    def check(self) -> None:
+        """Say how the run ended, once it has."""
+        run = self.run
+        if self.over or not run.finish:
+            return
+        if run.error is not None:
+            self.abort(str(run.error))
+            return
+        self._counters["forced"] += run.finish != "end"
+        self.grow()
+        extra = None if self.payload.unasked else encode_result(result_of(run, ""), self._events)
+        reason = "stop" if run.finish == "end" else "length"
+        self.adapter.finish(self.client_req, reason, matched=self._matched(), extra=extra)
+        self.over = True
+
+    def _matched(self) -> int | str | None:
+        """Return the token or the string that ended the turn, as far as SGLang may know it."""
+        run, ids = self.run, self.client_req.output_ids
+        stopped = run.interpreter.stopped
+        if stopped:
+            # SGLang would cut the text where the string first stands, which may be in a block.
+            return stopped if stopped not in run.lexicon.vocabulary.decode(ids) else None
+        return ids[-1] if ids and ids[-1] in run.lexicon.ends else None
+
+    def abort(self, message: str, *, asked: bool = False) -> None:
+        """Say that it did not come to an end.
+
+        Args:
+            asked: whether its client wanted that: then it gets what was done so far.
+        """
+        run = self.run
+        extra = None
+        if asked and not (run.finish or self.payload.unasked):
+            extra = encode_result(result_of(run, ""))
+        run.finish = run.finish or "interrupted"
+        self.adapter.finish(self.client_req, "abort", matched=message, extra=extra)
+        self.over = True
