@@ -1,9 +1,9 @@
-"""The structural machine's "what may come next" as token ids.
+"""Token ids that the automaton of tags lets a model choose next: masks for logits.
 
-The machine (mvspec/law/structure.py) knows no tokenizer, and asking it about each of Qwen's 151,677
-tokens takes a second. But few things about a text matter to it: how it meets what is fixed, where
-its newlines are, whether it completes a tag. So texts are sorted by these once, and the machine
-is asked about one of all that are alike.
+The automaton (mvspec/law/automaton.py) knows no tokenizer, and asking it about each of Qwen's
+151,677 tokens takes a second. But few things about a text matter to it: how it meets what is
+fixed, where its newlines are, whether it completes a tag. So texts are sorted by these once, and
+the automaton is asked about one of all that are alike.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import VerifyError
-from mvspec.law.structure import Structure
+from mvspec.law.automaton import GrammarThread, Place, TagAutomaton, TagOrText
 from mvspec.law.tags import TAG, Tag
-from mvspec.law.thread import Event, Thread
 
 __all__ = ["TokenRules"]
 
@@ -49,7 +48,7 @@ class _State(NamedTuple):
     Args:
         tags: the tags that may come.
         end: whether the turn may end.
-        fixed: the text that must come first; how the machine holds it in pieces is no matter.
+        fixed: the text that must come first.
         free: whether free text may come after it; if not, the rest has its defaults.
         lead: what free text starts with.
         one_line: free text ends with its first newline.
@@ -69,24 +68,21 @@ class _State(NamedTuple):
     strict: bool = True
 
     @classmethod
-    def of(cls, thread: Thread) -> _State:
+    def of(cls, thread: GrammarThread) -> _State:
         """Return the state of a thread."""
         tags, end = thread.tags(), thread.may_end()
-        if not thread.strict:
-            return cls(tags, end, free=not (thread.done or thread.forks), strict=False)
-        fixed = ""
-        for event in thread.pending:
-            if isinstance(event, Tag):
-                break
-            fixed += event
+        if thread.texts is None:
+            waits = thread.place is Place.FORKED or thread.place is Place.ENDED
+            return cls(tags, end, free=not waits, strict=False)
         if not thread.free():
-            return cls(tags, end, fixed)
+            return cls(tags, end, thread.fixed)
         # A tag has one "<", so what may still become a tag starts at the last one.
         tail = thread.tail
         start = tail[tail.rindex("<") :] if "<" in tail else ""
         start = start if start in _TAG_STARTS else ""
-        one_line = thread.top is Tag.OUTLINE
-        return cls(tags, end, fixed, True, thread.lead, one_line, thread.length > 0, start)
+        one_line = thread.place is Place.OUTLINE
+        begun = thread.length > 0
+        return cls(tags, end, thread.fixed, True, thread.lead, one_line, begun, start)
 
 
 class _Choice(NamedTuple):
@@ -97,7 +93,7 @@ class _Choice(NamedTuple):
         never: ids among them that may not come, since they complete a tag.
     """
 
-    classes: tuple[tuple[Event, tuple[_Ids, ...]], ...]
+    classes: tuple[tuple[TagOrText, tuple[_Ids, ...]], ...]
     never: _Ids
 
 
@@ -118,7 +114,7 @@ class TokenRules:
     >>> tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     >>> tokenizer.decoder = decoders.ByteLevel()
     >>> _ = add_tags(tokenizer)
-    >>> rules, machine = TokenRules(Vocabulary.of(tokenizer)), Structure()
+    >>> rules, machine = TokenRules(Vocabulary.of(tokenizer)), TagAutomaton()
     >>> step = machine.feed(Tag.PARALLEL)
     >>> [rules.event(int(id)) for id in rules.allowed(machine, 0).nonzero()[0]]
     ['\\n']
@@ -128,7 +124,7 @@ class TokenRules:
         self.vocabulary = vocabulary
         self.size = vocabulary.size
         backend = vocabulary.backend
-        self._events: list[Event] = backend.decode_batch(
+        self._events: list[TagOrText] = backend.decode_batch(
             [[id] for id in range(self.size)], skip_special_tokens=False
         )
         for tag, id in vocabulary.tag_ids.items():
@@ -148,7 +144,7 @@ class TokenRules:
         self._choice = lru_cache(_STATES)(self._choose)
         self._mask = lru_cache(_MASKS)(self._draw)
 
-    def event(self, id: int) -> Event:
+    def event(self, id: int) -> TagOrText:
         """Return what a token is to the machine: a tag, or its text (U+FFFD for half a character).
 
         Raises:
@@ -159,7 +155,7 @@ class TokenRules:
             raise ValueError(f"tokenizer {self.vocabulary.name} has no token {id}")
         return event
 
-    def allowed(self, machine: Structure, thread: int) -> NDArray[np.bool_]:
+    def allowed(self, machine: TagAutomaton, thread: int) -> NDArray[np.bool_]:
         """Return the tokens that a thread may take next.
 
         Returns:
@@ -196,7 +192,7 @@ class TokenRules:
     def _choose(self, state: _State) -> _Choice:
         tag_ids = self.vocabulary.tag_ids
         # Sorted, since a mask's answers must keep their order when a choice is made anew.
-        classes: list[tuple[Event, tuple[_Ids, ...]]] = [
+        classes: list[tuple[TagOrText, tuple[_Ids, ...]]] = [
             (tag, (np.array([tag_ids[tag]]),)) for tag in sorted(state.tags) if tag in tag_ids
         ]
         for n in range(1, len(state.fixed) + 1):

@@ -15,7 +15,8 @@ from typing import Any
 from mvspec.curation.client import UNIT, dollars
 from mvspec.curation.output import replaced
 from mvspec.curation.store import CurationStore
-from mvspec.law.metrics import Corpus, count_words, measure
+from mvspec.data.measure import count_words, measure
+from mvspec.law.metrics import Corpus
 from mvspec.tree.ir import Document
 from mvspec.view.notebook import tree_html
 
@@ -60,7 +61,7 @@ class CurationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the counts as report.json has them."""
-        corpus = self.corpus.record()
+        corpus = self.corpus.to_dict()
         names = ("parallelism", "parallelism_with_blocks", "coverage", "paths_per_block", "depth")
         return {
             "records": self.records,

@@ -27,9 +27,9 @@ from mvspec.curation.report import SAMPLE, write_report
 from mvspec.curation.store import CurationStore
 from mvspec.curation.structure import UnusableAnswer
 from mvspec.data.check import check_record
+from mvspec.data.measure import count_words, measure
 from mvspec.data.records import InputError, Record
 from mvspec.forms import parse
-from mvspec.law.metrics import count_words, measure
 
 __all__ = ["BranchTask", "CurationTask", "PromptingTask", "branch_counts", "prompting_counts",
            "prompting_verdict"]  # fmt: skip

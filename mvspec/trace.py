@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mvspec.errors import Diagnostic, LimitExceeded, VerifyError
-from mvspec.law.step import Chain
+from mvspec.law.threads import Chain
 from mvspec.shown import as_html, as_layout, as_plan
 from mvspec.tree.ir import Document
 from mvspec.tree.node import verify_error
@@ -186,7 +186,7 @@ class Trace(_Record):
         return "".join(text for text, author in pairs if author != "prompt")
 
     def chain(self, thread: int) -> Chain:
-        """Return what decides whom a thread's tokens see, with `mvspec.law.step.sees`."""
+        """Return what decides whom a thread's tokens see, with `mvspec.law.threads.sees`."""
         links: list[tuple[int, int]] = []
         at: TracedThread | None = self.threads[thread]
         while at is not None and at.parent is not None:

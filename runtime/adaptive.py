@@ -12,10 +12,9 @@ from torch import Tensor
 from mvspec.errors import LimitExceeded, VerifyError
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Piece
+from mvspec.law.automaton import TagAutomaton, TagOrText
 from mvspec.law.limits import Limits
-from mvspec.law.structure import Structure
 from mvspec.law.tags import Tag
-from mvspec.law.thread import Event
 from mvspec.runtime.hole import cut_at_stop
 from mvspec.runtime.sampling import Draw
 from mvspec.runtime.thread import Forced, Live
@@ -71,8 +70,7 @@ class Interpreter:
             self.most = limits.max_tokens
             self.last = limits.max_position
             limits = limits.model_copy(update={"max_tokens": None, "max_position": None})
-        live.machine = Structure(
-            MULTIVERSE,
+        live.machine = TagAutomaton(
             limits,
             position=live.position,
             tokens=lexicon.width,
@@ -118,7 +116,7 @@ class Interpreter:
         over = self.most is not None and live.machine.count + width > self.most
         return over or (self.last is not None and live.position + width > self.last)
 
-    def _force(self, live: Live, event: Event) -> None:
+    def _force(self, live: Live, event: TagOrText) -> None:
         ids = self.request.lexicon.encode_event(event)
         live.script += [Forced(id, event if not n else None, len(ids)) for n, id in enumerate(ids)]
 
@@ -237,7 +235,13 @@ class Interpreter:
             live.outlines[-1].append(id)
 
     def _take(
-        self, live: Live, event: Event, id: int, width: int, author: str, draw: Draw | None = None
+        self,
+        live: Live,
+        event: TagOrText,
+        id: int,
+        width: int,
+        author: str,
+        draw: Draw | None = None,
     ) -> None:
         """Write an event's first token; where it forks or joins, force the headers."""
         request = self.request

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from mvspec.compiler.token_rules import TokenRules
 from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.law.automaton import TagOrText
 from mvspec.law.tags import Tag
-from mvspec.law.thread import Event
 from mvspec.runtime.constraint import Constraints
 
 __all__ = ["Lexicon"]
@@ -55,7 +55,7 @@ class Lexicon:
         """Return the ids of a text that the engine writes; short ones are remembered."""
         return self._encode(text) if len(text) < 64 else tuple(self.vocabulary.encode(text))
 
-    def encode_event(self, event: Event) -> tuple[int, ...]:
+    def encode_event(self, event: TagOrText) -> tuple[int, ...]:
         """Return the ids of a tag or of a text that the engine writes."""
         if isinstance(event, Tag):
             return (self.vocabulary.tag_ids[event],)

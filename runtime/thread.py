@@ -11,8 +11,7 @@ from tokenizers.decoders import DecodeStream
 from torch import Tensor
 
 from mvspec.compiler.plan import Op
-from mvspec.law.structure import Structure
-from mvspec.law.thread import Event
+from mvspec.law.automaton import TagAutomaton, TagOrText
 from mvspec.runtime.hole import OpenHole
 
 __all__ = ["Forced", "Live", "Token"]
@@ -31,7 +30,7 @@ class Forced:
     """
 
     id: int
-    event: Event | None
+    event: TagOrText | None
     width: int
     position: int = -1
 
@@ -87,7 +86,7 @@ class Live:
     """
 
     number: int
-    machine: Structure
+    machine: TagAutomaton
     id: int
     row: int
     decoder: DecodeStream

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from tokenizers.decoders import DecodeStream
 
 from mvspec.events import Event, Forked, Joined, PathEnded, TakenBack, Written
-from mvspec.law.structure import Structure
+from mvspec.law.automaton import TagAutomaton
 from mvspec.runtime.engine.model import Part
 from mvspec.runtime.engine.store import Store
 from mvspec.runtime.lexicon import Lexicon
@@ -49,7 +49,7 @@ class Threads:
         self.store = store
         self.events: deque[Event] = deque()
         self.ends: list[float] = []
-        self.root = Live(0, Structure(strict=False), 0, store.row(), _stream())
+        self.root = Live(0, TagAutomaton(strict=False), 0, store.row(), _stream())
         self.active = [self.root]
         self.rounds: Rounds | None = None
         self._queue: deque[tuple[Live, Token]] = deque()

@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 from traces import CANONICAL  # noqa: E402
 
 import mvspec as mv  # noqa: E402
-from mvspec.law.step import sees  # noqa: E402
+from mvspec.law.threads import sees  # noqa: E402
 from mvspec.runtime import Options, Result, TorchEngine, graphs  # noqa: E402
 from mvspec.runtime.engine.attention import Part, Slices  # noqa: E402
 from mvspec.runtime.engine.graphs import Graphs, Table, bucket  # noqa: E402

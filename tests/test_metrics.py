@@ -15,9 +15,10 @@ from traces import CANONICAL
 
 import mvspec
 from mvspec import assistant, branch, document, gen, parallel, user
+from mvspec.data.measure import count_words, measure, token_counter
 from mvspec.errors import Unsupported
 from mvspec.forms.untagged import UNTAGGED
-from mvspec.law.metrics import Corpus, Metrics, count_words, measure, token_counter
+from mvspec.law.metrics import Corpus, Metrics
 from mvspec.law.tags import TAG
 from mvspec.tree.ir import Message, Parallel
 
@@ -26,7 +27,7 @@ CORPUS = Path(__file__).parent.parent.parent / "shared" / "corpus"
 
 def test_sequential_text() -> None:
     metrics = measure(document(user("How many?"), assistant("Four of them.")), count_words)
-    assert metrics == Metrics(tokens=3, critical_path=3)
+    assert metrics == Metrics(tokens=4, critical_path=4)  # the end of the turn is one
     assert metrics.parallelism == 1.0
     assert metrics.paths_per_block is None
     assert metrics.longest_over_mean is None
@@ -35,7 +36,7 @@ def test_sequential_text() -> None:
 def test_nothing() -> None:
     assert measure(document()).parallelism == 1.0
     assert measure(document()).coverage == 0.0
-    assert Corpus().record()["parallelism"] is None
+    assert Corpus().to_dict()["parallelism"] is None
 
 
 def test_block_by_hand() -> None:
@@ -97,9 +98,12 @@ def test_chain_is_that_of_the_law(turn: Message) -> None:
 
 def test_turns_of_a_conversation_add_up() -> None:
     turn = assistant(parallel(branch("A", "x y"), branch("B", "z")))
-    one, two = measure(document(turn)), measure(document(turn, user("and?"), turn))
+    one = measure(document(user("so?"), turn))
+    two = measure(document(user("so?"), turn, user("and?"), turn))
     assert (two.tokens, two.critical_path) == (2 * one.tokens, 2 * one.critical_path)
     assert two.parallelism == one.parallelism
+    alone = measure(document(turn))
+    assert (alone.tokens, alone.critical_path) == (one.tokens - 1, one.critical_path - 1)
 
 
 def test_holes_have_no_length() -> None:
@@ -109,7 +113,7 @@ def test_holes_have_no_length() -> None:
 
 def test_corpus_means() -> None:
     flat, wide = Metrics(10, 10), Metrics(30, 10, 24, 1, 3, 1, 1.5)
-    record = (Corpus() + flat + wide).record()
+    record = (Corpus() + flat + wide).to_dict()
     assert record["documents"] == 2
     assert record["documents_with_blocks"] == 1
     assert record["parallelism"] == 2.0
@@ -118,7 +122,7 @@ def test_corpus_means() -> None:
     assert record["coverage"] == 24 / 40
     assert record["paths_per_block"] == 3.0
     assert record["longest_over_mean"] == 1.5
-    assert set(wide.record()) <= set(record)
+    assert set(wide.to_dict()) <= set(record)
 
 
 def test_qwen_has_the_published_ids() -> None:
@@ -152,7 +156,7 @@ def test_degree_of_parallelism_is_the_published_one() -> None:
         for row in map(json.loads, rows):
             if classes[row["id"]] == "ok":
                 corpora[row["source"]] += measure(mvspec.parse(row["output"]), count)
-    aime, math = corpora["AIME24"].record(), corpora["MATH500"].record()
+    aime, math = corpora["AIME24"].to_dict(), corpora["MATH500"].to_dict()
     assert aime["parallelism"] == pytest.approx(1.05, abs=0.005)
     assert math["parallelism"] == pytest.approx(1.06, abs=0.005)
     assert (aime["documents_with_blocks"], math["documents_with_blocks"]) == (8, 23)

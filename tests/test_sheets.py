@@ -20,10 +20,10 @@ import mvspec
 from mvspec.compiler import compile_document, dense_mask
 from mvspec.compiler.pages import lay_tokens
 from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.data.measure import measure
 from mvspec.data.records import Record, read_records
 from mvspec.errors import VerifyError
 from mvspec.forms.recovery.edits import apply
-from mvspec.law.metrics import measure
 from mvspec.trace import Trace
 from mvspec.tree.ir import Document, Message
 from mvspec.view.record_view import (

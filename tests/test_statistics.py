@@ -73,7 +73,7 @@ def test_summaries_by_group_and_cap() -> None:
     both = found["all", 64]
     assert both.accuracy is not None
     assert (both.problems, both.samples, both.ungraded, both.accuracy.mean) == (2, 3, 1, 0.5)
-    assert both.corpus.record()["parallelism"] == 1.25
-    assert both.corpus.record()["parallelism_with_blocks"] == 1.5
+    assert both.corpus.to_dict()["parallelism"] == 1.25
+    assert both.corpus.to_dict()["parallelism_with_blocks"] == 1.5
     assert (found["y", 32].accuracy, found["y", 32].refused) == (None, 1)
     assert summarise(samples).record()["well_formed_documents"] == 2

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 import mvspec
+from mvspec.law.automaton import TagAutomaton
 from mvspec.law.limits import Limits
-from mvspec.law.structure import Structure
 from mvspec.law.tags import Tag
 
 # Tokens of the fixed texts in Qwen2.5's vocabulary.
@@ -18,12 +18,12 @@ BLOCK = [
 ]
 
 
-def machine(limits: Limits | None = None) -> Structure:
-    return Structure(limits=limits, tokens=QWEN.__getitem__)
+def machine(limits: Limits | None = None) -> TagAutomaton:
+    return TagAutomaton(limits=limits, tokens=QWEN.__getitem__)
 
 
-def forked() -> Structure:
-    out = Structure()
+def forked() -> TagAutomaton:
+    out = TagAutomaton()
     for event in BLOCK:
         out.feed(event)
     return out
@@ -97,7 +97,7 @@ def test_the_join_waits_for_the_longest_path_in_any_order() -> None:
 def test_refusals_say_what_was_expected(
     events: list[Tag | str], refused: Tag | str, why: str
 ) -> None:
-    out = Structure()
+    out = TagAutomaton()
     for event in events:
         out.feed(event)
     with pytest.raises(mvspec.VerifyError, match=why):
@@ -106,7 +106,7 @@ def test_refusals_say_what_was_expected(
 
 def test_an_unknown_thread_is_refused() -> None:
     with pytest.raises(mvspec.VerifyError, match="no such thread"):
-        Structure().push(3, "x")
+        TagAutomaton().push(3, "x")
 
 
 @pytest.mark.parametrize("limit", ["max_tokens", "max_position"])
@@ -116,7 +116,7 @@ def test_the_shortest_block_is_27_tokens_of_qwens(limit: str) -> None:
 
 
 def test_a_thread_without_budget_is_told_how_to_close() -> None:
-    out = Structure(limits=Limits(max_tokens=6))
+    out = TagAutomaton(limits=Limits(max_tokens=6))
     out.feed(Tag.THINK)
     out.feed("\n")
     out.feed("a")
@@ -131,8 +131,8 @@ def test_a_thread_without_budget_is_told_how_to_close() -> None:
 
 def test_depth_and_paths_are_limited() -> None:
     with pytest.raises(mvspec.LimitExceeded, match="nest deeper than 0"):
-        Structure(limits=Limits(max_depth=0)).feed(Tag.PARALLEL)
-    out = Structure(limits=Limits(max_paths=1))
+        TagAutomaton(limits=Limits(max_depth=0)).feed(Tag.PARALLEL)
+    out = TagAutomaton(limits=Limits(max_paths=1))
     for event in BLOCK[:8]:
         out.feed(event)
     assert out.expect(0).tags == {Tag.END_GOAL}
@@ -142,11 +142,11 @@ def test_depth_and_paths_are_limited() -> None:
 
 def test_a_prompt_longer_than_the_budget_is_refused() -> None:
     with pytest.raises(mvspec.LimitExceeded, match="prompt alone"):
-        Structure(limits=Limits(max_position=5), position=6)
+        TagAutomaton(limits=Limits(max_position=5), position=6)
 
 
 def test_tags_that_are_not_written_take_no_position() -> None:
-    out = Structure(strict=False)
+    out = TagAutomaton(strict=False)
     out.feed("a")
     for tag in (Tag.PARALLEL, Tag.GOAL, Tag.OUTLINE, Tag.END_OUTLINE, Tag.END_GOAL, Tag.PATH):
         step = out.feed(tag, width=0)
@@ -156,7 +156,7 @@ def test_tags_that_are_not_written_take_no_position() -> None:
 
 
 def test_there_is_no_limit_of_paths_unless_one_is_set() -> None:
-    out = Structure(strict=False)
+    out = TagAutomaton(strict=False)
     out.feed(Tag.PARALLEL)
     out.feed(Tag.GOAL)
     for _ in range(1000):

@@ -18,10 +18,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 import mvspec
 from mvspec.compiler import Vocabulary, add_tags
 from mvspec.compiler.token_rules import TokenRules
+from mvspec.law.automaton import TagAutomaton, TagOrText
 from mvspec.law.limits import Limits
-from mvspec.law.structure import Structure
 from mvspec.law.tags import Tag
-from mvspec.law.thread import Event
 
 ENDS = ("<|endoftext|>", "<|im_end|>")
 
@@ -80,7 +79,7 @@ def id_of(rules: TokenRules, text: str) -> int:
     return next(id for id in range(rules.size) if rules.vocabulary.decode([id]) == text)
 
 
-def truth(rules: TokenRules, machine: Structure, thread: int) -> NDArray[np.bool_]:
+def truth(rules: TokenRules, machine: TagAutomaton, thread: int) -> NDArray[np.bool_]:
     """What `allowed` should be, by asking the machine about each token."""
     out = np.zeros(rules.size, dtype=np.bool_)
     end = machine.expect(thread).end
@@ -97,7 +96,7 @@ def truth(rules: TokenRules, machine: Structure, thread: int) -> NDArray[np.bool
     return out
 
 
-def check(rules: TokenRules, machine: Structure, thread: int) -> None:
+def check(rules: TokenRules, machine: TagAutomaton, thread: int) -> None:
     wrong = np.flatnonzero(rules.allowed(machine, thread) != truth(rules, machine, thread))
     assert [(int(id), rules.event(int(id))) for id in wrong[:5]] == []
 
@@ -108,7 +107,7 @@ class Play:
     def __init__(self, rules: TokenRules, limits: Limits, *, headers: bool = True) -> None:
         self.rules = rules
         self.headers = headers
-        self.machine = Structure(limits=limits, tokens=self.width)
+        self.machine = TagAutomaton(limits=limits, tokens=self.width)
         self.written: dict[int, list[int | tuple[int, ...]]] = {0: []}
         self.ended = False
         self.kinds = kinds_of(rules)
@@ -116,7 +115,7 @@ class Play:
     def width(self, text: str) -> int:
         return len(self.rules.vocabulary.encode(text))
 
-    def push(self, thread: int, event: Event, ids: Sequence[int]) -> None:
+    def push(self, thread: int, event: TagOrText, ids: Sequence[int]) -> None:
         step = self.machine.push(thread, event, len(ids))
         self.written[thread] += ids
         if step.forked:
@@ -128,7 +127,7 @@ class Play:
         if step.joined is not None:
             self.write_header(step.joined, "\n", Tag.CONCLUSION, "\n")
 
-    def write_header(self, thread: int, *events: Event) -> None:
+    def write_header(self, thread: int, *events: TagOrText) -> None:
         """Write it all, or leave it to the model, as far as the machine is concerned."""
         if self.headers:
             before = len(self.written[thread])
@@ -137,7 +136,7 @@ class Play:
             header = "".join(map(str, events))
             assert self.written[thread][before:] == self.rules.vocabulary.encode(header)
 
-    def write(self, thread: int, event: Event) -> None:
+    def write(self, thread: int, event: TagOrText) -> None:
         self.push(thread, event, self.rules.vocabulary.encode(str(event)))
 
     def close(self, thread: int) -> None:
@@ -239,7 +238,7 @@ def test_a_machine_that_is_not_strict_takes_any_text(
     make: Make, choices: list[tuple[int, int]]
 ) -> None:
     rules = rules_of(make)
-    machine = Structure(strict=False)
+    machine = TagAutomaton(strict=False)
     for _, what in choices:
         allowed = np.flatnonzero(rules.allowed(machine, machine.cursor))
         event = rules.event(int(allowed[what % len(allowed)]))
@@ -248,12 +247,12 @@ def test_a_machine_that_is_not_strict_takes_any_text(
     check(rules, machine, machine.cursor)
 
 
-BLOCK: tuple[Event, ...] = (
+BLOCK: tuple[TagOrText, ...] = (
     *(Tag.PARALLEL, "\n", Tag.GOAL, "\n", Tag.OUTLINE, "\n1: a\n", Tag.END_OUTLINE, "\n"),
     *(Tag.OUTLINE, "\n2: b\n", Tag.END_OUTLINE, "\n"),
 )
-PATHS: tuple[Event, ...] = (*BLOCK, Tag.END_GOAL, "\n", Tag.PATH, "\n1:")
-JOIN: tuple[Event, ...] = (
+PATHS: tuple[TagOrText, ...] = (*BLOCK, Tag.END_GOAL, "\n", Tag.PATH, "\n1:")
+JOIN: tuple[TagOrText, ...] = (
     *(*PATHS, " a\n", Tag.END_PATH, "\n", Tag.PATH, "\n2:", " b\n", Tag.END_PATH),
     *("\n", Tag.CONCLUSION, "\n"),
 )
@@ -264,7 +263,7 @@ JOIN: tuple[Event, ...] = (
 def test_what_a_budget_leaves_token_by_token(make: Make, limit: str) -> None:
     rules = rules_of(make)
     encode = rules.vocabulary.encode
-    thought: tuple[Event, ...] = (Tag.THINK, "\n")
+    thought: tuple[TagOrText, ...] = (Tag.THINK, "\n")
     starts = [
         *((), ("a",), ("a\n",), ("<",), thought, (*thought, "\n"), (*thought, "a")),
         *((*BLOCK[:5],), (*BLOCK[:5], "\n1: "), (*BLOCK[:5], "\n1: a"), (*BLOCK[:5], "\n1: a\n")),
@@ -276,7 +275,7 @@ def test_what_a_budget_leaves_token_by_token(make: Make, limit: str) -> None:
         fitting = 0
         for budget in range(200):
             limits = Limits.model_validate({limit: budget})
-            machine = Structure(limits=limits, tokens=lambda text: len(encode(text)))
+            machine = TagAutomaton(limits=limits, tokens=lambda text: len(encode(text)))
             try:
                 for event in events:
                     machine.feed(event, len(encode(str(event))))
@@ -303,10 +302,10 @@ def test_what_a_budget_leaves_token_by_token(make: Make, limit: str) -> None:
         ((*JOIN, "a\n", Tag.END_CONCLUSION, "\n", Tag.END_PARALLEL), Limits(max_position=100)),
     ],
 )  # fmt: skip
-def test_with_qwens_151677_tokens(events: tuple[Event, ...], limits: Limits) -> None:
+def test_with_qwens_151677_tokens(events: tuple[TagOrText, ...], limits: Limits) -> None:
     rules = rules_of(qwen_tokenizer)
     encode = rules.vocabulary.encode
-    machine = Structure(limits=limits, tokens=lambda text: len(encode(text)))
+    machine = TagAutomaton(limits=limits, tokens=lambda text: len(encode(text)))
     for event in events:
         machine.feed(event, len(encode(str(event))))
     assert rules.allowed(machine, machine.cursor).any()
@@ -315,7 +314,7 @@ def test_with_qwens_151677_tokens(events: tuple[Event, ...], limits: Limits) -> 
 
 def test_free_text_may_follow_fixed_text_in_one_token() -> None:
     rules = rules_of(awkward_tokenizer)
-    machine = Structure()
+    machine = TagAutomaton()
     for event in BLOCK[:5]:
         machine.feed(event)
     allowed = rules.allowed(machine, 0)
@@ -327,7 +326,7 @@ def test_free_text_may_follow_fixed_text_in_one_token() -> None:
 
 def test_no_token_completes_a_tag_in_plain_characters() -> None:
     rules = rules_of(awkward_tokenizer)
-    machine = Structure()
+    machine = TagAutomaton()
     machine.feed("</Pat")
     allowed = rules.allowed(machine, 0)
     assert not allowed[id_of(rules, "h>")]
@@ -341,7 +340,7 @@ def test_no_token_completes_a_tag_in_plain_characters() -> None:
 
 def test_control_tokens_are_never_text_and_other_added_tokens_are() -> None:
     rules = rules_of(small_tokenizer)
-    allowed = rules.allowed(Structure(), 0)
+    allowed = rules.allowed(TagAutomaton(), 0)
     assert not allowed[id_of(rules, "<|im_start|>")]
     assert allowed[id_of(rules, "<tool_call>")]
 
@@ -349,7 +348,7 @@ def test_control_tokens_are_never_text_and_other_added_tokens_are() -> None:
 def test_an_end_of_turn_never_ends_an_open_structure() -> None:
     rules = rules_of(small_tokenizer)
     end = id_of(rules, "<|im_end|>")
-    machine = Structure()
+    machine = TagAutomaton()
     assert rules.allowed(machine, 0)[end]
     machine.feed(Tag.THINK)
     assert not rules.allowed(machine, 0)[end]
@@ -385,7 +384,7 @@ def test_an_end_must_not_be_a_tag() -> None:
 
 def test_masks_are_shared_and_cannot_be_written() -> None:
     rules = rules_of(small_tokenizer)
-    machine = Structure()
+    machine = TagAutomaton()
     machine.feed("a")
     first = rules.allowed(machine, 0)
     machine.feed("b")
@@ -396,4 +395,4 @@ def test_masks_are_shared_and_cannot_be_written() -> None:
 
 def test_a_thread_that_is_not_there_is_refused_as_the_machine_does() -> None:
     with pytest.raises(mvspec.errors.VerifyError, match="no such thread"):
-        rules_of(small_tokenizer).allowed(Structure(), 1)
+        rules_of(small_tokenizer).allowed(TagAutomaton(), 1)

@@ -106,14 +106,14 @@ def documents_table(rows: Sequence[tuple[str, Metrics]], unit: str) -> Table:
     table = _table("record", unit, "critical\npath", "parallel-\nism", "coverage", "blocks",
                    "paths/\nblock", "longest/\nmean", "depth")  # fmt: skip
     for name, metrics in rows:
-        cells = [_cell(key, value) for key, value in metrics.record().items()]
+        cells = [_cell(key, value) for key, value in metrics.to_dict().items()]
         table.add_row(Text(visible(name), overflow="fold"), *cells)
     return table
 
 
 def corpus_table(corpus: Corpus, unit: str) -> Table:
     """Return a table of a corpus's totals and means."""
-    record = corpus.record()
+    record = corpus.to_dict()
     table = _table("", "all documents")
     names = {
         "documents": "documents",

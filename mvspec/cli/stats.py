@@ -11,12 +11,13 @@ import typer
 from mvspec.cli.console import corpus_table, documents_table, print_table, progress
 from mvspec.cli.options import Field, Form, Inputs, Json, needs
 from mvspec.data.check import read_document
+from mvspec.data.measure import Counter, count_words, measure, token_counter
 from mvspec.data.records import InputError, read_records
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
-from mvspec.law.metrics import Corpus, Counter, Metrics, count_words, measure, token_counter
+from mvspec.law.metrics import Corpus, Metrics
 from mvspec.view.terminal import visible
 
 __all__ = ["stats"]
@@ -58,11 +59,11 @@ def stats(
                 continue
             corpus += metrics
             if each and as_json:
-                print(json.dumps({"record": item.name, **metrics.record()}), flush=True)
+                print(json.dumps({"record": item.name, **metrics.to_dict()}), flush=True)
             elif each:
                 rows.append((item.name, metrics))
     if as_json and not each:
-        print(json.dumps({**corpus.record(), "left_out": skipped}), flush=True)
+        print(json.dumps({**corpus.to_dict(), "left_out": skipped}), flush=True)
     elif not as_json:
         print_table(documents_table(rows, unit) if each else corpus_table(corpus, unit))
     raise typer.Exit(1 if skipped else 0)

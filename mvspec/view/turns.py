@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from mvspec.data.measure import author_runs, has_prompt
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Piece, Syntax
-from mvspec.law.structure import Structure
+from mvspec.law.automaton import TagReader
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Document, Message, Parallel, Text
 from mvspec.view.record_view import AUTHORS, Branch, Leaf, Run, SheetThread, units
@@ -122,6 +123,10 @@ def lay_words(document: Document, syntax: Syntax = MULTIVERSE) -> Pages:
         if message.role == "assistant":
             inside = trees(message, syntax, start)
             laid.turn(message, syntax)
+            if has_prompt(document):  # its end is a token that has no text
+                laid.pages.widths.append(0)
+                add_run(laid.pages.runs, Run(0, AUTHORS.index("model"), 1, laid.position))
+                laid.position += 1
         else:
             for part in message.body:
                 if isinstance(part, Text):
@@ -156,39 +161,25 @@ class _Laid:
         return len(found)
 
     def turn(self, message: Message, syntax: Syntax) -> None:
-        machine = Structure(syntax, position=self.position, strict=False)
-        names: dict[int, int] = {0: 0}
+        reader = TagReader(self.position)
+        law = reader.law
+        names = {law.here: 0}
         blocks = message.walk(Parallel)
-        for text, tag, forced in _joined(syntax.pieces(message)):
+        for text, tag, forced in author_runs(message, syntax):
             author = AUTHORS.index("engine" if forced else "model")
-            count = len(words(text))
-            step = machine.feed(text if tag is None else tag, count)
+            here = law.here
+            position = law.tokens(len(words(text)))
             if text:
-                self.words(text, names[step.thread], author, step.position)
-            if step.forked:
-                for outline, thread in zip(next(blocks).goal.outlines, step.forked, strict=True):
+                self.words(text, names[here], author, position)
+            if tag is not None:
+                reader.take(tag)
+            if tag is Tag.END_GOAL:
+                for outline, thread in zip(next(blocks).goal.outlines, here.paths, strict=True):
                     names[thread] = len(self.pages.threads)
-                    above = names[step.thread]
-                    path = SheetThread(outline.label, outline.text, above, self.blocks)
+                    path = SheetThread(outline.label, outline.text, names[here], self.blocks)
                     self.pages.threads.append(path)
                 self.blocks += 1
-        self.position = machine.threads[0].position
-
-
-def _joined(pieces: Iterable[Piece]) -> Iterator[tuple[str, Tag | None, bool]]:
-    """Yield tags, and texts of one author between them."""
-    text, forced = "", False
-    for piece in pieces:
-        if text and (piece.tag is not None or piece.forced != forced):
-            yield text, None, forced
-            text = ""
-        if piece.tag is not None:
-            yield piece.text, piece.tag, piece.forced
-            continue
-        text += piece.text
-        forced = piece.forced
-    if text:
-        yield text, None, forced
+        self.position = law.here.position
 
 
 def add_run(runs: list[Run], run: Run) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvspec.law.metrics import Counter
+from mvspec.data.measure import Counter
 from mvspec.runtime.evaluation.graded import grade_outputs
 from mvspec.runtime.evaluation.grading import graders
 from mvspec.runtime.evaluation.instructions import check_instructions

@@ -45,7 +45,7 @@ def plot_caps(path: Path, runs: Sequence[Run]) -> None:
                 [100 * (found.mean if found.high is None else found.high) for _, found in marks],
             )
         )
-        shown = [(each.cap or 0, each.corpus.record()["parallelism"]) for each in summaries]
+        shown = [(each.cap or 0, each.corpus.to_dict()["parallelism"]) for each in summaries]
         known = [(cap, value) for cap, value in shown if value is not None]
         if known:
             parallel.append(

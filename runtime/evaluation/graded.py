@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 
-from mvspec.law.metrics import Counter
+from mvspec.data.measure import Counter
 from mvspec.runtime.evaluation.grading import Graders
 from mvspec.runtime.evaluation.problem import Problem
 from mvspec.runtime.evaluation.sample import Key, Sample, final_text, shape_of

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from mvspec.data.check import read_document
+from mvspec.data.measure import Counter, measure
 from mvspec.data.records import Record
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS
 from mvspec.forms.multiverse import MULTIVERSE
-from mvspec.law.metrics import Counter, Metrics, measure
+from mvspec.law.metrics import Metrics
 from mvspec.tree.ir import Parallel
 
 __all__ = ["Key", "Sample", "Shape", "final_text", "shape_of"]

@@ -54,7 +54,7 @@ class Summary:
 
     def record(self) -> dict[str, Any]:
         """Return the object that `--json` prints."""
-        corpus = self.corpus.record()
+        corpus = self.corpus.to_dict()
         names = ("documents", "documents_with_blocks", "parallelism", "parallelism_with_blocks")
         well_formed = {f"well_formed_{name}": corpus[name] for name in names}
         given = {name: value for name, value in vars(self).items() if name != "corpus"}
@@ -168,7 +168,7 @@ def summary_table(found: Sequence[Summary], unit: str = "tokens") -> Table:
     for name, style in (("ungraded", "red"), ("refused", "red")):
         if any(getattr(each, name) for each in found):
             row(f"  {name}", [f"{getattr(each, name):,}" for each in found], style)
-    corpora = [each.corpus.record() for each in found]
+    corpora = [each.corpus.to_dict() for each in found]
     for form in ("ok", "cut", "malformed"):
         name = "well-formed" if form == "ok" else form
         row(name, [f"{each.forms[form]:,}" for each in found], "" if form == "ok" else "dim")

@@ -25,9 +25,9 @@ from mvspec.compiler import (
 )
 from mvspec.compiler.vocabulary import TAGS
 from mvspec.errors import MvspecError, VerifyError
-from mvspec.law.step import Step, sees
-from mvspec.law.structure import Structure
+from mvspec.law.automaton import PlacedEvent, TagAutomaton
 from mvspec.law.tags import Tag
+from mvspec.law.threads import sees
 from mvspec.tree.ir import Message
 
 MANY = pytest.mark.parametrize("make", TOKENIZERS)
@@ -40,10 +40,10 @@ def cuts(length: int, most: int = 60) -> list[int]:
     return sorted({*range(0, length, 1 + length // most), length})
 
 
-def run(ids: Any, tokenizer: Any, position: int = 0) -> list[Step]:
+def run(ids: Any, tokenizer: Any, position: int = 0) -> list[PlacedEvent]:
     """What the machine says of every token."""
     vocabulary = Vocabulary.of(tokenizer)
-    machine = Structure(strict=False, position=position)
+    machine = TagAutomaton(strict=False, position=position)
     steps = []
     for index in ids.tolist():
         number = int(vocabulary.tag_of_id[index])
@@ -172,9 +172,9 @@ def test_layout_and_machine_refuse_the_same(choices: list[tuple[bool, int]]) -> 
     def ids(events: list[Tag | str]) -> list[int]:
         return [index for event in events for index in vocabulary.encode(event)]
 
-    machine = Structure(strict=False)
+    machine = TagAutomaton(strict=False)
     taken: list[Tag | str] = []
-    steps: list[Step] = []
+    steps: list[PlacedEvent] = []
     for follow, number in choices:
         legal = sorted(machine.threads[machine.cursor].tags() & set(EVENTS))
         event = legal[number % len(legal)] if follow and legal else EVENTS[number]

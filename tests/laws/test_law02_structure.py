@@ -7,14 +7,13 @@ from hypothesis import given
 from strategies import turns
 
 import mvspec
-from mvspec.law.step import Step, sees
-from mvspec.law.structure import Structure
-from mvspec.law.tags import Tag
+from mvspec.law.automaton import PlacedEvent, TagAutomaton
+from mvspec.law.threads import sees
 from mvspec.tree.ir import Message
 
 
-def run(events: list[Token], *, strict: bool) -> list[Step]:
-    machine = Structure(strict=strict)
+def run(events: list[Token], *, strict: bool) -> list[PlacedEvent]:
+    machine = TagAutomaton(strict=strict)
     return [machine.feed(token.event) for token in events]
 
 
@@ -41,7 +40,7 @@ def test_machine_equals_definition(message: Message) -> None:
 def test_the_strict_machine_takes_every_canonical_turn(message: Message) -> None:
     events = tokens(message)
     assert run(events, strict=True) == run(events, strict=False)
-    pieces = Structure()
+    pieces = TagAutomaton()
     for piece in mvspec.forms.multiverse.MULTIVERSE.pieces(message):
         pieces.feed(piece.tag or piece.text, width=1 if piece.tag else len(piece.text))
     assert pieces.count == len(events)
@@ -80,18 +79,3 @@ def test_law_4_positions_rise_along_visible_chains(message: Message) -> None:
         if q and len(steps[q - 1].chain) > len(step.chain):
             assert step.position == ends[steps[q - 1].chain[-1][0]] + 1
     assert all(len(positions) == 1 for positions in starts.values())
-
-
-@given(turns(canonical=True))
-def test_a_text_that_is_written_stands_where_one_that_is_pushed_does(message: Message) -> None:
-    for strict in (True, False):
-        pushed, written = Structure(strict=strict), Structure(strict=strict)
-        for token in tokens(message):
-            thread, event = written.cursor, token.event
-            step = pushed.feed(event)
-            if isinstance(event, Tag):
-                written.feed(event)
-            else:
-                assert written.write(thread, event) == step.position
-            assert written.threads == pushed.threads
-            assert written.count == pushed.count

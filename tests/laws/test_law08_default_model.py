@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from mvspec.compiler import additive_mask  # noqa: E402
-from mvspec.law.step import sees  # noqa: E402
+from mvspec.law.threads import sees  # noqa: E402
 from mvspec.runtime import Options, TorchEngine, load_program  # noqa: E402
 
 pytestmark = pytest.mark.skipif(

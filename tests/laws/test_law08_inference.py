@@ -24,7 +24,7 @@ import mvspec as mv  # noqa: E402
 from mvspec.compiler import additive_mask, compile_document, layout_from_ids  # noqa: E402
 from mvspec.compiler.layout import Layout  # noqa: E402
 from mvspec.law.limits import Limits  # noqa: E402
-from mvspec.law.step import sees  # noqa: E402
+from mvspec.law.threads import sees  # noqa: E402
 from mvspec.runtime import Options, Result, Sampling, TorchEngine  # noqa: E402
 from mvspec.tree.ir import Message  # noqa: E402
 

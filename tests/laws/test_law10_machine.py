@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mvspec
+from mvspec.law.automaton import TagAutomaton, TagOrText
 from mvspec.law.limits import Limits
-from mvspec.law.structure import Structure
 from mvspec.law.tags import Tag
-from mvspec.law.thread import Event
 
 # Pieces that a tokenizer could have, chosen to be awkward: newlines with text around them, parts
 # of tags and of labels.
@@ -30,11 +29,11 @@ limits = st.builds(
 class Play:
     """A model that chooses at random, and a runtime that writes what the machine asks for."""
 
-    def __init__(self, machine: Structure) -> None:
+    def __init__(self, machine: TagAutomaton) -> None:
         self.machine = machine
-        self.written: dict[int, list[Event | tuple[int, ...]]] = {0: []}
+        self.written: dict[int, list[TagOrText | tuple[int, ...]]] = {0: []}
 
-    def push(self, thread: int, event: Event) -> None:
+    def push(self, thread: int, event: TagOrText) -> None:
         step = self.machine.push(thread, event)
         self.written[thread].append(event)
         if step.forked:
@@ -57,13 +56,13 @@ class Play:
 
 @given(limits, st.data())
 def test_whatever_is_chosen_the_result_parses(limits: Limits, data: st.DataObject) -> None:
-    machine = Structure(limits=limits)
+    machine = TagAutomaton(limits=limits)
     play = Play(machine)
     choices = data.draw(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 999)), max_size=120))
     for who, what in choices:
         thread = machine.live[who % len(machine.live)]
         expect = machine.expect(thread)
-        events: list[Event] = sorted(expect.tags)
+        events: list[TagOrText] = sorted(expect.tags)
         if expect.fixed:
             events += [expect.fixed, expect.fixed[:1]]
         if expect.free or expect.fixed:
@@ -99,9 +98,9 @@ def test_whatever_is_chosen_the_result_parses(limits: Limits, data: st.DataObjec
 
 
 @given(st.lists(st.one_of(st.sampled_from(list(Tag)), st.sampled_from(PIECES)), max_size=60))
-def test_any_event_is_taken_or_refused(events: list[Event]) -> None:
+def test_any_event_is_taken_or_refused(events: list[TagOrText]) -> None:
     for strict in (True, False):
-        machine = Structure(strict=strict)
+        machine = TagAutomaton(strict=strict)
         for event in events:
             allowed = machine.allows(machine.cursor, event)
             before = {number: thread.copy() for number, thread in machine.threads.items()}
