@@ -43,7 +43,10 @@ BATCH_BYTES = 15_000_000
 
 _ENDED = {"JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_EXPIRED"}
 _READY = {"JOB_STATE_SUCCEEDED", "JOB_STATE_PARTIALLY_SUCCEEDED"}
+BatchAnswers = dict[str, ModelAnswer | Exception]
+"""Answers of a batch, or why there is none, by the keys of its requests."""
 
+BatchTask = asyncio.Task[BatchAnswers]
 
 _LENGTH = {"MAX_TOKENS", "CONTINUATION", ""}  # without a reason, it has not ended
 _CROWDED = {429, 503}
@@ -148,12 +151,12 @@ class GeminiProvider:
         raise error
 
     def _status(self, error: errors.APIError) -> RequestUnanswered | RequestRefused:
-        details = list(_details(error.details))
+        details = _details(error.details)
         reasons = {str(each.get("reason")) for each in details}
         said = self._hidden(f"{error.status or ''} {error.message or ''}".strip())[:500]
         text = f"HTTP {error.code}: {said}"
         if error.code in _AGAIN:
-            if error.code == 429 and any("PerDay" in quota for quota in _quotas(details)):
+            if error.code == 429 and "PerDay" in str([each.get("violations") for each in details]):
                 return RequestRefused(f"{text} (the day's quota is used up)", all=True)
             return RequestUnanswered(
                 text,
@@ -197,15 +200,15 @@ class GeminiBatchProvider:
         self.linger = linger
         self.poll = poll
         self.most = most
-        self._waiting: dict[str, tuple[ModelRequest, asyncio.Future[ModelAnswer]]] = {}
+        self._waiting: dict[str, tuple[ModelRequest, asyncio.Future[BatchTask]]] = {}
         self._came = asyncio.Event()
         self._open: dict[str, list[tuple[str, str | None, list[str]]]] = {}
-        for id, name, keys in store.batches():
-            for key in keys:
-                self._open.setdefault(key, []).append((id, name, keys))
-        self._jobs: dict[str, asyncio.Task[dict[str, ModelAnswer | Exception]]] = {}
+        for batch in store.batches():
+            for key in batch[2]:
+                self._open.setdefault(key, []).append(batch)
+        self._resumed: dict[str, BatchTask] = {}
+        self._made: set[BatchTask] = set()
         self._gathering: asyncio.Task[None] | None = None
-        self._running: set[asyncio.Task[None]] = set()
 
     async def ask(self, request: ModelRequest) -> ModelAnswer:
         """Return the model's answer, when its batch has ended.
@@ -214,37 +217,37 @@ class GeminiBatchProvider:
             RequestUnanswered: the batch failed, or the request in it.
             RequestRefused: the service does not take the batch.
         """
-        before = self._open.get(request.key)
-        if before:
-            return await self._again(request, *before[0])
-        answer: asyncio.Future[ModelAnswer] = asyncio.get_running_loop().create_future()
-        self._waiting[request.key] = request, answer
-        self._came.set()
-        if self._gathering is None or self._gathering.done():
-            self._gathering = asyncio.create_task(self._gather())
-        return await answer
+        batches = self._open.get(request.key)
+        if batches:
+            answers = await self._earlier(*batches[0])
+            # One that failed here may be in a later batch too: whoever asks again looks there.
+            batches.pop(0)
+            found = answers.get(request.key) or RequestUnanswered("batch: it was never made")
+        else:
+            batch: asyncio.Future[BatchTask] = asyncio.get_running_loop().create_future()
+            self._waiting[request.key] = request, batch
+            self._came.set()
+            if self._gathering is None or self._gathering.done():
+                self._gathering = asyncio.create_task(self._gather())
+            answers = await asyncio.shield(await batch)
+            found = answers.get(request.key) or RequestUnanswered(
+                "batch: it holds no response", paid=True
+            )
+        if isinstance(found, Exception):
+            raise found
+        return found
 
-    async def _again(
-        self, request: ModelRequest, id: str, name: str | None, keys: Sequence[str]
-    ) -> ModelAnswer:
-        """Return the answer out of a batch of an earlier run."""
-        job = self._jobs.get(id)
-        if job is None:
-            job = self._jobs[id] = asyncio.create_task(self._resume(id, name, keys))
+    async def _earlier(self, id: str, name: str | None, keys: Sequence[str]) -> BatchAnswers:
+        """Return the answers of a batch of an earlier run."""
+        if id not in self._resumed:
+            self._resumed[id] = asyncio.create_task(self._resume(id, name, keys))
         try:
-            found = (await asyncio.shield(job)).get(request.key)
+            return await asyncio.shield(self._resumed[id])
         except (RequestUnanswered, RequestRefused):
-            self._jobs.pop(id, None)  # whoever asks again looks again
+            self._resumed.pop(id, None)  # whoever asks again looks again
             raise
-        # One that failed here may be in a later batch too: whoever asks again looks there.
-        self._open[request.key].pop(0)
-        if isinstance(found, ModelAnswer):
-            return found
-        raise found or RequestUnanswered("batch: it was never made")
 
-    async def _resume(
-        self, id: str, name: str | None, keys: Sequence[str]
-    ) -> dict[str, ModelAnswer | Exception]:
+    async def _resume(self, id: str, name: str | None, keys: Sequence[str]) -> BatchAnswers:
         name = name or await self._named(id)
         if name is None:
             await self.store.batch(id, None, keys, open=False)
@@ -274,43 +277,26 @@ class GeminiBatchProvider:
                 if len(self._waiting) < self.most:
                     continue
             while some := self._some():
-                task = asyncio.create_task(self._run(some))
-                self._running.add(task)
-                task.add_done_callback(self._running.discard)
+                requests, batches = zip(*some, strict=True)
+                task = asyncio.create_task(self._make(requests))
+                self._made.add(task)
+                task.add_done_callback(self._made.discard)
+                for batch in batches:
+                    batch.set_result(task)
 
-    def _some(self) -> list[tuple[ModelRequest, asyncio.Future[ModelAnswer]]]:
-        some: list[tuple[ModelRequest, asyncio.Future[ModelAnswer]]] = []
+    def _some(self) -> list[tuple[ModelRequest, asyncio.Future[BatchTask]]]:
+        some: list[tuple[ModelRequest, asyncio.Future[BatchTask]]] = []
         size = 0
-        for key, (request, answer) in list(self._waiting.items()):
-            if answer.done():  # whoever asked has been stopped
-                del self._waiting[key]
-                continue
-            size += 2 * request.size
-            if some and (size > BATCH_BYTES or len(some) == self.most):
-                break
-            some.append((request, answer))
+        for key, (request, batch) in list(self._waiting.items()):
+            if not batch.done():  # else whoever asked has been stopped
+                size += 2 * request.size
+                if some and (size > BATCH_BYTES or len(some) == self.most):
+                    break
+                some.append((request, batch))
             del self._waiting[key]
         return some
 
-    async def _run(self, some: Sequence[tuple[ModelRequest, asyncio.Future[ModelAnswer]]]) -> None:
-        requests = [request for request, _ in some]
-        found: dict[str, ModelAnswer | Exception]
-        try:
-            found = await self._make(requests)
-        except Exception as error:  # whatever it is, those who wait have to hear of it
-            found = {request.key: error for request in requests}
-        for request, answer in some:
-            result = found.get(request.key) or RequestUnanswered(
-                "batch: it holds no response", paid=True
-            )
-            if answer.done():
-                continue
-            if isinstance(result, ModelAnswer):
-                answer.set_result(result)
-            else:
-                answer.set_exception(result)
-
-    async def _make(self, requests: Sequence[ModelRequest]) -> dict[str, ModelAnswer | Exception]:
+    async def _make(self, requests: Sequence[ModelRequest]) -> BatchAnswers:
         keys = [request.key for request in requests]
         id = uuid4().hex
         await self.store.batch(id, None, keys, open=True)
@@ -347,9 +333,7 @@ class GeminiBatchProvider:
         await self.store.batch(id, name, keys, open=True)
         return await self._read(id, name, keys)
 
-    async def _read(
-        self, id: str, name: str, keys: Sequence[str]
-    ) -> dict[str, ModelAnswer | Exception]:
+    async def _read(self, id: str, name: str, keys: Sequence[str]) -> BatchAnswers:
         """Wait for a batch and return its answers by key."""
         while True:
             try:
@@ -370,7 +354,7 @@ class GeminiBatchProvider:
                 return dict.fromkeys(keys, failed)
             await asyncio.sleep(self.poll)
         responses = (job.dest.inlined_responses if job.dest else None) or []
-        found: dict[str, ModelAnswer | Exception] = {}
+        found: BatchAnswers = {}
         for index, each in enumerate(responses):
             key = (each.metadata or {}).get("key") or (keys[index] if index < len(keys) else "")
             if each.response is not None:
@@ -474,20 +458,10 @@ def _name(reason: Any) -> str:
     return "" if reason is None else str(getattr(reason, "value", reason))
 
 
-def _details(body: Any) -> Iterable[dict[str, Any]]:
+def _details(body: Any) -> list[dict[str, Any]]:
     inner = body.get("error", body) if isinstance(body, dict) else {}
     found = inner.get("details") if isinstance(inner, dict) else None
-    for each in found if isinstance(found, list) else ():
-        if isinstance(each, dict):
-            yield each
-
-
-def _quotas(details: Iterable[dict[str, Any]]) -> Iterable[str]:
-    for each in details:
-        violations = each.get("violations")
-        for violation in violations if isinstance(violations, list) else ():
-            if isinstance(violation, dict):
-                yield str(violation.get("quotaId", ""))
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
 def _retry_after(error: errors.APIError, details: Iterable[dict[str, Any]]) -> float | None:

@@ -184,30 +184,27 @@ Highlighted sentences were written anew.</p>
 
 
 def _tables(found: CurationReport) -> str:
-    record = found.to_dict()
+    counts = found.to_dict()
 
-    def share(value: float | None) -> str:
-        return "-" if value is None else f"{value:.1%}"
-
-    def ratio(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
+    def shown(name: str, spec: str) -> str:
+        return "-" if counts[name] is None else format(counts[name], spec)
 
     whole = [
-        ("records", f"{found.records:,}"),
-        ("documents", f"{found.accepted:,}"),
-        ("yield", share(record["yield"])),
+        ("records", shown("records", ",")),
+        ("documents", shown("accepted", ",")),
+        ("yield", shown("yield", ".1%")),
         ("cost", dollars(found.cost)),
-        ("sentences", f"{found.sentences:,}"),
-        ("  written anew", f"{found.rewritten:,}"),
-        ("edit distance, mean", ratio(record["mean_distance"])),
-        ("blocks", f"{record['blocks']:,}"),
-        ("paths per block", ratio(record["paths_per_block"])),
-        ("degree of parallelism, mean", ratio(record["parallelism"])),
-        ("coverage", share(record["coverage"])),
+        ("sentences", shown("sentences", ",")),
+        ("  written anew", shown("sentences_rewritten", ",")),
+        ("edit distance, mean", shown("mean_distance", ".3f")),
+        ("blocks", shown("blocks", ",")),
+        ("paths per block", shown("paths_per_block", ".3f")),
+        ("degree of parallelism, mean", shown("parallelism", ".3f")),
+        ("coverage", shown("coverage", ".1%")),
     ]
     checks = [
-        (check, f"{found.refused[check]:,}", f"{found.records_refused[check]:,}",
-         f"{found.quarantined[check]:,}")
+        (check, *(f"{counted[check]:,}" for counted in
+                  (found.refused, found.records_refused, found.quarantined)))
         for check in sorted({*found.refused, *found.quarantined})
     ]  # fmt: skip
     steps = [(step, f"{number:,}") for step, number in found.answers.most_common()]
