@@ -72,7 +72,7 @@ def test_a_grid_is_measured_against_plain_text() -> None:
     shape = shape_of_degree(40, 2)
     found = engine.run(replay(shape, 8, token_ids(300)), Options(decode=True)).trace
     assert (found.answer, found.critical_path) == (40, shape.critical_path)
-    assert len(found.ends) < 40 / 1.5
+    assert len(found.forward_seconds) < 40 / 1.5
 
 
 def test_the_command(tmp_path: Path) -> None:

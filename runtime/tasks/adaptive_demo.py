@@ -49,7 +49,7 @@ def measure(engine: TorchEngine, traces: list[Trace], rounds: int = 2) -> Measur
         for way, threads in enumerate((0, 1)):
             options = Options(decode=True, threads=threads)
             replays = [engine.run(trace.plan, options).trace for trace in traces]
-            counts[way] = sum(len(replay.ends) for replay in replays)
+            counts[way] = sum(len(replay.forward_seconds) for replay in replays)
             best[way] = min(best[way], sum(replay.seconds for replay in replays))
     return Measured(counts[0], best[0], counts[1], best[1])
 
