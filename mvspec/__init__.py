@@ -6,47 +6,45 @@ sits and what it may see; training tensors and runtime plans are two readings of
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-# Registers how nodes and traces are shown.
-from mvspec import view as _view  # noqa: F401
-from mvspec.errors import (
-    Diagnostic,
-    LimitExceeded,
-    MvspecError,
-    ParseError,
-    Unsupported,
-    VerifyError,
-)
-from mvspec.forms import parse, render
-from mvspec.law.limits import Limits
-from mvspec.tree.builder import (
-    assistant,
-    branch,
-    document,
-    gen,
-    message,
-    parallel,
-    system,
-    think,
-    tool,
-    user,
-)
-from mvspec.tree.ir import (
-    Conclusion,
-    Document,
-    Gen,
-    Goal,
-    Message,
-    Outline,
-    Parallel,
-    Path,
-    Text,
-    Think,
-)
-
 if TYPE_CHECKING:
+    from mvspec.errors import (
+        Diagnostic,
+        LimitExceeded,
+        MvspecError,
+        ParseError,
+        Unsupported,
+        VerifyError,
+    )
+    from mvspec.forms import parse, render
+    from mvspec.law.limits import Limits
     from mvspec.runtime import run
+    from mvspec.tree.builder import (
+        assistant,
+        branch,
+        document,
+        gen,
+        message,
+        parallel,
+        system,
+        think,
+        tool,
+        user,
+    )
+    from mvspec.tree.ir import (
+        Conclusion,
+        Document,
+        Gen,
+        Goal,
+        Message,
+        Outline,
+        Parallel,
+        Path,
+        Text,
+        Think,
+    )
 
 __all__ = [
     "Conclusion",
@@ -66,6 +64,7 @@ __all__ = [
     "Think",
     "Unsupported",
     "VerifyError",
+    "__version__",
     "assistant",
     "branch",
     "document",
@@ -81,11 +80,25 @@ __all__ = [
     "user",
 ]
 
+__version__ = "0.1.0"
+
+_PLACES = {
+    "mvspec.errors": "Diagnostic LimitExceeded MvspecError ParseError Unsupported VerifyError",
+    "mvspec.forms": "parse render",
+    "mvspec.law.limits": "Limits",
+    "mvspec.runtime": "run",
+    "mvspec.tree.builder": "assistant branch document gen message parallel system think tool user",
+    "mvspec.tree.ir": "Conclusion Document Gen Goal Message Outline Parallel Path Text Think",
+}
+
 
 def __getattr__(name: str) -> Any:
-    # The runtime needs torch, which the core does not: `mvspec.run` is looked up on first use.
-    if name == "run":
-        from mvspec.runtime import run
-
-        return run
+    # Looked up on first use: a command that reads texts starts without what draws or runs them.
+    for place, names in _PLACES.items():
+        if name in names.split():
+            return globals().setdefault(name, getattr(import_module(place), name))
     raise AttributeError(f"module 'mvspec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -19,38 +19,37 @@ __all__ = ["as_html", "as_layout", "as_plan", "as_rich", "as_text"]
 @singledispatch
 def as_html(value: Any) -> str:
     """Return a value as one HTML element, for notebooks and pages."""
-    raise Unsupported(f"{type(value).__name__} has no rendering in HTML")
+    return _registered(as_html, "mvspec.view", value)
 
 
 @singledispatch
 def as_text(value: Any) -> str:
     """Return a value as text for a terminal, its structure drawn as a tree."""
-    raise Unsupported(f"{type(value).__name__} has no rendering as text")
+    return _registered(as_text, "mvspec.view", value)
 
 
 @singledispatch
 def as_rich(value: Any) -> Any:
     """Return a value as what `rich` prints."""
-    raise Unsupported(f"{type(value).__name__} has no rendering for rich")
+    return _registered(as_rich, "mvspec.view", value)
 
 
 @singledispatch
 def as_plan(value: Any) -> Any:
     """Return the plan that runs a value again."""
-    return _of_compiler("as_plan", value)
+    return _registered(as_plan, "mvspec.compiler", value)
 
 
 @singledispatch
 def as_layout(value: Any) -> Any:
     """Return the layout of a value's tokens."""
-    return _of_compiler("as_layout", value)
+    return _registered(as_layout, "mvspec.compiler", value)
 
 
-def _of_compiler(name: str, value: Any) -> Any:
-    """Call what the compiler registers when it is imported."""
-    function = {"as_plan": as_plan, "as_layout": as_layout}[name]
-    before = len(function.registry)
-    import_module("mvspec.compiler")
-    if len(function.registry) == before:
-        raise Unsupported(f"{type(value).__name__} has no {name.removeprefix('as_')}")
-    return function(value)
+def _registered(function: Any, room: str, value: Any) -> Any:
+    """Call what a room registers when it is imported."""
+    import_module(room)
+    found = function.dispatch(type(value))
+    if found is function.dispatch(object):
+        raise Unsupported(f"{type(value).__name__} has no {function.__name__.removeprefix('as_')}")
+    return found(value)

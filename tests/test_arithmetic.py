@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mvspec
+from mvspec.cli.demo import show_adaptive_demo
 from mvspec.compiler import additive_mask, compile_document
 from mvspec.compiler.tokenizer import fingerprint, load_tokenizer
 from mvspec.errors import VerifyError
 from mvspec.runtime import TorchEngine
-from mvspec.runtime.tasks.adaptive_demo import measure, show_adaptive_demo
 from mvspec.runtime.tasks.arithmetic import (
     PARALLEL,
     SPLITS,
@@ -34,7 +34,7 @@ from mvspec.runtime.tasks.arithmetic import (
     solve,
     split_of,
 )
-from mvspec.runtime.tasks.examination import UNHELD, examine, means
+from mvspec.runtime.tasks.examination import UNHELD, examine, means, measure_replays
 from mvspec.tree.ir import Document, Parallel
 
 shares = st.sampled_from((0.0, 0.3, 1.0))
@@ -287,6 +287,6 @@ def test_the_adaptive_demo_shows_and_measures(capsys: pytest.CaptureFixture[str]
 def test_measuring_reads_the_same_tokens_in_more_forwards(engine: TorchEngine) -> None:
     forked = next(each for each in problems("test", seed=1) if each.parts)
     trace = engine.run(ask(forked), UNHELD).trace
-    found = measure(engine, [trace], rounds=1)
+    found = measure_replays(engine, [trace], rounds=1)
     assert found.forwards < found.forwards_alone
     assert min(found.seconds, found.seconds_alone) > 0

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import mvspec
 from mvspec.cli import app
+from mvspec.cli.training_cli import main as train
 from mvspec.compiler import compile_document
 from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import Unsupported, VerifyError
@@ -26,7 +27,6 @@ from mvspec.runtime.tasks.arithmetic import arithmetic_model
 from mvspec.runtime.tasks.countdown import TINY, Difficulty, Problem, is_right
 from mvspec.runtime.tasks.expression import value_of
 from mvspec.runtime.tasks.problem import PARALLEL, SPLITS, STEPWISE, problems, solve, split_of
-from mvspec.training.command import main as train
 from mvspec.tree.ir import Document, Parallel
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "countdown"

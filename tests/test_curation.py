@@ -425,6 +425,6 @@ def test_the_room_needs_no_torch() -> None:
     program = (
         "import sys\n"
         "for name in ('torch', 'transformers'): sys.modules[name] = None\n"
-        "import mvspec.curation.command"
+        "import mvspec.curation.job, mvspec.cli.curate"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

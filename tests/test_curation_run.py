@@ -24,6 +24,7 @@ from bpe import chat_tokenizer
 from curator_model import Scripted, chains
 from gemini_server import Act, Body, GeminiServer, failure, generated, scripted
 
+from mvspec.cli.curate import progress_line
 from mvspec.compiler.compilation import compile_rows
 from mvspec.compiler.shard import Options
 from mvspec.curation import (
@@ -36,9 +37,8 @@ from mvspec.curation import (
     TokenPrice,
     read_chain,
 )
-from mvspec.curation.command import CurationRun, run
-from mvspec.curation.console import progress_line
 from mvspec.curation.gemini import GeminiProvider
+from mvspec.curation.job import CurationRun, run
 from mvspec.curation.output import write_documents
 from mvspec.curation.questions import Ask
 from mvspec.curation.report import write_report

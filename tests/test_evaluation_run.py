@@ -21,7 +21,12 @@ from mvspec.cli import app
 from mvspec.errors import MvspecError
 from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Sampling, TorchEngine
-from mvspec.runtime.evaluation.command import Asking, Evaluation, Source, run_engine
+from mvspec.runtime.evaluation.evaluation import (
+    AskedSamples,
+    Evaluation,
+    EvaluationSource,
+    run_engine,
+)
 from mvspec.runtime.evaluation.generation import Generation, prompt_of
 from mvspec.runtime.evaluation.results import read_run
 
@@ -33,7 +38,7 @@ def evaluation(folder: Path, count: int = 3) -> Evaluation:
     data = folder / "sums.jsonl"
     rows = [{"id": f"p{n}", "problem": f"2 + 3, {n}?", "answer": "5"} for n in range(count)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return Source("math", (str(data),)).open(print)
+    return EvaluationSource("math", (str(data),)).open(print)
 
 
 def test_both_prompts(tmp_path: Path) -> None:
@@ -43,7 +48,7 @@ def test_both_prompts(tmp_path: Path) -> None:
     for prompt in (PARALLEL, SEQUENTIAL):
         generation = Generation(engine, prompt, Options())
         path = tmp_path / f"{len(prompt)}.jsonl"
-        run = run_engine(evaluation(tmp_path), generation, Asking(), path, print)
+        run = run_engine(evaluation(tmp_path), generation, AskedSamples(), path, print)
         assert run.samples == read_run(path).samples
         found[prompt] = list(run.samples.values())
     assert [each.score for each in found[PARALLEL]] == [1.0] * 3
@@ -59,7 +64,7 @@ def test_shape_and_cost_are_the_traces(tmp_path: Path) -> None:
     save_model(tmp_path / "model")
     engine = TorchEngine.load(str(tmp_path / "model"))
     options = Options(Sampling(temperature=1.0, seed=1))
-    asking = Asking(samples=2, caps=(40, 160))
+    asking = AskedSamples(samples=2, caps=(40, 160))
     generation = Generation(engine, PARALLEL, options)
     run = run_engine(evaluation(tmp_path), generation, asking, tmp_path / "run.jsonl", print)
     samples = list(run.samples.values())
@@ -74,8 +79,10 @@ def test_shape_and_cost_are_the_traces(tmp_path: Path) -> None:
     assert any(sample.blocks for sample in samples)
     assert any(each.metrics and each.metrics.parallelism > 1 for each in samples)
     # A sample depends on its problem and number alone, whatever runs beside it.
-    some = Source("math", (str(tmp_path / "sums.jsonl"),), limit=1).open(print)
-    alone = run_engine(some, generation, Asking(2, (40, 160), 1), tmp_path / "one.jsonl", print)
+    some = EvaluationSource("math", (str(tmp_path / "sums.jsonl"),), limit=1).open(print)
+    alone = run_engine(
+        some, generation, AskedSamples(2, (40, 160), 1), tmp_path / "one.jsonl", print
+    )
     for key, sample in alone.samples.items():
         assert sample.output == run.samples[key].output
     # The rest of the data is added by asking for it.
@@ -98,11 +105,11 @@ def test_what_the_engine_refuses_is_listed_and_asked_again(
     rows = [{"id": "short", "problem": "2 + 3?", "answer": "5"},
             {"id": "long", "problem": "so " * 90, "answer": "5"}]  # fmt: skip
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = Source("math", (str(data),)).open(print)
+    given = EvaluationSource("math", (str(data),)).open(print)
     generation = Generation(engine, SEQUENTIAL, Options())
     engine.model.context = 60
     path = tmp_path / "run.jsonl"
-    run = run_engine(given, generation, Asking(), path, print)
+    run = run_engine(given, generation, AskedSamples(), path, print)
     refused = run.samples["long", 0, None]
     assert run.samples["short", 0, None].score == 1.0
     assert refused.score is None
@@ -111,11 +118,13 @@ def test_what_the_engine_refuses_is_listed_and_asked_again(
     assert shown.exit_code == 1
     assert "long, sample 0: refused" in shown.stderr
     engine.model.context = None
-    run = run_engine(given, generation, Asking(), path, print)
+    run = run_engine(given, generation, AskedSamples(), path, print)
     assert [each.score for each in run.samples.values()] == [1.0, 1.0]
     engine.model.context = 9
     with pytest.raises(MvspecError, match="all of 8 requests were refused"):
-        run_engine(evaluation(tmp_path, 12), generation, Asking(), tmp_path / "no.jsonl", print)
+        run_engine(
+            evaluation(tmp_path, 12), generation, AskedSamples(), tmp_path / "no.jsonl", print
+        )
 
 
 def test_an_answer_that_was_not_graded_is_not_asked_for_again(
@@ -126,16 +135,16 @@ def test_an_answer_that_was_not_graded_is_not_asked_for_again(
     checks, data = Path("later_checks.py"), tmp_path / "own.jsonl"
     checks.write_text("def check(row, text):\n    raise OSError('busy')\n")
     data.write_text('{"id": "a", "question": "Why?"}\n')
-    given = Source("own", (str(data),), checker="later_checks:check").open(print)
+    given = EvaluationSource("own", (str(data),), checker="later_checks:check").open(print)
     engine = scripted_engine({SEQUENTIAL + TURN: "So."})
     generation = Generation(engine, SEQUENTIAL, Options())
     path = tmp_path / "run.jsonl"
-    (first,) = run_engine(given, generation, Asking(), path, print).samples.values()
+    (first,) = run_engine(given, generation, AskedSamples(), path, print).samples.values()
     assert (first.output, first.score) == ("So.", None)
     assert "OSError: busy" in first.note
     checks.write_text("def check(row, text):\n    return text == 'So.'\n")
     monkeypatch.setattr(engine, "run_async", None)
-    (again,) = run_engine(given, generation, Asking(), path, print).samples.values()
+    (again,) = run_engine(given, generation, AskedSamples(), path, print).samples.values()
     assert (again.score, again.seconds) == (1.0, first.seconds)
 
 
@@ -158,9 +167,9 @@ def test_an_engine_that_fails_ends_the_run_and_keeps_what_was_done(
     path = tmp_path / "run.jsonl"
     given = evaluation(tmp_path, 4)
     with pytest.raises(MvspecError, match="went away"):
-        run_engine(given, generation, Asking(concurrency=1), path, print)
+        run_engine(given, generation, AskedSamples(concurrency=1), path, print)
     assert len(read_run(path).samples) == 2
-    run = run_engine(given, generation, Asking(), path, print)
+    run = run_engine(given, generation, AskedSamples(), path, print)
     assert [each.score for each in run.samples.values()] == [1.0] * 4
 
 
@@ -185,7 +194,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     engine = TorchEngine.load(str(tmp_path / "model"))
     options = Options(Sampling(temperature=1.0), Limits())
     generation = Generation(engine, PARALLEL, options)
-    asking = Asking(caps=(40,))
+    asking = AskedSamples(caps=(40,))
     run = run_engine(given, generation, asking, out, print)
     assert len(run.samples) == 16
     whole = run_engine(given, generation, asking, tmp_path / "whole.jsonl", print)

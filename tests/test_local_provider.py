@@ -12,6 +12,7 @@ from bpe import chat_tokenizer
 from curator_model import chains
 from tiny import tiny_engine, tiny_model
 
+from mvspec.cli.curate import carry_out
 from mvspec.curation import (
     ChainFields,
     CurationOptions,
@@ -22,7 +23,7 @@ from mvspec.curation import (
     read_chain,
 )
 from mvspec.curation.answers import JudgementReply, schema_text
-from mvspec.curation.command import CurationRun, run
+from mvspec.curation.job import CurationRun
 from mvspec.curation.local import LocalProvider
 from mvspec.data.rows import Row
 
@@ -86,7 +87,7 @@ def test_the_command_runs_on_a_model_of_ones_own(tmp_path: Path) -> None:
     source.write_text("".join(json.dumps(row) + "\n" for row in chains(2)), "utf-8")
     options = CurationOptions(str(tmp_path / "MODEL"), attempts=0, max_tokens=64)
     given = CurationRun((str(source),), options, local=True)
-    assert run(given, tmp_path / "out", None, print) == 1
+    assert carry_out(given, tmp_path / "out") == 1
     lines = (tmp_path / "out" / "quarantine.jsonl").read_text("utf-8").splitlines()
     assert len(lines) == 2
     assert json.loads(lines[0])["history"][0]["step"] == "parse"

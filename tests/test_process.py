@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 from traces import CANONICAL
 
-from mvspec import console
+from mvspec.cli import console
 from mvspec.data.parallel_map import ordered_map
 
 CUT = CANONICAL[: CANONICAL.index("</Goal>") + 3]
@@ -138,8 +138,8 @@ def test_the_bar_is_shown_on_a_terminal_only(
     for terminal in (False, True):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
         monkeypatch.setattr(
-            console, "Console", lambda stderr: Console(stderr=stderr, force_terminal=True)
+            "rich.console.Console", lambda stderr: Console(stderr=stderr, force_terminal=True)
         )
-        with console.progress([str(path)]) as advance:
+        with console.reading_bar([str(path)]) as advance:
             advance(path.stat().st_size)
         assert ("reading" in capsys.readouterr().err) is terminal

@@ -14,11 +14,13 @@ from tiny import chat, tiny_engine
 from traces import CANONICAL
 
 import mvspec as mv
+from mvspec.cli.demo import show_demo
+from mvspec.cli.plan import cost_line, describe_plan
+from mvspec.cli.run import run_file
 from mvspec.compiler import ExecutionPlan
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.law.limits import Limits
 from mvspec.runtime import Options, TorchEngine, Trace, load_program, run
-from mvspec.runtime.console import cost_line, describe_plan, run_file, show_demo
 from mvspec.runtime.tasks.demo import document
 from mvspec.view.live import LiveColumns
 

@@ -27,6 +27,7 @@ from typer.testing import CliRunner
 
 import mvspec
 from mvspec.cli import app
+from mvspec.cli.training_cli import CONFIGS, main
 from mvspec.compiler import Layout, compile_document
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.runtime import TorchEngine
@@ -40,7 +41,6 @@ from mvspec.training import (
     export,
 )
 from mvspec.training.checkpoint import WholeCheckpoints, newest_checkpoint
-from mvspec.training.command import CONFIGS, main
 from mvspec.training.throughput import step_flops
 
 TOKENIZER = chat_tokenizer()

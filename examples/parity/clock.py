@@ -11,8 +11,7 @@ from typing import Any
 
 from mvspec.errors import VerifyError
 from mvspec.forms.untagged import UNTAGGED
-from mvspec.runtime.tasks.adaptive_demo import measure
-from mvspec.runtime.tasks.examination import mark, means
+from mvspec.runtime.tasks.examination import mark, means, measure_replays
 from mvspec.runtime.tasks.problem import Problem, ask, problems
 from mvspec.trace import Trace
 
@@ -85,7 +84,7 @@ class Clock:
             )  # fmt: skip
         for side in sides:
             if side.arm.name == "multiverse":
-                same = measure(side.engine, side.traces, rounds=1)
+                same = measure_replays(side.engine, side.traces, rounds=1)
                 self.records.add(
                     kind="replay", arm="multiverse", engine="torch", forwards=same.forwards,
                     seconds=same.seconds, forwards_alone=same.forwards_alone,

@@ -1,7 +1,8 @@
 """The command line: `mvspec check`, `convert`, `show`, `stats`, `compile`, `run`, `plan`, ...
 
-A command is a module of this package with the function that typer reads; one more is a module
-and its name in `COMMANDS`. What stands above the core is imported when its command is called.
+A command is a module of this package with the function that typer reads, of the same name; one
+more is a module and its name in `COMMANDS`. A command's module is imported when it is called, and
+what it needs of the rooms when it runs.
 
 Exit status: 0 all is well, 1 some record is not, 2 the command cannot be carried out as given,
 130 interrupted, 141 the reader of the output has gone.
@@ -9,56 +10,33 @@ Exit status: 0 all is well, 1 some record is not, 2 the command cannot be carrie
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from importlib import import_module
+from typing import Annotated, Any
 
 import typer
 
-from mvspec.cli import (
-    bench,
-    check,
-    compile,
-    convert,
-    curate,
-    demo,
-    eval,
-    plan,
-    run,
-    schema,
-    serve,
-    show,
-    stats,
-    train,
-    view,
+import mvspec
+from mvspec.cli.console import MvspecGroup
+
+__all__ = ["COMMANDS", "app"]
+
+COMMANDS = (
+    "check",
+    "convert",
+    "show",
+    "stats",
+    "view",
+    "compile",
+    "run",
+    "plan",
+    "serve",
+    "curate",
+    "train",
+    "bench",
+    "demo",
+    "schema",
+    "eval",
 )
-from mvspec.cli.console import Commands
-
-__all__ = ["app"]
-
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Generation that forks and joins: check it, look at it, measure it.",
-)
-
-COMMANDS: dict[str, Callable[..., None]] = {
-    "check": check.check,
-    "convert": convert.convert,
-    "show": show.show,
-    "stats": stats.stats,
-    "view": view.view,
-    "compile": compile.compile_records,
-    "run": run.run,
-    "plan": plan.plan,
-    "serve": serve.serve,
-    "curate": curate.curate,
-    "train": train.train,
-    "bench": bench.bench,
-    "demo": demo.demo,
-    "schema": schema.schema,
-}
 """Every command, in the order of `mvspec --help`."""
 
 PASSED_ON: dict[str, Any] = {
@@ -66,6 +44,46 @@ PASSED_ON: dict[str, Any] = {
 }
 """Settings of commands that hand their options, `--help` too, to another command line."""
 
-for name, command in COMMANDS.items():
-    app.command(name, context_settings=PASSED_ON.get(name))(command)
-app.add_typer(eval.app, name="eval")
+
+class CommandsByName(MvspecGroup):
+    """Commands that are imported when they are asked for."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        if name not in COMMANDS:
+            return None
+        found = getattr(import_module(f"mvspec.cli.{name}"), name)
+        if not isinstance(found, typer.Typer):
+            one = typer.Typer(add_completion=False)
+            one.command(name, context_settings=PASSED_ON.get(name))(found)
+            found = one
+        command = typer.main.get_command(found)
+        command.name = name
+        return command
+
+
+app = typer.Typer(
+    cls=CommandsByName,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and end, where that is wanted."""
+    if wanted:
+        print(f"mvspec {mvspec.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Generation that forks and joins: check it, look at it, measure it."""

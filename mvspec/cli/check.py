@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mvspec.cli.console import Summary, print_table, progress
+from mvspec.cli.console import plain_table, print_table, reading_bar, tell
 from mvspec.cli.options import Field, Form, Inputs, Json, Workers, apart
-from mvspec.data.check import check_record, other_forms
+from mvspec.data.check import Verdict, check_record, other_forms
 from mvspec.data.fix import Policy, fixed, log_path
 from mvspec.data.parallel_map import ordered_map
 from mvspec.data.records import Record, read_records
 from mvspec.forms.multiverse import MULTIVERSE
-from mvspec.view.terminal import visible
 
-__all__ = ["check"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["VerdictCounts", "check"]
 
 
 def check(
@@ -46,13 +49,13 @@ def check(
     workers: Workers = 1,
 ) -> None:
     """Say of each record whether it is well-formed, and where it is not."""
-    summary = Summary()
+    summary = VerdictCounts()
     for output in (fix, log_path(fix)) if fix else ():
         apart(output, inputs, "--fix")
     policy = Policy.of(fix, recover, max_repairs, drop)
     function = partial(check_record, form=form, recover=recover)
     several = partial(ordered_map, function, workers=workers, size=text_length)
-    with progress(inputs) as advance:
+    with reading_bar(inputs) as advance:
         records = read_records(inputs, field, advance)
         first = next(records, None)
         records = chain([first] if first else [], records)
@@ -65,12 +68,57 @@ def check(
     if not as_json:
         print_table(summary)
         if first is None:
-            typer.echo("there is no record in the input", err=True)
+            tell("there is no record in the input")
         elif not (summary.ok or summary.cut) and (others := other_forms(first, form)):
-            name = visible(first.name)
-            typer.echo(f"{name} is well-formed with --form {' or '.join(others)}", err=True)
+            tell(f"{first.name} is well-formed with --form {' or '.join(others)}")
     wrong = summary.left_out if fix else summary.records - summary.ok
     raise typer.Exit(1 if wrong else 0)
+
+
+class VerdictCounts:
+    """Verdicts by kind and code; prints as a table."""
+
+    def __init__(self) -> None:
+        self.records = self.ok = self.cut = self.with_blocks = self.left_out = self.done = 0
+        self.malformed: Counter[str] = Counter()
+        self.warnings: Counter[str] = Counter()
+
+    def add(self, verdict: Verdict) -> None:
+        """Count one verdict; a malformed record by the code of its first violation."""
+        self.records += 1
+        self.ok += verdict.ok
+        self.cut += verdict.cut
+        self.with_blocks += verdict.blocks > 0
+        self.left_out += bool(verdict.left_out)
+        if verdict.ok:
+            self.warnings.update({each.code for each in verdict.diagnostics})
+        elif not verdict.cut:
+            self.malformed[verdict.diagnostics[0].code] += 1
+
+    def resume(self, done: int, kept: int) -> None:
+        """Count what an earlier run has done, and has left out."""
+        self.done = done
+        self.left_out += done - kept
+
+    def __rich__(self) -> Table:
+        table = plain_table("", "records")
+        table.add_row("ok", f"{self.ok:,}", style="green" if self.ok else "")
+        # Any text without a tag is well-formed, so a wrong file could pass as ok.
+        table.add_row("  without a block", f"{self.ok - self.with_blocks:,}", style="dim")
+        for code, number in sorted(self.warnings.items()):
+            table.add_row(f"  with warning {code}", f"{number:,}", style="yellow")
+        table.add_row("cut", f"{self.cut:,}", style="yellow" if self.cut else "")
+        number = self.malformed.total()
+        table.add_row("malformed", f"{number:,}", style="red" if number else "")
+        for code, number in self.malformed.most_common():
+            table.add_row(f"  {code}", f"{number:,}", style="dim")
+        table.add_section()
+        table.add_row("all", f"{self.records:,}")
+        if self.done:
+            table.add_row("done by an earlier run", f"{self.done:,}", style="dim")
+        if self.left_out:
+            table.add_row("left out of --fix", f"{self.left_out:,}", style="yellow")
+        return table
 
 
 def text_length(record: Record) -> int:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mvspec.cli.console import print_table
+from mvspec.cli.console import compiling_bar, plain_table, print_table
 from mvspec.cli.options import Field, Form, Lowering, Tokenizer, Workers, needs
 from mvspec.forms.multiverse import MULTIVERSE
 
-__all__ = ["compile_records"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mvspec.compiler.compilation import Compilation
+
+__all__ = ["compile"]
 
 TOO_LONG = ("truncate", "drop", "error")
 
 
-def compile_records(
+def compile(
     inputs: Annotated[
         list[str],
         typer.Argument(
@@ -89,14 +94,38 @@ def compile_records(
         bad = print_stage(stage, rows, fields, loaded, lowering, forced_loss=forced_loss)
         raise typer.Exit(1 if bad else 0)
     with needs("compile", "compile -o"):
-        from mvspec.compiler import console
         from mvspec.compiler.compilation import compile_rows
         from mvspec.compiler.shard import Options
     options = Options(lowering, max_length, too_long, pack, forced_loss, shard, add_tags, fields)
-    with console.progress(rows) as advance:
+    with compiling_bar(rows.size) as advance:
         result = compile_rows(
             rows, tokenizer, output, options,
             workers=workers, overwrite=overwrite, advance=advance,
         )  # fmt: skip
-    print_table(console.summary(result, output, packed=pack))
+    print_table(compilation_table(result, output, packed=pack))
     raise typer.Exit(1 if result.counts.quarantined else 0)
+
+
+def compilation_table(result: Compilation, folder: Path, *, packed: bool) -> Table:
+    """Return what a compilation came to as a table."""
+    from mvspec.compiler.compilation import QUARANTINE
+
+    counts = result.counts
+    record = counts.record()
+    table = plain_table("", str(folder))
+    table.add_row("records", f"{counts.records:,}")
+    if counts.truncated:
+        table.add_row("  truncated", f"{counts.truncated:,}", style="yellow")
+    bad = f"{counts.quarantined:,}" + (f" (see {QUARANTINE})" if counts.quarantined else "")
+    table.add_row("quarantined", bad, style="red" if counts.quarantined else "")
+    table.add_row("rows", f"{counts.rows:,}")
+    table.add_row("tokens", f"{counts.tokens:,}")
+    table.add_row("  with loss", f"{counts.loss_tokens:,}")
+    mean = record["mean_parallelism"]
+    table.add_row("degree of parallelism, mean", "-" if mean is None else f"{mean:.3f}")
+    table.add_row("padding waste", f"{record['padding_waste']:.1%}" if packed else "-")
+    if result.resumed:
+        table.add_row("shards that were there", f"{result.resumed:,}", style="dim")
+    speed = result.tokens / result.seconds if result.tokens else None
+    table.add_row("tokens/s", "-" if speed is None else f"{speed:,.0f}")
+    return table

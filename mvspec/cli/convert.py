@@ -7,13 +7,12 @@ from typing import Annotated
 
 import typer
 
-from mvspec.cli.console import progress
+from mvspec.cli.console import reading_bar, tell
 from mvspec.cli.options import READABLE, Field, Inputs, apart, known_form
 from mvspec.data.convert import convert_records
 from mvspec.data.records import is_one_text, read_records
 from mvspec.forms import FORMS
 from mvspec.forms.multiverse import MULTIVERSE
-from mvspec.view.terminal import visible
 
 __all__ = ["convert"]
 
@@ -37,11 +36,11 @@ def convert(
     """Write each record in another form; one that the form cannot hold is left out."""
     apart(output, inputs, "-o")
     left_out = 0
-    with progress(inputs) as advance:
+    with reading_bar(inputs) as advance:
         records = read_records(inputs, field, advance)
         for problem in convert_records(
             records, source, to, output, field, text=is_one_text(inputs, field), recover=recover
         ):
             left_out += 1
-            typer.echo(f"left out: {visible(problem)}", err=True)
+            tell(f"left out: {problem}")
     raise typer.Exit(1 if left_out else 0)

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from mvspec.cli.console import print_table
-from mvspec.cli.options import Json, Model, as_given, needs
+from mvspec.cli.console import plain_table, print_table, sample_bar, tell
+from mvspec.cli.options import Json, Model, as_given, from_options, needs
 from mvspec.cli.stats import counter_of
 from mvspec.data.records import InputError
 from mvspec.view.terminal import visible
 
-__all__ = ["app"]
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from mvspec.runtime.evaluation.comparison import Comparison
+    from mvspec.runtime.evaluation.sample import Sample
+    from mvspec.runtime.evaluation.statistics import Estimate
+    from mvspec.runtime.evaluation.summary import Summary
+
+__all__ = ["eval"]
 
 RUN = "run"
 
@@ -30,7 +39,7 @@ class _Eval(TyperGroup):
         return super().parse_args(ctx, args)
 
 
-app = typer.Typer(
+eval = typer.Typer(
     cls=_Eval,
     no_args_is_help=True,
     add_completion=False,
@@ -45,11 +54,7 @@ Plot = Annotated[
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN", help="Results that `-o` has written.")]
 
 
-def _tell(line: str) -> None:
-    typer.echo(visible(line), err=True)
-
-
-@app.command(RUN)
+@eval.command(RUN)
 def run(
     task: Annotated[
         str,
@@ -121,6 +126,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Ask a model a task's problems, or grade recorded outputs; resumes where it stopped."""
+    given = locals()
     if outputs is not None and field is None:
         field = "output"
     recorded = field is not None
@@ -135,25 +141,28 @@ def run(
     if output is None and not recorded:
         raise typer.BadParameter("needed, or --outputs or --field", param_hint="-o")
     with needs("eval", "eval"):
-        from mvspec.runtime.evaluation import command
+        from mvspec.runtime.evaluation.evaluation import (
+            AskedSamples,
+            EvaluationSource,
+            grade_recorded,
+            run_engine,
+        )
         from mvspec.runtime.evaluation.plots import check_plot
     if plot is not None:
         check_plot(plot)
-    source = command.Source(
-        task, tuple(data), group, split, limit, checker, allow_code, final, workers, timeout
-    )
+    source = from_options(EvaluationSource, given, data=tuple(data))
     with as_given():
         caps = _caps(cap)
-        evaluation = source.open(_tell)
+        evaluation = source.open(tell)
     problem = 0
     if recorded:
         counter, unit = counter_of(count)
         name = unit if count in ("chars", "words") else f"{unit} of {Path(count).resolve().name}"
-        run, found = command.grade_recorded(
-            evaluation, outputs, field or "output", counter, name, output, _tell
+        run, found = grade_recorded(
+            evaluation, outputs, field or "output", counter, name, output, tell, sample_bar
         )
         if found.missing:
-            _tell(f"no output for {len(found.missing):,} problems: {_some(found.missing)}")
+            tell(f"no output for {len(found.missing):,} problems: {_some(found.missing)}")
         problem = len(found.left_out) + len(found.missing)
     else:
         with needs("engine", "eval"):
@@ -161,20 +170,16 @@ def run(
             from mvspec.runtime import Options, Sampling
             from mvspec.runtime.evaluation.engines import load_engine
             from mvspec.runtime.evaluation.generation import Generation, prompt_of
-        given = {"max_tokens": max_tokens, "max_seconds": max_seconds, "max_depth": max_depth}
         with as_given():
-            options = Options(
-                Sampling(temperature, top_p, top_k, seed=seed),
-                Limits(**{name: value for name, value in given.items() if value is not None}),
-                structure,
-            )
+            sampling, limits = from_options(Sampling, given), from_options(Limits, given)
+            options = Options(sampling, limits, structure)
         generation = Generation(load_engine(model, engine, concurrency), prompt_of(prompt), options)
-        asking = command.Asking(samples, caps, concurrency)
-        run = command.run_engine(evaluation, generation, asking, output or Path(), _tell)
+        asking = AskedSamples(samples, caps, concurrency)
+        run = run_engine(evaluation, generation, asking, output or Path(), tell, sample_bar)
     raise typer.Exit(_shown([run], as_json, plot) or int(problem > 0))
 
 
-@app.command("report")
+@eval.command("report")
 def report(runs: Runs, plot: Plot = None, as_json: Json = False) -> None:
     """Show what runs came to, by group and cap; with --plot, accuracy against the caps."""
     with needs("eval", "eval report"):
@@ -186,7 +191,7 @@ def report(runs: Runs, plot: Plot = None, as_json: Json = False) -> None:
     raise typer.Exit(_shown(found, as_json, plot))
 
 
-@app.command("compare")
+@eval.command("compare")
 def compare(
     first: Annotated[Path, typer.Argument(metavar="A", help="Results of one run.")],
     second: Annotated[Path, typer.Argument(metavar="B", help="Results of the other.")],
@@ -198,7 +203,7 @@ def compare(
 ) -> None:
     """Compare two runs problem by problem; status 1 where B is significantly worse."""
     with needs("eval", "eval compare"):
-        from mvspec.runtime.evaluation.comparison import compare_runs, comparison_table
+        from mvspec.runtime.evaluation.comparison import compare_runs
         from mvspec.runtime.evaluation.curves import plot_caps
         from mvspec.runtime.evaluation.plots import check_plot
         from mvspec.runtime.evaluation.results import read_run
@@ -219,7 +224,7 @@ def compare(
     raise typer.Exit(int(any(each.p < alpha and each.difference < 0 for each in marks)))
 
 
-@app.command(
+@eval.command(
     "harness",
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     add_help_option=False,
@@ -264,7 +269,7 @@ def _some(names: list[str], most: int = 5) -> str:
 def _shown(runs: list[Any], as_json: bool, plot: Path | None) -> int:
     """Print and draw runs; return the exit status."""
     from mvspec.runtime.evaluation.curves import plot_caps
-    from mvspec.runtime.evaluation.summary import summaries, summary_table, troubles
+    from mvspec.runtime.evaluation.summary import summaries
 
     bad = False
     for run in runs:
@@ -281,10 +286,102 @@ def _shown(runs: list[Any], as_json: bool, plot: Path | None) -> int:
                 print_table(summary_table(some, _unit(run)))
         lines = troubles(run.samples.values())
         for text in lines:
-            typer.echo(text, err=True)
+            tell(text)
         if run.missing:
-            _tell(f"{run.path}: {run.missing:,} samples are missing: the same command goes on")
+            tell(f"{run.path}: {run.missing:,} samples are missing: the same command goes on")
         bad = bad or bool(lines or run.missing)
     if plot is not None:
         plot_caps(plot, runs)
     return int(bad)
+
+
+def troubles(samples: Iterable[Sample]) -> list[str]:
+    """Return a line for each sample that has no verdict, with the reason."""
+    return [
+        f"{visible(each.id)}, sample {each.sample}"
+        + ("" if each.cap is None else f", cap {each.cap}")
+        + f": {'refused' if each.error else 'not graded'}: {visible(each.error or each.note)}"
+        for each in samples
+        if each.score is None
+    ]
+
+
+def comparison_table(found: Comparison, first: str, second: str) -> Table:
+    """Return a table of a comparison, a row for each figure.
+
+    Args:
+        first, second: what the runs are called.
+    """
+    cap = "" if found.cap is None else f", cap {found.cap:,}"
+    table = plain_table(
+        f"{visible(found.group)}{cap}", "problems", visible(first), visible(second),
+        "difference [95 %]", "p", "more / less",
+    )  # fmt: skip
+    for name, each in found.figures.items():
+        share = name in ("pass@1", "well-formed")
+        scale, places = (100, 1) if share else (1, 3 if "parallel" in name else 2)
+        interval = ""
+        if each.low is not None and each.high is not None:
+            interval = f" [{scale * each.low:+,.{places}f}, {scale * each.high:+,.{places}f}]"
+        table.add_row(
+            f"{name}, %" if share else name,
+            f"{each.problems:,}",
+            f"{scale * each.first:,.{places}f}",
+            f"{scale * each.second:,.{places}f}",
+            f"{scale * each.difference:+,.{places}f}{interval}",
+            f"{each.p:.4f}" if each.p >= 1e-4 else "< 0.0001",
+            f"{each.better} / {each.worse}",
+            style="bold" if name == "pass@1" else "",
+        )
+        if each.mcnemar is not None and name == "pass@1":
+            table.add_row("  McNemar's exact test", "", "", "", "", f"{each.mcnemar:.4f}", "")
+    return table
+
+
+def percent(estimate: Estimate | None) -> str:
+    """Return an accuracy with its interval, in percent."""
+    if estimate is None:
+        return "-"
+    if estimate.low is None or estimate.high is None:
+        return f"{100 * estimate.mean:.1f}"
+    return f"{100 * estimate.mean:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
+
+
+def summary_table(found: Sequence[Summary], unit: str = "tokens") -> Table:
+    """Return a table with a column for each summary.
+
+    Args:
+        unit: that tokens are counted in.
+    """
+    caps = ["" if each.cap is None else f"\ncap {each.cap:,}" for each in found]
+    heads = zip(found, caps, strict=True)
+    table = plain_table("", *(f"{visible(each.group)}{cap}" for each, cap in heads))
+
+    def row(name: str, cells: list[str], style: str = "") -> None:
+        table.add_row(name, *cells, style=style)
+
+    row("problems", [f"{each.problems:,}" for each in found])
+    row("samples", [f"{each.samples:,}" for each in found])
+    row("pass@1, % [95 % interval]", [percent(each.accuracy) for each in found], "bold")
+    for name, style in (("ungraded", "red"), ("refused", "red")):
+        if any(getattr(each, name) for each in found):
+            row(f"  {name}", [f"{getattr(each, name):,}" for each in found], style)
+    corpora = [each.corpus.to_dict() for each in found]
+    for form in ("ok", "cut", "malformed"):
+        name = "well-formed" if form == "ok" else form
+        row(name, [f"{each.forms[form]:,}" for each in found], "" if form == "ok" else "dim")
+        if form == "ok":
+            row("  with a block", [f"{each['documents_with_blocks']:,}" for each in corpora])
+    row("# parallel, well-formed", [_number(each["parallelism"], 3) for each in corpora])
+    row("  with a block", [_number(each["parallelism_with_blocks"], 3) for each in corpora])
+    row(unit, [_number(each.tokens, 0) for each in found])
+    row("critical path", [_number(each.critical_path, 0) for each in found])
+    if any(each.forced for each in found):
+        row("closed by a limit", [f"{each.forced:,}" for each in found], "yellow")
+    if any(each.seconds is not None for each in found):
+        row("seconds", [_number(each.seconds, 2) for each in found])
+    return table
+
+
+def _number(value: float | None, places: int) -> str:
+    return "-" if value is None else f"{value:,.{places}f}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -27,6 +28,7 @@ __all__ = [
     "Workers",
     "apart",
     "as_given",
+    "from_options",
     "known_form",
     "needs",
 ]
@@ -92,6 +94,21 @@ def apart(output: Path | None, inputs: list[str], option: str) -> None:
             raise InputError(f"{option} {output}: it is read too: name another file")
         if source.is_dir() and target.is_relative_to(source) and is_readable(target):
             raise InputError(f"{option} {output}: {name} is read, and it stands in there")
+
+
+T = TypeVar("T")
+
+
+def from_options(kind: Callable[..., T], given: Mapping[str, Any], **more: Any) -> T:
+    """Make a settings object of a command's options that are named as its fields.
+
+    Args:
+        given: the options by name; None leaves a field its default.
+        more: fields that no option is named for.
+    """
+    known = inspect.signature(kind).parameters
+    found = {name: value for name, value in given.items() if name in known and value is not None}
+    return kind(**{**found, **more})
 
 
 @contextmanager

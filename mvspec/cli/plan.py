@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mvspec.cli.options import Json, Model, as_given, needs
 from mvspec.data.records import InputError
 
-__all__ = ["plan"]
+if TYPE_CHECKING:
+    from mvspec.compiler.plan import ExecutionPlan
+
+__all__ = ["cost_line", "describe_plan", "plan"]
 
 
 def plan(
@@ -21,8 +24,43 @@ def plan(
     """Print what a runtime would do, and what it costs; no weights are loaded."""
     if not program.is_file():
         raise InputError(f"{program}: there is no such file")
-    with needs("engine", "plan"):
-        from mvspec.runtime.console import cost_line, describe_plan
-    with as_given():
+    with needs("engine", "plan"), as_given():
         found = describe_plan(program, model)
         print(found.to_json() if as_json else f"{found}\n{cost_line(found)}")
+
+
+def describe_plan(path: Path, model: str | None, tokenizer: Any = None) -> ExecutionPlan:
+    """Return the plan of a file for a model's tokenizer; no weights are loaded.
+
+    Raises:
+        MvspecError: the file holds nothing to run, or the tokenizer cannot be loaded.
+    """
+    from mvspec.compiler.plan import ExecutionPlan
+    from mvspec.compiler.planning import plan_document
+    from mvspec.compiler.tokenizer import load_tokenizer
+    from mvspec.forms.multiverse import MULTIVERSE
+    from mvspec.forms.untagged import UNTAGGED
+    from mvspec.law.tags import Tag
+    from mvspec.runtime.engine.default_model import default_model
+    from mvspec.runtime.program import load_program
+
+    program = load_program(path)
+    if isinstance(program, ExecutionPlan):
+        return program
+    tokenizer = tokenizer or load_tokenizer(str(model or default_model()))
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    tagged = all(backend.token_to_id(tag.value) is not None for tag in Tag)
+    template = bool(getattr(tokenizer, "chat_template", None)) or None
+    return plan_document(
+        program, tokenizer, syntax=MULTIVERSE if tagged else UNTAGGED, template=template
+    )
+
+
+def cost_line(plan: ExecutionPlan) -> str:
+    """Return what a plan costs, or why that is not known."""
+    from mvspec.compiler.cost import plan_cost
+    from mvspec.compiler.plan import Adaptive
+
+    if any(isinstance(op, Adaptive) for op in plan.ops):
+        return "cost: the model decides when to fork, so it is not known before the run"
+    return str(plan_cost(plan))

@@ -1,18 +1,28 @@
-"""`mvspec run`: a model fills the holes of a document."""
+"""`mvspec run`: a model fills the holes of a document; what a run looks like at a terminal."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvspec.cli.options import Json, Model, Timeline, as_given, needs
+from mvspec.cli.console import tell
+from mvspec.cli.options import Json, Model, Timeline, as_given, from_options, needs
 from mvspec.data.records import InputError
-from mvspec.law.limits import Limits
+from mvspec.errors import MvspecError
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mvspec.runtime.engine.torch_engine import Runnable, TorchEngine
+    from mvspec.runtime.options import Options
+    from mvspec.runtime.serving.engine import SGLangEngine
+    from mvspec.trace import Result, Trace
+
+__all__ = ["jsonable", "load_engine", "run", "run_file", "run_live", "show_result", "summary"]
 
 
 def run(
@@ -48,23 +58,174 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Fill the holes of a document with a model, or let it write a turn; paths in parallel."""
+    given = locals()
     if not program.is_file():
         raise InputError(f"{program}: there is no such file")
     if engine and model:
         raise typer.BadParameter("the server has its model: give one", param_hint="--engine")
     with needs("engine", "run"):
+        from mvspec.law.limits import Limits
         from mvspec.runtime import Options, Sampling
-        from mvspec.runtime.console import jsonable, run_file
-    given = {"max_tokens": max_tokens, "max_seconds": max_seconds, "max_depth": max_depth}
     with as_given():
-        sampling = Sampling(
-            temperature, top_p, top_k, min_p, repetition_penalty, tuple(stop or ()), seed
-        )
-        limits = Limits(**{name: value for name, value in given.items() if value is not None})
-        options = Options(sampling, limits, structure, share)
+        sampling = from_options(Sampling, given, stop=tuple(stop or ()))
+        options = Options(sampling, from_options(Limits, given), structure, share)
         result = run_file(
             program, model, options,
             engine=engine, live=live, trace=trace, timeline=timeline, quiet=as_json,
         )  # fmt: skip
     if as_json:
         print(json.dumps(jsonable(result)))
+
+
+def run_file(
+    path: Path,
+    model: str | None,
+    options: Options,
+    *,
+    engine: str | None = None,
+    live: bool = False,
+    trace: Path | None = None,
+    timeline: Path | None = None,
+    quiet: bool = False,
+) -> Result:
+    """Run a file and print the result.
+
+    Args:
+        path: what `load_program` reads.
+        model: folder or hub name; by default SmolLM2-135M-Instruct, fetched once.
+        engine: the URL of a server of SGLang, instead of a model.
+        live: show the paths side by side while they are written, on standard error.
+        trace: a JSONL file that the trace is appended to, also after Ctrl-C.
+        timeline: an .svg or .png file that the timeline is drawn to.
+        quiet: print nothing.
+
+    Raises:
+        MvspecError: as `mvspec.run`.
+    """
+    from rich.console import Console
+
+    from mvspec.runtime.program import load_program
+    from mvspec.view.timeline_image import check_timeline, write_timeline
+
+    if timeline is not None:
+        check_timeline(timeline)
+    if trace is not None:
+        _check_trace(trace)
+    program = load_program(path)
+    errors = Console(stderr=True)
+    runner: TorchEngine | SGLangEngine
+    if engine is not None:
+        from mvspec.runtime.serving.engine import SGLangEngine
+
+        runner = SGLangEngine(engine, api_key=os.environ.get("MVSPEC_API_KEY"))
+    else:
+        runner = load_engine(model, errors)
+    result = run_live(runner, program, options, errors, live=live and not quiet, trace=trace)
+    if trace is not None:
+        result.trace.save(trace)
+    if timeline is not None:
+        write_timeline(timeline, result.trace)
+    if not quiet:
+        show_result(result, Console())
+    return result
+
+
+def _check_trace(path: Path) -> None:
+    """Refuse a file that a trace cannot be appended to, before there is one to lose."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; name a .jsonl file to append the trace to")
+    if not path.parent.is_dir():
+        raise InputError(f"{path}: there is no folder {path.parent}")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path}: cannot be written")
+
+
+def load_engine(model: str | None, console: Console) -> TorchEngine:
+    """Load a model behind a status line, which transformers' own progress bars would break."""
+    from transformers.utils import logging
+
+    from mvspec.runtime.engine.torch_engine import TorchEngine
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with console.status("loading the model"):
+        return TorchEngine.load(model)
+
+
+def run_live(
+    engine: TorchEngine | SGLangEngine,
+    program: Runnable,
+    options: Options,
+    console: Console,
+    *,
+    live: bool,
+    trace: Path | None = None,
+) -> Result:
+    """Run a program, shown while it goes on; Ctrl-C leaves the trace so far in its file."""
+    from mvspec.events import Finished
+    from mvspec.view.live import LiveColumns
+
+    # The two have requests of their own kinds, which only they look into.
+    request: Any = engine.submit(program, options)
+    try:
+        with LiveColumns(console) if live else console.status("running") as shown:
+            for event in engine.follow(request):
+                if isinstance(shown, LiveColumns):
+                    shown.show(event)
+                if isinstance(event, Finished):
+                    return event.result
+    except KeyboardInterrupt:  # wherever it came: in the model, or while the screen was drawn
+        if trace is not None:
+            engine.result(request).trace.save(trace)
+            tell(f"mvspec: interrupted; the trace so far is in {trace}")
+        raise
+    raise MvspecError("the engine ended its events without a result: this is a bug of mvspec")
+
+
+def jsonable(result: Result) -> dict[str, Any]:
+    """Return what `mvspec run --json` prints."""
+    from pydantic import BaseModel
+
+    values = {
+        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+        for name, value in result.values.items()
+    }
+    document = None if result.document is None else json.loads(result.document.to_json())
+    return {
+        "values": values,
+        "errors": dict(result.errors),
+        "finish": result.trace.finish,
+        "document": document,
+    }
+
+
+def show_result(result: Result, console: Console) -> None:
+    """Print each hole's value, or else the text that was written; then the size of the run."""
+    from pydantic import BaseModel
+    from rich.table import Table
+    from rich.text import Text
+
+    from mvspec.view.terminal import visible
+
+    table = Table("hole", "value", show_lines=True)
+    for name in result.texts:
+        value = result.values.get(name)
+        shown = value.model_dump_json() if isinstance(value, BaseModel) else result.texts[name]
+        text = Text(visible(shown.strip()))
+        if name in result.errors:
+            text.append(f"\n{visible(result.errors[name])}", style="red")
+        table.add_row(Text(name, style="bold"), text)
+    if result.texts:
+        console.print(table)
+    else:
+        console.print(Text(visible(result.text)))
+    console.print(summary(result.trace), highlight=False, markup=False)
+
+
+def summary(trace: Trace) -> str:
+    """Return the size of a run in one line."""
+    ended = {"limit": "; closed by force at a limit", "time": "; closed by force, out of time"}
+    return (
+        f"{trace.answer} tokens on a critical path of {trace.critical_path}: "
+        f"parallelism {trace.parallelism:.2f}; {len(trace.forward_seconds)} forwards in "
+        f"{trace.seconds:.1f} s{ended.get(trace.finish, '')}"
+    )

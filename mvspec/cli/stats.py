@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mvspec.cli.console import corpus_table, documents_table, print_table, progress
+from mvspec.cli.console import plain_table, print_table, reading_bar, tell
 from mvspec.cli.options import Field, Form, Inputs, Json, needs
 from mvspec.data.check import read_document
 from mvspec.data.measure import Counter, count_words, measure, token_counter
@@ -19,6 +20,9 @@ from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
 from mvspec.law.metrics import Corpus, Metrics
 from mvspec.view.terminal import visible
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["stats"]
 
@@ -46,7 +50,7 @@ def stats(
     corpus = Corpus()
     rows: list[tuple[str, Metrics]] = []
     skipped = 0
-    with progress(inputs) as advance:
+    with reading_bar(inputs) as advance:
         for item in read_records(inputs, field, advance):
             document, diagnostics, _ = read_document(item, form, recover=recover)
             try:
@@ -55,7 +59,7 @@ def stats(
                 metrics = measure(document, counter, counted_in(item.form or form))
             except MvspecError as error:
                 skipped += 1
-                typer.echo(f"left out: {visible(f'{item.name}: {error}')}", err=True)
+                tell(f"left out: {item.name}: {error}")
                 continue
             corpus += metrics
             if each and as_json:
@@ -67,6 +71,53 @@ def stats(
     elif not as_json:
         print_table(documents_table(rows, unit) if each else corpus_table(corpus, unit))
     raise typer.Exit(1 if skipped else 0)
+
+
+def documents_table(rows: Sequence[tuple[str, Metrics]], unit: str) -> Table:
+    """Return a table with a row for each document.
+
+    Args:
+        unit: what the counts count, such as words.
+    """
+    from rich.text import Text
+
+    table = plain_table("record", unit, "critical\npath", "parallel-\nism", "coverage", "blocks",
+                   "paths/\nblock", "longest/\nmean", "depth")  # fmt: skip
+    for name, metrics in rows:
+        cells = [_cell(key, value) for key, value in metrics.to_dict().items()]
+        table.add_row(Text(visible(name), overflow="fold"), *cells)
+    return table
+
+
+def corpus_table(corpus: Corpus, unit: str) -> Table:
+    """Return a table of a corpus's totals and means."""
+    record = corpus.to_dict()
+    table = plain_table("", "all documents")
+    names = {
+        "documents": "documents",
+        "documents_with_blocks": "  with a block",
+        "tokens": unit,
+        "critical_path": "critical path",
+        "parallelism": "degree of parallelism, mean",
+        "parallelism_with_blocks": "  of those with a block",
+        "parallelism_pooled": "  of all text together",
+        "coverage": "coverage",
+        "blocks": "blocks",
+        "paths_per_block": "paths per block",
+        "longest_over_mean": "longest over mean path",
+        "depth": "depth",
+    }
+    for key, name in names.items():
+        table.add_row(name, _cell(key, record[key]))
+    return table
+
+
+def _cell(key: str, value: float | None) -> str:
+    if value is None:
+        return "-"
+    if key == "coverage":
+        return f"{value:.1%}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
 
 
 def counted_in(form: str) -> Syntax:

@@ -22,5 +22,5 @@ def train(
 ) -> None:
     """Train, validate or test a model on compiled data sets, or export a checkpoint."""
     with needs("train", "train"):
-        from mvspec.training.command import main
+        from mvspec.cli.training_cli import main
     main(arguments or ["--help"])

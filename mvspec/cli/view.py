@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mvspec.cli.console import progress
+from mvspec.cli.console import reading_bar, tell
 from mvspec.cli.options import Field, Form, Inputs, OnlyRecords, Workers, apart, as_given, needs
 from mvspec.cli.show import selected
 from mvspec.data.parallel_map import ordered_map
@@ -50,7 +50,7 @@ def view(
     apart(path, inputs, "-o")
     lay = _tokens(tokenizer) if tokenizer else None
     verdicts: Counter[str] = Counter()
-    with progress(inputs) as advance, Page(path, title or name) as page:
+    with reading_bar(inputs) as advance, Page(path, title or name) as page:
         found = read_records(inputs, field, advance, holds)
         make = partial(made, form=form, lay=lay)
         # A tokenizer works in threads of its own.
@@ -61,7 +61,7 @@ def view(
             verdicts[index[2]] += 1
     typer.echo(f"{path}: {_told(verdicts)}, {_bytes(path.stat().st_size)}")
     if unread := verdicts["unread"]:
-        typer.echo(f"{unread:,} of them could not be read: see their diagnostics", err=True)
+        tell(f"{unread:,} of them could not be read: see their diagnostics")
     if open_page:
         webbrowser.open(path.resolve().as_uri())
     raise typer.Exit(1 if unread else 0)

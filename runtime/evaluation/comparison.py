@@ -6,17 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.box import SIMPLE
-from rich.table import Table
-
 from mvspec.data.records import InputError
 from mvspec.runtime.evaluation.results import Run
 from mvspec.runtime.evaluation.sample import Sample
 from mvspec.runtime.evaluation.statistics import Paired, paired
 from mvspec.runtime.evaluation.summary import ALL
-from mvspec.view.terminal import visible
 
-__all__ = ["Comparison", "compare_runs", "comparison_table"]
+__all__ = ["Comparison", "compare_runs"]
 
 FIGURES: dict[str, Callable[[Sample], float | None]] = {
     "pass@1": lambda sample: sample.score,
@@ -104,36 +100,3 @@ def _by_problem(
         if value is not None:
             found.setdefault(sample.id, []).append(value)
     return found
-
-
-def comparison_table(found: Comparison, first: str, second: str) -> Table:
-    """Return a table of a comparison, a row for each figure.
-
-    Args:
-        first, second: what the runs are called.
-    """
-    cap = "" if found.cap is None else f", cap {found.cap:,}"
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column(f"{visible(found.group)}{cap}")
-    names = ("problems", visible(first), visible(second), "difference [95 %]", "p", "more / less")
-    for name in names:
-        table.add_column(name, justify="right", no_wrap=True)
-    for name, each in found.figures.items():
-        share = name in ("pass@1", "well-formed")
-        scale, places = (100, 1) if share else (1, 3 if "parallel" in name else 2)
-        interval = ""
-        if each.low is not None and each.high is not None:
-            interval = f" [{scale * each.low:+,.{places}f}, {scale * each.high:+,.{places}f}]"
-        table.add_row(
-            f"{name}, %" if share else name,
-            f"{each.problems:,}",
-            f"{scale * each.first:,.{places}f}",
-            f"{scale * each.second:,.{places}f}",
-            f"{scale * each.difference:+,.{places}f}{interval}",
-            f"{each.p:.4f}" if each.p >= 1e-4 else "< 0.0001",
-            f"{each.better} / {each.worse}",
-            style="bold" if name == "pass@1" else "",
-        )
-        if each.mcnemar is not None and name == "pass@1":
-            table.add_row("  McNemar's exact test", "", "", "", "", f"{each.mcnemar:.4f}", "")
-    return table

@@ -8,15 +8,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE
-from rich.table import Table
 
 from mvspec.law.metrics import Corpus
 from mvspec.runtime.evaluation.sample import Sample
 from mvspec.runtime.evaluation.statistics import Estimate, accuracy
-from mvspec.view.terminal import visible
 
-__all__ = ["Summary", "problems_of", "summaries", "summarise", "summary_table", "troubles"]
+__all__ = ["Summary", "problems_of", "summaries", "summarise"]
 
 ALL = "all"
 
@@ -125,65 +122,3 @@ def summaries(samples: Iterable[Sample]) -> list[Summary]:
             (name,) = groups
             found.append(summarise(by_cap[cap], name or ALL, cap))
     return found
-
-
-def troubles(samples: Iterable[Sample]) -> list[str]:
-    """Return a line for each sample that has no verdict, with the reason."""
-    return [
-        f"{visible(each.id)}, sample {each.sample}"
-        + ("" if each.cap is None else f", cap {each.cap}")
-        + f": {'refused' if each.error else 'not graded'}: {visible(each.error or each.note)}"
-        for each in samples
-        if each.score is None
-    ]
-
-
-def percent(estimate: Estimate | None) -> str:
-    """Return an accuracy with its interval, in percent."""
-    if estimate is None:
-        return "-"
-    if estimate.low is None or estimate.high is None:
-        return f"{100 * estimate.mean:.1f}"
-    return f"{100 * estimate.mean:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
-
-
-def summary_table(found: Sequence[Summary], unit: str = "tokens") -> Table:
-    """Return a table with a column for each summary.
-
-    Args:
-        unit: that tokens are counted in.
-    """
-    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    table.add_column("")
-    for each in found:
-        cap = "" if each.cap is None else f"\ncap {each.cap:,}"
-        table.add_column(f"{visible(each.group)}{cap}", justify="right", no_wrap=True)
-
-    def row(name: str, cells: list[str], style: str = "") -> None:
-        table.add_row(name, *cells, style=style)
-
-    row("problems", [f"{each.problems:,}" for each in found])
-    row("samples", [f"{each.samples:,}" for each in found])
-    row("pass@1, % [95 % interval]", [percent(each.accuracy) for each in found], "bold")
-    for name, style in (("ungraded", "red"), ("refused", "red")):
-        if any(getattr(each, name) for each in found):
-            row(f"  {name}", [f"{getattr(each, name):,}" for each in found], style)
-    corpora = [each.corpus.to_dict() for each in found]
-    for form in ("ok", "cut", "malformed"):
-        name = "well-formed" if form == "ok" else form
-        row(name, [f"{each.forms[form]:,}" for each in found], "" if form == "ok" else "dim")
-        if form == "ok":
-            row("  with a block", [f"{each['documents_with_blocks']:,}" for each in corpora])
-    row("# parallel, well-formed", [_number(each["parallelism"], 3) for each in corpora])
-    row("  with a block", [_number(each["parallelism_with_blocks"], 3) for each in corpora])
-    row(unit, [_number(each.tokens, 0) for each in found])
-    row("critical path", [_number(each.critical_path, 0) for each in found])
-    if any(each.forced for each in found):
-        row("closed by a limit", [f"{each.forced:,}" for each in found], "yellow")
-    if any(each.seconds is not None for each in found):
-        row("seconds", [_number(each.seconds, 2) for each in found])
-    return table
-
-
-def _number(value: float | None, places: int) -> str:
-    return "-" if value is None else f"{value:,.{places}f}"

@@ -1,4 +1,4 @@
-"""Problems of a task asked of an engine, and how it did."""
+"""Problems of a task asked of an engine, how it did, and what forking saved."""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ from mvspec.forms import parse
 from mvspec.law.limits import Limits
 from mvspec.runtime.options import Options
 from mvspec.runtime.tasks.problem import PARALLEL, Problem, ask
-from mvspec.trace import Result
+from mvspec.trace import Result, Trace
 
-__all__ = ["UNHELD", "Mark", "examine", "is_canonical", "mark", "means"]
+__all__ = [
+    "UNHELD",
+    "Mark",
+    "MeasuredReplays",
+    "examine",
+    "is_canonical",
+    "mark",
+    "means",
+    "measure_replays",
+]
 
 UNHELD = Options(structure=False, limits=Limits(max_tokens=2000))
 """Nothing holds the model to the grammar: what is well-formed is its own doing."""
@@ -99,3 +108,31 @@ def means(marks: Iterable[Mark]) -> dict[str, float]:
     found = {name: sum(float(row[name]) for row in rows) / len(rows) for name in rows[0]}
     degrees = [row["tokens"] / max(row["critical_path"], 1) for row in rows]
     return found | {"parallelism": sum(degrees) / len(rows)}
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredReplays:
+    """The same tokens read twice, each the model's own one a step: paths at once, and in turn.
+
+    Args:
+        forwards, seconds: with all paths in every step.
+        forwards_alone, seconds_alone: with one token in every step.
+    """
+
+    forwards: int
+    seconds: float
+    forwards_alone: int
+    seconds_alone: float
+
+
+def measure_replays(engine: Any, traces: Sequence[Trace], rounds: int = 2) -> MeasuredReplays:
+    """Replay traces at once and one path after the other, in turns; the faster round of each."""
+    counts = [0, 0]
+    best = [float("inf"), float("inf")]
+    for _ in range(rounds):
+        for way, threads in enumerate((0, 1)):
+            options = Options(decode=True, threads=threads)
+            replays = [engine.run(trace.plan, options).trace for trace in traces]
+            counts[way] = sum(len(replay.forward_seconds) for replay in replays)
+            best[way] = min(best[way], sum(replay.seconds for replay in replays))
+    return MeasuredReplays(counts[0], best[0], counts[1], best[1])

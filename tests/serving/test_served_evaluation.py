@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.runtime import Options, Sampling
-from mvspec.runtime.evaluation.command import Asking, Source, run_engine
+from mvspec.runtime.evaluation.evaluation import AskedSamples, EvaluationSource, run_engine
 from mvspec.runtime.evaluation.generation import Generation, prompt_of
 from mvspec.runtime.evaluation.speed import Grid, measure_grid
 
@@ -18,12 +18,12 @@ def test_an_evaluation_is_that_of_the_other_engine(
     data = tmp_path / "sums.jsonl"
     rows = [{"id": f"p{n}", "problem": f"2 + 3, {n}?", "answer": "5"} for n in range(3)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = Source("math", (str(data),)).open(print)
+    given = EvaluationSource("math", (str(data),)).open(print)
     runs = []
     for number, side in enumerate((engine, reference)):
         how = Generation(side, prompt_of("parallel"), Options(Sampling(temperature=1.0, seed=2)))
         path = tmp_path / f"{number}.jsonl"
-        runs.append(run_engine(given, how, Asking(2, (40, 120), 4), path, print))
+        runs.append(run_engine(given, how, AskedSamples(2, (40, 120), 4), path, print))
     served, local = runs
     assert len(served.samples) == 12
     for key, sample in served.samples.items():

@@ -1,4 +1,4 @@
-"""`mvspec train`: Lightning's command line over this room's model and data."""
+"""Lightning's command line over our model and data, as `mvspec train` runs it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+import mvspec.training
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.training.checkpoint import newest_checkpoint
 from mvspec.training.data import LayoutData
@@ -24,7 +25,7 @@ from mvspec.training.module import LanguageModel
 
 __all__ = ["CONFIGS", "TrainingCLI", "main"]
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(mvspec.training.__file__).parent / "configs"
 """Configurations that come with the package."""
 
 _OTHER_STATE = ("Error(s) in loading state_dict", "loaded state dict")

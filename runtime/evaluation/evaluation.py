@@ -1,11 +1,11 @@
-"""`mvspec eval`: what is asked for to samples, and samples to tables."""
+"""A whole evaluation: problems of a task asked of an engine, or outputs read, and graded."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,6 @@ from mvspec.runtime.evaluation.graded import grade_outputs
 from mvspec.runtime.evaluation.grading import graders
 from mvspec.runtime.evaluation.instructions import check_instructions
 from mvspec.runtime.evaluation.problem import Problem, digest, open_problems, read_problems
-from mvspec.runtime.evaluation.progress import progress
 from mvspec.runtime.evaluation.recorded import Recorded, match_outputs
 from mvspec.runtime.evaluation.results import Run, open_results
 from mvspec.runtime.evaluation.sample import Sample
@@ -25,15 +24,22 @@ from mvspec.runtime.evaluation.tasks import Task, task_of
 if TYPE_CHECKING:
     from mvspec.runtime.evaluation.generation import Generation
 
-__all__ = ["Asking", "Evaluation", "Source", "grade_recorded", "run_engine"]
+__all__ = ["AskedSamples", "Evaluation", "EvaluationSource", "grade_recorded", "run_engine"]
 
 Tell = Callable[[str], object]
 Keep = Callable[[Sample], object]
+Progress = Callable[[int, int], AbstractContextManager[Callable[[str], object]]]
+"""Of samples in all and done before: gives a function that takes a short text after each."""
+
+
+def no_progress(total: int, done: int) -> AbstractContextManager[Callable[[str], object]]:
+    """Show nothing."""
+    return nullcontext(lambda text: None)
 
 
 @dataclass(frozen=True)
-class Source:
-    """What an evaluation reads and how it grades.
+class EvaluationSource:
+    """Data of an evaluation, and how its answers are graded.
 
     Args:
         task: a name of `TASKS`.
@@ -88,7 +94,7 @@ class Evaluation:
         digest: of all problems of the data, whatever the limit.
     """
 
-    source: Source
+    source: EvaluationSource
     task: Task
     problems: Sequence[Problem]
     digest: str
@@ -131,6 +137,7 @@ def grade_recorded(
     unit: str,
     path: Path | None,
     tell: Tell,
+    progress: Progress = no_progress,
 ) -> tuple[Run, Recorded]:
     """Grade outputs that were recorded elsewhere.
 
@@ -176,8 +183,8 @@ def score_line(run: Run) -> str:
 
 
 @dataclass(frozen=True)
-class Asking:
-    """How much an engine is asked.
+class AskedSamples:
+    """Samples that an engine is asked for.
 
     Args:
         samples: of each problem.
@@ -191,7 +198,12 @@ class Asking:
 
 
 def run_engine(
-    evaluation: Evaluation, generation: Generation, asking: Asking, path: Path, tell: Tell
+    evaluation: Evaluation,
+    generation: Generation,
+    asking: AskedSamples,
+    path: Path,
+    tell: Tell,
+    progress: Progress = no_progress,
 ) -> Run:
     """Ask an engine for what is missing of a run, and grade it.
 

@@ -1,4 +1,4 @@
-"""`mvspec curate`: options to a run, and a run to its files."""
+"""A whole curation: settings to a provider, rows through a task, outcomes to files."""
 
 from __future__ import annotations
 
@@ -6,18 +6,14 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 
-from rich.table import Table
-
-from mvspec.cli.console import print_table
 from mvspec.curation.chain import ChainFields
 from mvspec.curation.client import UNIT, ModelClient, RateLimit, SpendingLimit, TokenPrice
-from mvspec.curation.console import estimate_table, progress, summary_table
-from mvspec.curation.estimate import estimate
+from mvspec.curation.estimate import CurationEstimate, estimate
 from mvspec.curation.gemini import NO_KEY, GeminiBatchProvider, GeminiProvider, key_of
 from mvspec.curation.output import open_folder, write_unfinished
 from mvspec.curation.process import ORPHANED, locked, watched
@@ -30,11 +26,14 @@ from mvspec.curation.tasks import BranchTask, CurationTask, PromptingTask
 from mvspec.data.records import InputError
 from mvspec.data.rows import Rows, open_rows
 
-__all__ = ["TASKS", "CurationRun", "dry_run", "run"]
+__all__ = ["TASKS", "CurationRun", "Progress", "dry_run", "run"]
 
 TASKS = ("documents", "branches", "prompting")
 
 RUNS = "runs.jsonl"
+
+Progress = Callable[[CurationTally, ModelClient], AbstractAsyncContextManager[None]]
+"""Shows how far a run is, as long as it goes on."""
 
 WINDOW = 2
 """Records that are worked on for each request on its way: some wait for a slot or for the pace."""
@@ -42,7 +41,7 @@ WINDOW = 2
 
 @dataclass(frozen=True)
 class CurationRun:
-    """Everything that a run is given.
+    """Settings of a run.
 
     Args:
         inputs: what `open_rows` takes.
@@ -87,14 +86,21 @@ class CurationRun:
         return open_rows(self.inputs, rows=True, split=self.split)
 
 
-def run(given: CurationRun, folder: Path, gone: int | None, tell: Callable[[str], object]) -> int:
-    """Carry out a run in a folder; return the exit status.
+def run(
+    given: CurationRun,
+    folder: Path,
+    gone: int | None,
+    tell: Callable[[str], object],
+    progress: Progress = lambda tally, caller: nullcontext(),
+) -> tuple[CurationTally, ModelClient]:
+    """Carry out a run in a folder; return what it came to, and what was asked for it.
 
     Args:
         given: what is asked for.
         folder: of the output.
         gone: what `outlived` gives.
         tell: takes a line for people.
+        progress: shows how far it is.
 
     Raises:
         InputError: it cannot be carried out as given.
@@ -109,7 +115,7 @@ def run(given: CurationRun, folder: Path, gone: int | None, tell: Callable[[str]
     with locked(folder, tell):
         store = CurationStore(path)
         try:
-            return asyncio.run(_run(given, task, rows, folder, store, gone, tell))
+            return asyncio.run(_run(given, task, rows, folder, store, gone, tell, progress))
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         finally:
@@ -149,7 +155,8 @@ async def _run(
     store: CurationStore,
     gone: int | None,
     tell: Callable[[str], object],
-) -> int:
+    progress: Progress,
+) -> tuple[CurationTally, ModelClient]:
     started = time.time()
     tally = CurationTally()
     if not given.batch and store.batches():
@@ -181,18 +188,11 @@ async def _run(
                     rows, given.fields, task, caller, store, tally,
                     concurrency=records, limit=given.limit,
                 )  # fmt: skip
-    if caller.abandoned:
-        return 1
-    task.write(folder, store)
-    write_unfinished(folder, tally.unfinished)
-    _log(folder, started, tally, caller, budget)
-    print_table(summary_table(tally, caller, folder))
-    if caller.stopped:
-        tell(f"stopped: {caller.stopped}")
-        tell("the same command goes on from here")
-    if caller.stopped == "interrupted":
-        return 130
-    return 1 if tally.quarantined or tally.unfinished else 0
+    if not caller.abandoned:
+        task.write(folder, store)
+        write_unfinished(folder, tally.unfinished)
+        _log(folder, started, tally, caller, budget)
+    return tally, caller
 
 
 @asynccontextmanager
@@ -232,7 +232,7 @@ def gemini_of(given: CurationRun) -> GeminiProvider:
     )
 
 
-async def dry_run(given: CurationRun) -> Table:
+async def dry_run(given: CurationRun) -> CurationEstimate:
     """Return what a run would take; the service counts tokens where there is a key.
 
     Raises:
@@ -245,14 +245,12 @@ async def dry_run(given: CurationRun) -> Table:
     some = islice(rows.read(), given.limit)
     price = given.price or TokenPrice()
     if given.local or not key_of():
-        found = await estimate(some, given.fields, given.curation, price)
-    else:
-        gemini = gemini_of(given)
-        try:
-            found = await estimate(some, given.fields, given.curation, price, gemini.count)
-        finally:
-            await gemini.aclose()
-    return estimate_table(found, given.price is not None)
+        return await estimate(some, given.fields, given.curation, price)
+    gemini = gemini_of(given)
+    try:
+        return await estimate(some, given.fields, given.curation, price, gemini.count)
+    finally:
+        await gemini.aclose()
 
 
 def _log(
