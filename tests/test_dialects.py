@@ -121,10 +121,10 @@ def test_text_is_kept_where_tags_are_wrong() -> None:
 
 
 STRICT: tuple[tuple[str, str, str, int, str], ...] = (
-    ("curator-summary", "S4: Compare", "</parallel>\nS4: Compare", 8, "this is not of the form"),
+    ("curator-summary", "S4: Compare", "</parallel>\nS4: C", 8, "</parallel> may not stand"),
     ("curator-summary", "S3: The product", "S2: The product", 2, "a label comes twice"),
     ("curator-plan", "[S1+S2, S3]", "[S1, S3]", 1, "the list of groups is not that of the plan"),
-    ("curator-plan", "P1[", "P2[", 4, "this group is not P1"),
+    ("curator-plan", "P1[", "P2[", 4, "expected group P1 and its units"),
     ("apr", "found it", "found <Path> it", 1, "a tag stands in a text"),
     ("apr", "right it is", "right \\ud83d", 1, "half of a surrogate pair is no character"),
     ("apr", '"sub_calls": [[', '"sub_calls": [[], [', 1, "a trace has one call more than"),

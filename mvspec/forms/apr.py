@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
 from typing import Any
 
-from lark import Token, Transformer
-
 from mvspec.forms.can_hold import refusal
-from mvspec.forms.form import StrictForm
-from mvspec.forms.grammar import Grammar, Mismatch, document_of, run_pattern
+from mvspec.forms.form import Mismatch, StrictForm, check_characters, document_of, text_of
 from mvspec.forms.syntax import Syntax, tag_texts
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Conclusion, Document, Goal, Message, Outline, Parallel, Path, Text, Think
@@ -49,13 +45,6 @@ SUB, END_SUB = APR.written(Tag.CONCLUSION) + "\n", APR.written(Tag.END_CONCLUSIO
 START = re.compile(r"<Start Sub Search ([0-9]+) at level 1> ([^\n]*)\n")
 
 
-RULES = """
-// The last call of a parent: text, and what its searches found.
-start: (TEXT | join)* TAIL?
-join: SUB FOUND? _END_SUB
-"""
-
-
 def read_apr(text: str) -> Document:
     """Return the document of a trace.
 
@@ -69,24 +58,22 @@ def read_apr(text: str) -> Document:
     except (ValueError, RecursionError) as error:
         raise Mismatch(f"this is not JSON: {error}") from None
     calls, searches = shape(trace)
-    try:
-        "".join((*calls, *(said for group in searches for said in group))).encode()
-    except UnicodeEncodeError:
-        raise Mismatch("half of a surrogate pair is no character") from None
-    last = calls[-1]
+    *spawns, last = calls
+    for each in (*calls, *(said for group in searches for said in group)):
+        check_characters(each)
     body: list[Text | Parallel] = []
-    joins = 0
-    for item in last_call(last):
-        if isinstance(item, Token):
-            body.append(text_of(item, end=item.type == "TAIL"))
-            continue
-        at, found = item
-        if joins == len(searches):
-            raise Mismatch("a join without a spawn")
-        body.append(_block(calls[joins], last[:at], searches[joins], found))
-        joins += 1
-    if joins < len(searches):
-        raise Mismatch("a spawn without a join")
+    at = 0
+    for spawn, group in zip(spawns, searches, strict=True):
+        start = last.find(SUB, at)
+        end = last.find(END_SUB, start)
+        if min(start, end) < 0:
+            raise Mismatch("a spawn without a join")
+        body += texts(last[at:start])
+        found = last[start + len(SUB) : end]
+        body.append(_block(spawn, last[:start], group, found))
+        at = end + len(END_SUB)
+    if at < len(last):
+        body.append(plain(last[at:]))
     return document_of(tuple(body))
 
 
@@ -121,12 +108,18 @@ def _lists(trace: Any) -> tuple[list[Any], list[Any]]:
     return calls, searches
 
 
-def text_of(text: str, *, end: bool = False) -> Text:
-    """Return a run of a call as a text; its newline belongs to the form, but at the end."""
-    said = str(text) if end else text[:-1]
-    if not said or not (end or text.endswith("\n")):
+def texts(lines: str) -> tuple[Text, ...]:
+    """Return lines as a text, whose last newline belongs to the form; none for no lines."""
+    if lines and (lines == "\n" or not lines.endswith("\n")):
         raise Mismatch("a text ends with a newline")
-    return Text(text=said)
+    return (plain(lines[:-1]),) if lines else ()
+
+
+def plain(text: str) -> Text:
+    """Return a text as a node."""
+    if "<" in text and APR.marker.search(text):
+        raise Mismatch("a tag stands in a text")
+    return text_of(text)
 
 
 def _block(call: str, before: str, searches: list[str], found: str) -> Parallel:
@@ -138,18 +131,14 @@ def _block(call: str, before: str, searches: list[str], found: str) -> Parallel:
     if spawn != spawn_text(lines) or len(lines) != len(searches):
         raise Mismatch("a spawn starts each search once")
     labels = [str(index) for index in range(1, len(lines) + 1)]
-    for each in (*lines, *searches):
-        if "<" in each and APR.marker.search(each):
-            raise Mismatch("a tag stands in a text")
-    return Parallel(
-        goal=Goal(
-            outlines=tuple(Outline(label=a, text=b) for a, b in zip(labels, lines, strict=True))
-        ),
-        paths=tuple(
-            Path(label=label, body=(text_of(each),) if each else ())
-            for label, each in zip(labels, searches, strict=True)
-        ),
-        conclusion=Conclusion(body=(text_of(found),) if found else ()),
+    for line in lines:
+        plain(line)
+    outlines = (Outline.trusted(label=a, text=b) for a, b in zip(labels, lines, strict=True))
+    paths = (Path.trusted(label=a, body=texts(b)) for a, b in zip(labels, searches, strict=True))
+    return Parallel.trusted(
+        goal=Goal.trusted(outlines=tuple(outlines)),
+        paths=tuple(paths),
+        conclusion=Conclusion.trusted(body=texts(found)),
     )
 
 
@@ -157,43 +146,6 @@ def spawn_text(lines: list[str]) -> str:
     """Return the end of a call that spawns a search for each line."""
     starts = (f"{APR.written(Tag.OUTLINE, str(k))} {line}\n" for k, line in enumerate(lines))
     return "".join((CALLING, *starts, END_CALLING))
-
-
-def last_call(text: str) -> list[Any]:
-    """Return the runs of text of the last call, and its joins with their places.
-
-    Raises:
-        Mismatch: a join does not end, or a tag stands in a text.
-    """
-    try:
-        items: list[Any] = _grammar().parse(text)
-        return items
-    except Mismatch:  # its place is one in the call, which the JSON spells otherwise
-        raise Mismatch("the last call is not texts and what searches found") from None
-
-
-@cache
-def _grammar() -> Grammar:
-    run = run_pattern(APR)
-    terminals = {
-        "TEXT": rf"{run}(?<=\n)(?={SUB})",
-        "TAIL": rf"(?:{run})\Z",
-        "SUB": SUB,
-        "FOUND": rf"{run}(?<=\n)(?={END_SUB})",
-        "_END_SUB": END_SUB,
-    }
-    return Grammar(RULES, terminals, _CallBuilder(visit_tokens=False))
-
-
-class _CallBuilder(Transformer[Token, Any]):
-    """Makes what a call consists of as rules are reduced."""
-
-    def join(self, items: list[Token]) -> tuple[int, str]:
-        start = items[0].start_pos
-        return start or 0, str(items[1]) if len(items) > 1 else ""
-
-    def start(self, items: list[Any]) -> list[Any]:
-        return items
 
 
 def write_apr(message: Message) -> str:

@@ -16,21 +16,11 @@ fourth prompt.)
 from __future__ import annotations
 
 import re
-from functools import cache, lru_cache
-
-from lark import Token, Transformer
+from functools import lru_cache
 
 from mvspec.forms.can_hold import refusal
 from mvspec.forms.curator_summary import REASON
-from mvspec.forms.form import StrictForm
-from mvspec.forms.grammar import (
-    NO_CONCLUSION,
-    Grammar,
-    Mismatch,
-    document_of,
-    line_pattern,
-    text_of,
-)
+from mvspec.forms.form import NO_CONCLUSION, Mismatch, StrictForm, document_of, text_of
 from mvspec.forms.syntax import Syntax, tag_texts
 from mvspec.tree.ir import Document, Goal, Message, Outline, Parallel, Path, Text
 
@@ -48,6 +38,11 @@ UNIT = rf"{_STEP}(?:\+{_STEP})*"
 
 _UNIT_LINE = re.compile(rf"({UNIT}): ")
 _REASON = re.compile(REASON)
+_LINE = CURATOR_PLAN.line_pattern
+_GROUPS = re.compile(rf"{HEAD}(?:P[0-9]+: \[{UNIT}(?:, {UNIT})*+\]\n)*+{PLAN}")
+_GROUP = re.compile(
+    rf"P([0-9]+)(\[parallel reason: {_LINE}(?<=\]:)|:)\n((?:  {UNIT}: {_LINE}\n)++)"
+)
 
 
 def read_plan(text: str) -> Document:
@@ -56,42 +51,26 @@ def read_plan(text: str) -> Document:
     Raises:
         Mismatch: it is not canonical.
     """
-    document: Document = _grammar().parse(text)
-    return document
-
-
-@cache
-def _grammar() -> Grammar:
-    line = line_pattern(CURATOR_PLAN)
-    reason = rf"\[parallel reason: {line}(?<=\]:)"
-    # A group is one terminal: lines are short, and a token costs as much as twenty characters.
-    terminals = {
-        "GROUPS": rf"{HEAD}(?:P[0-9]+: \[{UNIT}(?:, {UNIT})*+\]\n)*+{PLAN}",
-        "GROUP": rf"P[0-9]+(?:{reason}|:)\n(?:  {UNIT}: {line}\n)++",
-    }
-    return Grammar("start: GROUPS GROUP*\n", terminals, _PlanBuilder(visit_tokens=False))
-
-
-class _PlanBuilder(Transformer[Token, Document]):
-    """Makes nodes as rules are reduced."""
-
-    def start(self, items: list[Token]) -> Document:
-        named, *groups = items
-        body: list[Text | Parallel] = []
-        heads = [HEAD]
-        for number, item in enumerate(groups, 1):
-            title, _, steps = item.partition("\n  ")
-            name, mark, reason = title[:-1].partition("[")
-            lines = steps[:-1].split("\n  ")
-            heads.append(group_line(number, lines))
-            if name != f"P{number}":
-                raise Mismatch(f"this group is not P{number}", item.start_pos or 0)
-            if mark:
-                body.append(text_of(mark + reason))
-            body.append(group(lines))
-        if "".join((*heads, PLAN)) != named:
-            raise Mismatch("the list of groups is not that of the plan below it")
-        return document_of(tuple(body))
+    groups = _GROUPS.match(text)
+    if not groups:
+        raise Mismatch("expected the list of groups, and the line above the plan")
+    at = groups.end()
+    body: list[Text | Parallel] = []
+    heads = [HEAD]
+    while at < len(text):
+        item = _GROUP.match(text, at)
+        if not item or item.group(1) != str(len(heads)):
+            raise Mismatch(f"expected group P{len(heads)} and its units", at)
+        _, reason, units = item.groups()
+        if len(reason) > 1:
+            body.append(text_of(reason[:-1]))
+        lines = units[2:-1].split("\n  ")
+        heads.append(group_line(len(heads), lines))
+        body.append(group(lines))
+        at = item.end()
+    if "".join((*heads, PLAN)) != groups.group():
+        raise Mismatch("the list of groups is not that of the plan below it")
+    return document_of(tuple(body))
 
 
 def group(lines: list[str]) -> Parallel:

@@ -19,22 +19,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import cache
-from typing import Any
-
-from lark import Token, Transformer
 
 from mvspec.forms.can_hold import refusal
-from mvspec.forms.form import StrictForm
-from mvspec.forms.grammar import (
-    NO_CONCLUSION,
-    Grammar,
-    Mismatch,
-    document_of,
-    line_pattern,
-    run_pattern,
-    text_of,
-)
+from mvspec.forms.form import NO_CONCLUSION, Mismatch, StrictForm, document_of, text_of
 from mvspec.forms.syntax import Syntax, tag_texts
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Conclusion, Document, Goal, Message, Outline, Parallel, Path, Text, Think
@@ -53,21 +40,18 @@ REASON = r"\[parallel reason: [^\n]*\]"
 """Why steps may run in parallel, as curation writes it right behind the tag."""
 
 STEP = ("S[0-9]+: ", r"\tS[0-9]+\.[0-9]+: ")
-"""How a step of each level begins."""
-
-RULES = """
-// Steps of two levels, 0 and 1, which is also the count of tabs before a line. A block inside of a
-// step has a rule of its own, so that the lexer knows what may follow it: lines that are steps end
-// the text there, and only there.
-start: (TEXT | block | block_1)* TAIL?
-block: OPEN_0 branch+ _CLOSE_0
-block_1: OPEN_1 branch_1+ _CLOSE_1
-inner: OPEN_1 branch_1+ _CLOSE_1
-branch: STEP_0 (inner TEXT_0?)*
-branch_1: STEP_1
-"""
+"""How a step of each level begins; the level is also the count of tabs before a line."""
 
 _REASON_LINE = re.compile(rf"(?:(.*)\n)?({REASON})", re.DOTALL)
+_LINE = CURATOR_SUMMARY.line_pattern
+_LINES = re.compile(rf"(?:{_LINE}\n)*+")
+_LINES_OF_STEP = re.compile(rf"(?:(?!{STEP[0]}){_LINE}\n)*+")
+_OPENING = re.compile(rf"(\t?)<parallel>((?:\[parallel reason: {_LINE}(?<=\]))?)\n")
+_STEPS = [
+    re.compile(rf"(?={step}){tab}S([0-9.]+): ({_LINE})\n((?:(?!{step}){_LINE}\n)*+)")
+    for tab, step in zip(("", r"\t"), STEP, strict=True)
+]
+_CLOSINGS = [re.compile(rf"{tab}</parallel>\n") for tab in ("", r"\t")]
 
 
 def read_summary(text: str) -> Document:
@@ -76,85 +60,70 @@ def read_summary(text: str) -> Document:
     Raises:
         Mismatch: it is not canonical.
     """
-    document: Document = _grammar().parse(text)
-    return document
+    return document_of(_SummaryReader(text).turn())
 
 
-@cache
-def _grammar() -> Grammar:
-    line = line_pattern(CURATOR_SUMMARY)
-    tag = r"\t?</?parallel>"
-    reason = rf"(?:\[parallel reason: {line}(?<=\]))?"
-    terminals = {
-        "TEXT": rf"(?:{line}\n)++(?=\t?<parallel>)",
-        "TAIL": rf"(?:{run_pattern(CURATOR_SUMMARY)})\Z",
-    }
-    terminals["TEXT_0"] = rf"(?:(?!{STEP[0]}){line}\n)++(?={STEP[0]}|{tag})"
-    for level, step in enumerate(STEP):
-        tab = r"\t" * level
-        terminals |= {
-            f"OPEN_{level}": rf"{tab}<parallel>{reason}\n",
-            f"_CLOSE_{level}": rf"{tab}</parallel>\n",
-            f"STEP_{level}": rf"{step}{line}\n(?:(?!{step}){line}\n)*+",
-        }
-    return Grammar(RULES, terminals, _SummaryBuilder(visit_tokens=False))
+class _SummaryReader:
+    """Reads a summary from the start on; `at` is how far it has come."""
 
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
 
-class _SummaryBuilder(Transformer[Token, Document]):
-    """Makes nodes as rules are reduced."""
+    def take(self, pattern: re.Pattern[str]) -> re.Match[str] | None:
+        match = pattern.match(self.text, self.at)
+        self.at = match.end() if match else self.at
+        return match
 
-    def start(self, items: list[Any]) -> Document:
-        return document_of(body(items))
+    def turn(self) -> tuple[Node, ...]:
+        items: list[Node] = []
+        while True:
+            start = self.at
+            self.take(_LINES)
+            opening = self.take(_OPENING)
+            if not opening:
+                break
+            items += self.block(self.text[start : opening.start()], opening)
+        found = CURATOR_SUMMARY.marker.search(self.text, start)
+        if found:
+            raise Mismatch(f"{found.group()} may not stand here", found.start())
+        return (*items, *([text_of(self.text[start:])] if start < len(self.text) else []))
 
-    def block(self, items: list[Any]) -> tuple[Token, Parallel]:
-        opening, *branches = items
-        outlines = tuple(outline for outline, _ in branches)
-        if len({outline.label for outline in outlines}) < len(outlines):
-            raise Mismatch("a label comes twice in this block", opening.start_pos)
-        block = Parallel.trusted(
-            goal=Goal.trusted(outlines=outlines),
-            paths=tuple(path for _, path in branches),
-            conclusion=NO_CONCLUSION,
-        )
-        return opening, block
-
-    block_1 = inner = block
-
-    def branch(self, items: list[Any]) -> tuple[Outline, Path]:
-        # A step is one token with the text below it: a token costs as much as twenty characters.
-        step, *below = items
-        line, _, text = step.partition("\n")
-        label, _, said = line.lstrip("\t").partition(": ")
-        label = label[1:]
-        path = Path.trusted(label=label, body=body(below, text[:-1] if text else None))
-        return Outline.trusted(label=label, text=said), path
-
-    branch_1 = branch
-
-
-def body(items: list[Any], text: str | None = None) -> tuple[Any, ...]:
-    """Return a text, tokens of text, and blocks with their reasons as the items of a body."""
-    out: list[Any] = []
-    at = 0
-    for item in items:
-        if isinstance(item, Token):
-            text, at = str(item) if item.type == "TAIL" else item[:-1], item.start_pos or 0
-            continue
-        opening, block = item
-        reason = opening[opening.index(">") + 1 : -1]
+    def block(self, lines: str, opening: re.Match[str]) -> list[Node]:
+        """Read a block behind its opening, and return it with the lines before it."""
+        tab, reason = opening.groups()
         if reason:
-            text = reason if text is None else f"{text}\n{reason}"
-        elif text is not None and split_reason(text)[1]:
-            raise Mismatch("the reason before it stands behind <parallel>", opening.start_pos)
-        out += [*_texts(text, at), block]
-        text = None
-    return (*out, *_texts(text, at))
+            lines += reason + "\n"
+        elif split_reason(lines[:-1])[1]:
+            raise Mismatch("the reason before it stands behind <parallel>", opening.start())
+        outlines: list[Outline] = []
+        paths: list[Path] = []
+        while step := self.take(_STEPS[len(tab)]):
+            label, said, below = step.groups()
+            outlines.append(Outline.trusted(label=label, text=said))
+            body: list[Node] = []
+            while not tab and self.text.startswith("\t<parallel>", self.at):
+                inner = self.take(_OPENING)
+                if not inner:
+                    break
+                body += self.block(below, inner)
+                start = self.at
+                self.take(_LINES_OF_STEP)
+                below = self.text[start : self.at]
+            paths.append(Path.trusted(label=label, body=(*body, *self.lines(below))))
+        if not outlines or not self.take(_CLOSINGS[len(tab)]):
+            raise Mismatch("expected a step or </parallel>", self.at)
+        if len({outline.label for outline in outlines}) < len(outlines):
+            raise Mismatch("a label comes twice in this block", opening.start())
+        goal = Goal.trusted(outlines=tuple(outlines))
+        block = Parallel.trusted(goal=goal, paths=tuple(paths), conclusion=NO_CONCLUSION)
+        return [*self.lines(lines), block]
 
-
-def _texts(text: str | None, at: int) -> list[Text]:
-    if text == "":
-        raise Mismatch("an empty line does not stand alone", at)
-    return [] if text is None else [text_of(text)]
+    def lines(self, lines: str) -> list[Node]:
+        """Return lines as a text, whose last newline belongs to the form."""
+        if lines == "\n":
+            raise Mismatch("an empty line does not stand alone", self.at)
+        return [text_of(lines[:-1])] if lines else []
 
 
 def split_reason(text: str) -> tuple[str | None, str]:

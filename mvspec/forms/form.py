@@ -1,19 +1,62 @@
-"""The protocol of a surface form, and the forms that are read strictly only."""
+"""Protocol of a surface form, what forms are read with, and forms that are read strictly only."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
-from mvspec.errors import Diagnostic, ParseError, Source
+from mvspec.errors import Diagnostic, MvspecError, ParseError, Source
 from mvspec.forms.can_hold import check_turn, only_turn
-from mvspec.forms.grammar import Mismatch
 from mvspec.forms.recovery.edits import Code
 from mvspec.forms.syntax import Syntax
-from mvspec.tree.ir import Document, Message
+from mvspec.tree.ir import Conclusion, Document, Message, Text
 
-__all__ = ["Form", "StrictForm"]
+__all__ = [
+    "NO_CONCLUSION",
+    "Form",
+    "Mismatch",
+    "StrictForm",
+    "check_characters",
+    "document_of",
+    "text_of",
+]
+
+
+NO_CONCLUSION = Conclusion()
+"""The conclusion of a block that a form writes without one."""
+
+
+class Mismatch(MvspecError):
+    """Departure of a text from its form.
+
+    Attributes:
+        offset: where the text departs, as far as that is known.
+    """
+
+    def __init__(self, message: str, offset: int = 0) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+def check_characters(text: str) -> None:
+    """Raise Mismatch for half of a surrogate pair, which UTF-8 cannot hold."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise Mismatch("half of a surrogate pair is no character", error.start) from None
+
+
+def document_of(body: tuple[Any, ...]) -> Document:
+    """Return the document of an assistant's turn that a grammar has read."""
+    turn: Message = Message.trusted(role="assistant", body=body)
+    return Document.trusted(messages=(turn,))
+
+
+def text_of(text: str) -> Text:
+    """Return a run of text that a grammar has read as a node; lark's own kind of str does not."""
+    return Text.trusted(kind="text", text=str(text))
 
 
 class Form(Protocol):
@@ -79,6 +122,7 @@ class StrictForm:
     def repair(self, source: Source) -> tuple[Document, tuple[Diagnostic, ...]]:
         """Read canonical text; any other is one diagnostic, and the document is empty."""
         try:
+            check_characters(source.text)
             return self.read(source.text), ()
         except Mismatch as mismatch:
             message = f"{mismatch}; form {self.syntax.name!r} is read strictly only: mend the text"

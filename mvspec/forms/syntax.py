@@ -84,6 +84,18 @@ class Syntax:
         own = (tag.replace(r"\{\}", LABEL.pattern) for tag in written)
         return re.compile("|".join(dict.fromkeys((*own, *(tag.value for tag in Tag)))))
 
+    @cached_property
+    def self.line_pattern -> str:
+        """Regular expression of what a line holds without a tag, its newline not among it."""
+        return rf"[^<\n]*+(?:(?!{self.marker.pattern})<[^<\n]*+)*+"
+
+    @cached_property
+    def self.run_pattern -> str:
+        """Regular expression of a run of text without a tag, at least one character."""
+        raw = f"(?!{self.marker.pattern})<"
+        # Possessive repeats: a run ends at a tag or at the end, so backtracking can never help.
+        return f"(?:[^<]|{raw})[^<]*+(?:{raw}[^<]*+)*+"
+
     def written(self, tag: Tag, label: str = "") -> str:
         """Return the characters of `tag`; "" where the form does not write it."""
         if self.fence and tag in (Tag.THINK, Tag.END_THINK):

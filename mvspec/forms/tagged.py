@@ -9,21 +9,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
-from lark import Token, Transformer
+from lark import Lark, Token, Transformer
+from lark.exceptions import UnexpectedInput
 
 from mvspec.errors import Diagnostic, ParseError, Source
 from mvspec.forms.can_hold import check_turn, hole_refusal, only_turn
-from mvspec.forms.grammar import (
-    NO_CONCLUSION,
-    Grammar,
-    Mismatch,
-    document_of,
-    line_pattern,
-    run_pattern,
-    text_of,
-)
+from mvspec.forms.form import NO_CONCLUSION, Mismatch, check_characters, document_of, text_of
 from mvspec.forms.recovery.canonical import canonical_repairs
 from mvspec.forms.recovery.edits import apply
 from mvspec.forms.recovery.transcript import AlignedRepair
@@ -120,8 +113,13 @@ class TaggedForm:
             if not text.endswith(f"\n{fence}") or len(text) < 2 * len(fence) + 1:
                 raise Mismatch("the fence is not closed")
             text = f"{Tag.THINK}{text[len(fence) : -len(fence)]}{Tag.END_THINK}"
-        document: Document = self._grammar.parse(text)
-        return document
+        check_characters(text)
+        try:
+            # Its transformer makes the nodes as rules are reduced, so no tree of tokens is built.
+            return cast(Document, self._grammar.parse(text))
+        except UnexpectedInput:
+            pass
+        raise Mismatch("not of the form")
 
     def _first_violation(self, source: Source) -> Diagnostic:
         """Return the first violation of a text that is not canonical, in time linear in its offset.
@@ -151,8 +149,12 @@ class TaggedForm:
         return canonical and AlignedRepair(self.syntax, canonical.syntax, canonical.read)
 
     @cached_property
-    def _grammar(self) -> Grammar:
-        return Grammar(RULES + self.rules, terminals(self.syntax), _TreeBuilder(self.syntax))
+    def _grammar(self) -> Lark:
+        rules = [RULES, self.rules]
+        for name, pattern in terminals(self.syntax).items():
+            escaped = pattern.replace("/", r"\/").replace("\n", r"\n")
+            rules.append(f"{name}: /{escaped}/")
+        return Lark("\n".join(rules), parser="lalr", transformer=_TreeBuilder(self.syntax))
 
 
 def render_pieces(document: Document | Message, syntax: Syntax) -> str:
@@ -173,9 +175,9 @@ def terminals(syntax: Syntax) -> dict[str, str]:
     A tag stands with the fixed text after it, so that white space is read only where it is
     text; one that bears a label is no filtered terminal: its name has no leading underscore.
     """
-    tag, run = syntax.marker.pattern, run_pattern(syntax)
+    tag, run = syntax.marker.pattern, syntax.run_pattern
     label = LABEL.pattern + syntax.label_end
-    line = line_pattern(syntax)
+    line = syntax.line_pattern
     lead = {"text": label, "tag": "", "none": syntax.written(Tag.OUTLINE)}[syntax.labels]
     out = {
         "TEXT": rf"(?!\n(?:{tag})){run}(?<=\n)(?=<)",
