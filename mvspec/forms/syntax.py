@@ -85,12 +85,12 @@ class Syntax:
         return re.compile("|".join(dict.fromkeys((*own, *(tag.value for tag in Tag)))))
 
     @cached_property
-    def self.line_pattern -> str:
+    def line_pattern(self) -> str:
         """Regular expression of what a line holds without a tag, its newline not among it."""
         return rf"[^<\n]*+(?:(?!{self.marker.pattern})<[^<\n]*+)*+"
 
     @cached_property
-    def self.run_pattern -> str:
+    def run_pattern(self) -> str:
         """Regular expression of a run of text without a tag, at least one character."""
         raw = f"(?!{self.marker.pattern})<"
         # Possessive repeats: a run ends at a tag or at the end, so backtracking can never help.
