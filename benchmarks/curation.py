@@ -1,4 +1,4 @@
-"""What the curator itself costs: time for each call and memory, with a thousand records at once.
+"""Cost of the curator itself: time for each call and memory, with a thousand records at once.
 
     python benchmarks/curation.py [--records 1000] [--sentences 300] [--seconds 2]
 

@@ -134,5 +134,5 @@ def leaning_words(
 
 
 def _is_own(words: str, titles: tuple[str, ...]) -> bool:
-    """Whether a path names itself, as path `Case 2` may."""
+    """Return whether a path names itself, as path `Case 2` may."""
     return any(words.strip().lower() in title.lower() for title in titles)

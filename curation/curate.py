@@ -155,7 +155,7 @@ class WrittenDocument:
             await all_of(*(block.rewrite() for block in self.blocks))
 
     def passes(self) -> bool:
-        """Whether the whole document passes; what does not is sent back."""
+        """Check the whole document; send back the path that changed most where it does not pass."""
         chain, options = self.questions.chain, self.questions.options
         document, edits = self.document(), self.edits
         gap = coverage_gap(document, chain, self.body, edits)

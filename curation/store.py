@@ -58,8 +58,9 @@ class CurationStore:
         except sqlite3.DatabaseError as error:
             raise InputError(f"{path}: {error}") from None
         self._thread = ThreadPoolExecutor(1, "store")
-        self._waiting: list[tuple[Sequence[Statement], asyncio.Future[None]]] = []
-        self._commits: asyncio.Task[None] | None = None
+        self._waiting: list[Statement] = []
+        self._next: asyncio.Task[None] | None = None
+        self._latest: asyncio.Task[None] | None = None
         found = self._read.execute("SELECT ifnull(max(id), 0) FROM sent").fetchone()
         self._last = int(found[0])
 
@@ -96,24 +97,21 @@ class CurationStore:
 
     def costs(self, keys: Sequence[str]) -> int:
         """Return what the answers of these keys cost together."""
-        total = 0
-        for start in range(0, len(keys), 500):
-            some = keys[start : start + 500]
-            marks = ",".join("?" * len(some))
-            query = f"SELECT ifnull(sum(cost), 0) FROM answers WHERE key IN ({marks})"
-            total += int(self._read.execute(query, tuple(some)).fetchone()[0])
-        return total
+        query = "SELECT ifnull(sum(cost), 0) FROM answers"
+        some = " WHERE key IN (SELECT value FROM json_each(?))"
+        (cost,) = self._read.execute(query + some, (json.dumps(list(keys)),)).fetchone()
+        return int(cost)
 
     async def send(self, request: ModelRequest, reserved: int) -> int:
         """Note, before a request goes out, that it may cost so much; return the note's number."""
         number = self._last = self._last + 1
         note = "INSERT INTO sent VALUES (?, ?, ?)", (number, request.key, reserved)
-        await self._commit([note])
+        await self._commit(note)
         return number
 
     async def unsend(self, number: int) -> None:
         """Take back a note of `send`: the request was not billed."""
-        await self._commit([("DELETE FROM sent WHERE id = ?", (number,))])
+        await self._commit(("DELETE FROM sent WHERE id = ?", (number,)))
 
     async def save(
         self,
@@ -135,7 +133,7 @@ class CurationStore:
         clear: Statement = ("DELETE FROM sent WHERE id = ?", (sent,))
         if once:
             clear = ("DELETE FROM sent WHERE key = ?", (request.key,))
-        await self._commit([insert, clear])
+        await self._commit(insert, clear)
 
     # Results
 
@@ -148,17 +146,17 @@ class CurationStore:
     async def finish(self, number: int, key: str, outcome: str) -> None:
         """Keep the outcome of row `number`."""
         row = (number, key, outcome)
-        await self._commit([("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", row)])
+        await self._commit(("INSERT OR REPLACE INTO results VALUES (?, ?, ?)", row))
 
     async def forget(self, number: int) -> None:
         """Drop the outcome of row `number`, where it has one: it was made with other options."""
         query = "SELECT 1 FROM results WHERE number = ?"
         if self._read.execute(query, (number,)).fetchone():
-            await self._commit([("DELETE FROM results WHERE number = ?", (number,))])
+            await self._commit(("DELETE FROM results WHERE number = ?", (number,)))
 
     async def forget_from(self, number: int) -> None:
         """Drop the outcomes of rows that the input does not have."""
-        await self._commit([("DELETE FROM results WHERE number >= ?", (number,))])
+        await self._commit(("DELETE FROM results WHERE number >= ?", (number,)))
 
     def outcomes(self) -> Iterator[dict[str, Any]]:
         """Yield the outcomes in the order of the input."""
@@ -180,41 +178,29 @@ class CurationStore:
     async def batch(self, id: str, name: str | None, keys: Sequence[str], *, open: bool) -> None:
         """Note a batch: before it is made, without a name; when it has one; when it has failed."""
         row = (id, name, json.dumps(list(keys)), open)
-        await self._commit([("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)", row)])
+        await self._commit(("INSERT OR REPLACE INTO batches VALUES (?, ?, ?, ?)", row))
 
     # Commits
 
-    async def _commit(self, statements: Sequence[Statement]) -> None:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((statements, done))
-        if self._commits is None or self._commits.done():
-            self._commits = asyncio.create_task(self._commit_all())
+    async def _commit(self, *statements: Statement) -> None:
+        self._waiting += statements
+        if self._next is None or self._next.done():
+            self._next = self._latest = asyncio.create_task(self._commit_next(self._latest))
         # Whoever is cancelled while it waits leaves the others their commit.
-        await asyncio.shield(done)
+        await asyncio.shield(self._next)
 
-    async def _commit_all(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._waiting:
-            some, self._waiting = self._waiting, []
-            try:
-                await loop.run_in_executor(self._thread, self._execute, [s for s, _ in some])
-            except sqlite3.Error as error:
-                failure = InputError(f"{self.path}: {error}")
-                for _, done in some:
-                    if not done.done():
-                        done.set_exception(failure)
-            else:
-                for _, done in some:
-                    if not done.done():
-                        done.set_result(None)
-
-    def _execute(self, groups: Sequence[Sequence[Statement]]) -> None:
-        self._write.execute("BEGIN")
+    async def _commit_next(self, before: asyncio.Task[None] | None) -> None:
+        """Commit all that has come until the commit before has ended."""
+        if before is not None and not before.done():
+            await asyncio.wait([before])
+        some, self._waiting, self._next = self._waiting, [], None
         try:
-            for statements in groups:
-                for text, values in statements:
-                    self._write.execute(text, values)
-        except sqlite3.Error:
-            self._write.execute("ROLLBACK")
-            raise
-        self._write.execute("COMMIT")
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._execute, some)
+        except sqlite3.Error as error:
+            raise InputError(f"{self.path}: {error}") from None
+
+    def _execute(self, statements: Sequence[Statement]) -> None:
+        with self._write:  # commits, or rolls back
+            self._write.execute("BEGIN")
+            for text, values in statements:
+                self._write.execute(text, values)

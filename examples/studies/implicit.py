@@ -1,4 +1,4 @@
-"""How much of sequential chains could have run in parallel? Counts by rules, with their precision.
+"""Implicit parallelism of sequential chains: counts by rules, with their precision.
 
 Run it with `python examples/studies/implicit.py`; docs/studies/implicit.md has what came out.
 """

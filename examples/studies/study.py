@@ -1,4 +1,4 @@
-"""What the studies share: settings, records that survive a kill, readings, plots, pages."""
+"""Common parts of the studies: settings, records that survive a kill, readings, plots, pages."""
 
 from __future__ import annotations
 

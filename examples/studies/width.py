@@ -1,4 +1,4 @@
-"""Where a chain of reasoning could have forked: a count by rules over its sentences.
+"""Implicit forks of a chain of reasoning: a count by rules over its sentences.
 
 The rules know wordings and numbers, not meaning, so what they find is a heuristic:
 docs/studies/implicit.md says how precise it is. A model finds more (`mvspec curate --task
@@ -38,14 +38,14 @@ HEADS: dict[str, tuple[Kind, re.Pattern[str]]] = {
         ),
     ),
 }  # fmt: skip
-"""How branches begin: kind, and what a sentence begins with; the group tells them apart."""
+"""Beginnings of branches: kind, and the words of a sentence; the group tells them apart."""
 
 OTHERWISE = re.compile(
     r"\W*(?:alternatively|another (?:way|approach|method|idea)|a different (?:way|approach|method)"
     r"|(?:let(?:'s| me) )?try(?:ing)? (?:another|a different)|or,? (?:maybe|perhaps|else))\b",
     re.IGNORECASE,
 )
-"""What turns to another attempt; the attempt before it is the first branch."""
+"""Words that turn to another attempt; the attempt before it is the first branch."""
 
 JOIN = re.compile(
     r"\W*(?:therefore|thus|hence|altogether|overall|in (?:total|all|both|either|every|each)"
@@ -53,7 +53,7 @@ JOIN = re.compile(
     r"|the (?:answer|total|sum)|so,? (?:the|in|all|both|we|there|altogether))\b",
     re.IGNORECASE,
 )
-"""What gathers branches, or goes on after them."""
+"""Words that gather branches, or go on after them."""
 
 LEANING = re.compile(
     r"\b(?:(?:the|that|this) (?:last |previous |first )?(?:result|value|number|answer)"
@@ -62,7 +62,7 @@ LEANING = re.compile(
     r"|(?:add|multiply|subtract|divide|square|double|halve) (?:it|this|that)\b)",
     re.IGNORECASE,
 )
-"""What a sentence says that needs the branch before it."""
+"""Words of a sentence that needs the branch before it."""
 
 RESULT = re.compile(r"(?:=|is|gives|get)\s*\$?(\d[\d,]*(?:\.\d+)?)")
 NUMBER = re.compile(r"(?<![\w.])\d[\d,]*(?:\.\d+)?")
