@@ -8,10 +8,12 @@ stands where only tags may gets a place of its own.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mvspec.forms.recovery.edits import LABEL, LEAD, NUMBER, Code, Edit
+from mvspec.law.automaton import MOVES, Place, may_follow
 from mvspec.law.limits import MAX_DEPTH
 from mvspec.law.tags import TAG, Tag
 
@@ -22,6 +24,7 @@ _LABEL_LINE = re.compile(rf"^[ \t]*+{NUMBER}[ \t]*+:", re.MULTILINE)
 _FULL_LINE = re.compile(r"^[^\S\n]*+\S", re.MULTILINE)
 _PARTIAL_TAG = re.compile(r"</?[A-Za-z]*\Z")
 _TAGS = {tag.value: tag for tag in Tag}
+_LEADS_TO = {tag: place for moves in MOVES.values() for tag, place in moves.items()}
 
 
 @dataclass(slots=True)
@@ -44,17 +47,28 @@ class TagToken:
 
 @dataclass(slots=True)
 class OpenConstruct:
-    """An entry of the stack: the opening tag that made it, and what a block has so far."""
+    """An entry of the stack: its place in the grammar of tags, and what a block has so far.
+
+    Of a block the place is that between its parts; where paths are open or lack, it is `BETWEEN`.
+    """
 
     kind: Tag | None
+    place: Place
     opened: TagToken | None = None
-    outlines: set[str] = field(default_factory=set)
-    paths: set[str] = field(default_factory=set)
+    outlines: Counter[str] = field(default_factory=Counter)  # by label
+    paths: Counter[str] = field(default_factory=Counter)
     outline_count: int = 0
     path_count: int = 0
-    has_goal: bool = False
-    path_ended: bool = False
-    concluded: bool = False
+
+    @property
+    def has_goal(self) -> bool:
+        """Whether a block's goal has ended."""
+        return self.place is not Place.OPENED
+
+    @property
+    def concluded(self) -> bool:
+        """Whether a block's conclusion has ended."""
+        return self.place is Place.CONCLUDED
 
 
 class RecoveringParser:
@@ -73,7 +87,7 @@ class RecoveringParser:
         self.max_depth = max_depth
         self.tokens: list[TagToken] = []
         self.dropped: list[Edit] = []
-        self.stack: list[OpenConstruct] = [OpenConstruct(None)]
+        self.stack: list[OpenConstruct] = [OpenConstruct(None, Place.TURN)]
         self.had_think = False
         self.too_deep = 0
         self.run_start = self.at = self.end = 0  # the tag at hand is text[at:end]
@@ -114,8 +128,8 @@ class RecoveringParser:
             if (
                 frame.kind is Tag.PARALLEL
                 and not frame.concluded
-                and label in frame.outlines
-                and label not in frame.paths
+                and frame.outlines[label]
+                and not frame.paths[label]
             ):
                 return index
         return -1
@@ -130,16 +144,13 @@ class RecoveringParser:
 
     def expected(self) -> tuple[Tag, ...]:
         """Return the tags that may come next where only tags may."""
-        frame = self.stack[-1]
-        if frame.kind is Tag.GOAL:
+        block = self.stack[-1]
+        if block.kind is Tag.GOAL:
             return (Tag.END_GOAL, Tag.OUTLINE) if self.parent.outline_count else (Tag.OUTLINE,)
-        if frame.kind is not Tag.PARALLEL:
+        if block.kind is not Tag.PARALLEL:
             return ()
-        if frame.concluded:
-            return (Tag.END_PARALLEL,)
-        if not frame.has_goal:
-            return (Tag.GOAL,)
-        return (Tag.PATH if frame.path_count < frame.outline_count else Tag.CONCLUSION,)
+        paired = block.place is Place.BETWEEN and block.path_count >= block.outline_count
+        return tuple(may_follow(Place.JOINED if paired else block.place))
 
     # What the text says at the tag at hand
 
@@ -201,27 +212,23 @@ class RecoveringParser:
         self.tokens.append(token)
         tag = token.tag
         if not tag.closes:
-            if tag is Tag.PATH:
-                self.stack[-1].paths.add(self.label_after(token.end))
-                self.stack[-1].path_count += 1
-            elif tag is Tag.OUTLINE:
-                self.parent.outlines.add(self.label_after(token.end))
-                self.parent.outline_count += 1
+            self.count(token, 1)
             self.had_think |= tag is Tag.THINK
-            self.stack.append(OpenConstruct(tag, token))
+            self.stack.append(OpenConstruct(tag, _LEADS_TO[tag], token))
             return
         self.stack.pop()
-        self.mark_closed(tag, True)
+        if self.top is Tag.PARALLEL:
+            ended = tag is Tag.END_CONCLUSION
+            self.stack[-1].place = Place.CONCLUDED if ended else Place.BETWEEN
 
-    def mark_closed(self, tag: Tag, closed: bool) -> None:
-        """Note for the innermost construct that a part of it has ended, or is open again."""
-        owner = self.stack[-1]
-        if tag is Tag.END_GOAL:
-            owner.has_goal = closed
-        elif tag is Tag.END_PATH:
-            owner.path_ended = closed
-        elif tag is Tag.END_CONCLUSION:
-            owner.concluded = closed
+    def count(self, token: TagToken, by: int) -> None:
+        """Count an outline or a path that opens, or is left out again, for its block."""
+        if token.tag is Tag.PATH:
+            self.stack[-1].paths[self.label_after(token.end)] += by
+            self.stack[-1].path_count += by
+        elif token.tag is Tag.OUTLINE:
+            self.parent.outlines[self.label_after(token.end)] += by
+            self.parent.outline_count += by
 
     def drop(self, code: Code, message: str) -> None:
         """Leave the tag at hand out."""
@@ -267,17 +274,14 @@ class RecoveringParser:
         token = self.tokens.pop()
         if token.end > token.start:
             self.leave_out(token.start, token.end, "stray-tag", message)
-        if not token.tag.closes:
+        tag = token.tag
+        if not tag.closes:
             self.stack.pop()
-            if token.tag is Tag.PATH:
-                self.stack[-1].paths.discard(self.label_after(token.end))
-                self.stack[-1].path_count -= 1
-            elif token.tag is Tag.OUTLINE:
-                self.parent.outlines.discard(self.label_after(token.end))
-                self.parent.outline_count -= 1
+            self.count(token, -1)
             return
-        self.mark_closed(token.tag, False)
-        self.stack.append(OpenConstruct(token.tag.partner))
+        if self.top is Tag.PARALLEL:
+            self.stack[-1].place = Place.OPENED if tag is Tag.END_GOAL else Place.BETWEEN
+        self.stack.append(OpenConstruct(tag.partner, _LEADS_TO[tag.partner]))
 
     def once(self) -> None:
         """Leave out the last tag, which the tag at hand doubles, with its label."""
@@ -296,7 +300,7 @@ class RecoveringParser:
         message = "nothing opens the reasoning: expected <Think> at the start"
         token = TagToken(Tag.THINK, 0, 0, "missing-opening", message)
         self.tokens.insert(0, token)
-        self.stack.insert(1, OpenConstruct(Tag.THINK, token))
+        self.stack.insert(1, OpenConstruct(Tag.THINK, Place.THINK, token))
         self.had_think = True
 
     def open_block(self) -> bool:
@@ -435,7 +439,7 @@ def place_text(parser: RecoveringParser, tag: Tag | None, stop: int) -> None:
         parser.write(Tag.CONCLUSION, "missing-opening", message, start)
     elif tag is Tag.END_PATH or parser.label_after(start):
         parser.write(Tag.PATH, "missing-opening", message, start)
-    elif frame.path_ended:
+    elif frame.path_count:
         parser.reopen(f"{message}: kept in the path before it")
     elif tag is not Tag.PATH:
         parser.write(Tag.PATH, "missing-opening", message, start)
@@ -495,11 +499,7 @@ def parallel(parser: RecoveringParser) -> None:
         if parser.top is Tag.PARALLEL and not block.has_goal:
             parser.stray()
             return
-        if (
-            parser.top is Tag.PARALLEL
-            and block.path_ended
-            and block.path_count < block.outline_count
-        ):
+        if parser.top is Tag.PARALLEL and 0 < block.path_count < block.outline_count:
             parser.reopen("a block follows where a path was expected: kept in the path before it")
         else:
             parser.close_to(parser.find(Tag.PARALLEL) - 1)
