@@ -1,4 +1,4 @@
-"""Renderings by type: how a value is shown in a terminal, in a notebook, as a tree or as a layout.
+"""Renderings by type, and texts made visible: in a terminal, in a notebook, as a tree or layout.
 
 A value knows no renderer. The room that draws it, or that makes a layout of it, registers a
 function for its type here, so that imports between rooms point one way; `_repr_html_` and
@@ -13,7 +13,7 @@ from typing import Any
 
 from mvspec.errors import Unsupported
 
-__all__ = ["as_html", "as_layout", "as_plan", "as_rich", "as_text"]
+__all__ = ["as_html", "as_layout", "as_plan", "as_rich", "as_text", "excerpt", "visible"]
 
 
 @singledispatch
@@ -53,3 +53,37 @@ def _registered(function: Any, room: str, value: Any) -> Any:
     if found is function.dispatch(object):
         raise Unsupported(f"{type(value).__name__} has no {function.__name__.removeprefix('as_')}")
     return found(value)
+
+
+def visible(text: str) -> str:
+    """Return `text` with every character that cannot be seen written out, newlines kept.
+
+    Control characters become their pictures (NUL is ␀, a carriage return ␍); what is invisible
+    or reorders a line becomes an escape; joiners, which build visible characters, stay.
+
+    >>> visible("a\\x00b\\u202e")
+    'a␀b\\\\u202e'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\u200c\u200d" else _picture(c) for c in text)
+
+
+def _picture(character: str) -> str:
+    code = ord(character)
+    if character == "\t":
+        return "    "
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    if character.isspace() and character not in "\x85\u2028\u2029":
+        return character
+    return f"\\U{code:08x}" if code > 0xFFFF else f"\\u{code:04x}"
+
+
+def excerpt(text: str, limit: int | None) -> str:
+    """Return at most `limit` characters of `text`, made visible, and how many are left out."""
+    if limit is None or len(text) <= limit:
+        return visible(text)
+    return f"{visible(text[:limit])}… ({len(text) - limit:,} more characters)"

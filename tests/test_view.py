@@ -19,10 +19,10 @@ from traces import CANONICAL
 import mvspec
 from mvspec.data.records import read_records
 from mvspec.errors import MvspecError
+from mvspec.shown import visible
 from mvspec.view.page import Page
 from mvspec.view.record_view import AUTHORS
 from mvspec.view.records import holds, sheet_of
-from mvspec.view.terminal import visible
 from mvspec.view.turns import lay_words
 
 selenium = pytest.importorskip("selenium")

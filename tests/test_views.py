@@ -12,10 +12,11 @@ from strategies import documents
 
 import mvspec
 from mvspec import assistant, branch, document, gen, parallel, system, think, user
+from mvspec.shown import visible
 from mvspec.tree.ir import Document
 from mvspec.tree.node import Node
 from mvspec.view.notebook import tree_html
-from mvspec.view.terminal import MIN_COLUMN, tree_rich, tree_text, visible
+from mvspec.view.terminal import MIN_COLUMN, tree_rich, tree_text
 
 MARKUP = "[bold]not bold[/bold] [/] :smile: <script>alert(1)</script> & \x00\x1b[31m\r\u202e"
 

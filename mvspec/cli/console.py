@@ -39,7 +39,7 @@ SELDOM = 30.0
 
 def tell(line: str) -> None:
     """Print a line for people to stderr."""
-    from mvspec.view.terminal import visible
+    from mvspec.shown import visible
 
     typer.echo(visible(line), err=True)
 

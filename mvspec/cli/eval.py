@@ -15,7 +15,7 @@ from mvspec.cli.console import plain_table, print_table, sample_bar, tell
 from mvspec.cli.options import Json, Model, as_given, from_options, needs
 from mvspec.cli.stats import counter_of
 from mvspec.data.records import InputError
-from mvspec.view.terminal import visible
+from mvspec.shown import visible
 
 if TYPE_CHECKING:
     from rich.table import Table

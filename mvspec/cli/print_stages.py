@@ -21,8 +21,9 @@ from mvspec.data.conversation import BadRecord, Fields, read_row
 from mvspec.data.records import InputError
 from mvspec.data.rows import Rows
 from mvspec.errors import MvspecError
+from mvspec.shown import visible
 from mvspec.tree.ir import Document
-from mvspec.view.terminal import tree_rich, visible
+from mvspec.view.terminal import tree_rich
 
 __all__ = ["STAGES", "emit", "print_stage"]
 

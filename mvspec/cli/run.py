@@ -204,7 +204,7 @@ def show_result(result: Result, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from mvspec.view.terminal import visible
+    from mvspec.shown import visible
 
     table = Table("hole", "value", show_lines=True)
     for name in result.texts:

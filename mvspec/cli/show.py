@@ -16,9 +16,10 @@ from mvspec.data.check import read_document, report
 from mvspec.data.records import InputError, Record, read_records
 from mvspec.errors import Source
 from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.shown import visible
 from mvspec.tree.ir import Document
 from mvspec.view.notebook import HTML_LIMIT, tree_html
-from mvspec.view.terminal import TEXT_LIMIT, least_width, tree_rich, visible
+from mvspec.view.terminal import TEXT_LIMIT, least_width, tree_rich
 
 __all__ = ["show"]
 

@@ -19,7 +19,7 @@ from mvspec.forms import FORMS
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
 from mvspec.law.metrics import Corpus, Metrics
-from mvspec.view.terminal import visible
+from mvspec.shown import visible
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,8 +9,8 @@ from mvspec.data.numbering import numbering_warnings
 from mvspec.data.records import Record
 from mvspec.errors import Diagnostic, ParseError, Source, VerifyError
 from mvspec.forms import FORMS, parse
+from mvspec.shown import excerpt, visible
 from mvspec.tree.ir import Document, Parallel
-from mvspec.view.terminal import excerpt, visible
 
 __all__ = ["Verdict", "check_record", "other_forms", "read_document", "report"]
 

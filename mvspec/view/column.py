@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mvspec.law.tags import TAG
-from mvspec.view.terminal import visible
+from mvspec.shown import visible
 
 __all__ = ["Column", "one_line"]
 

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 
+from mvspec.shown import visible
 from mvspec.trace import Trace, TracedThread
-from mvspec.view.terminal import visible
 
 __all__ = [
     "LOOKS",

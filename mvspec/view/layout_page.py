@@ -15,9 +15,9 @@ import numpy as np
 
 from mvspec.data.records import InputError
 from mvspec.errors import Unsupported
+from mvspec.shown import visible
 from mvspec.view.layout_svg import hexadecimal, layout_svg, side_of
 from mvspec.view.mask_image import HIDDEN, MaskArrays, Picture, document_starts, draw
-from mvspec.view.terminal import visible
 
 __all__ = ["layout_html", "layout_png", "write_pictures"]
 

@@ -21,8 +21,9 @@ from mvspec.events import (
     TakenBack,
     Written,
 )
+from mvspec.shown import excerpt
 from mvspec.view.column import Column, one_line
-from mvspec.view.terminal import TEXT_LIMIT, excerpt
+from mvspec.view.terminal import TEXT_LIMIT
 
 __all__ = ["LiveColumns"]
 

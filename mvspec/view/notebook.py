@@ -12,9 +12,10 @@ from functools import cache
 from html import escape
 from importlib.resources import files
 
+from mvspec.shown import excerpt, visible
 from mvspec.trace import Result, Trace
 from mvspec.tree.node import Node
-from mvspec.view.terminal import Entry, entry, excerpt, visible
+from mvspec.view.terminal import Entry, entry
 from mvspec.view.timeline_image import timeline_svg
 
 __all__ = ["HTML_LIMIT", "panel_html", "result_html", "text_html", "trace_html", "tree_html"]

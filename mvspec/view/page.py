@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from mvspec.data.records import InputError
-from mvspec.view.terminal import visible
+from mvspec.shown import visible
 
 __all__ = ["MARK", "Page", "is_page", "style"]
 

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text as Styled
 from rich.tree import Tree
 
+from mvspec.shown import excerpt, visible
 from mvspec.tree.ir import (
     Conclusion,
     Document,
@@ -35,11 +36,9 @@ __all__ = [
     "TEXT_LIMIT",
     "Entry",
     "entry",
-    "excerpt",
     "least_width",
     "tree_rich",
     "tree_text",
-    "visible",
 ]
 
 TEXT_LIMIT = 400
@@ -63,40 +62,6 @@ _STYLES = {
     "conclusion": "bold yellow",
     "gen": "italic red",
 }
-
-
-def visible(text: str) -> str:
-    """Return `text` with every character that cannot be seen written out, newlines kept.
-
-    Control characters become their pictures (NUL is ␀, a carriage return ␍); what is invisible
-    or reorders a line becomes an escape; joiners, which build visible characters, stay.
-
-    >>> visible("a\\x00b\\u202e")
-    'a␀b\\\\u202e'
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in "\n\u200c\u200d" else _picture(c) for c in text)
-
-
-def _picture(character: str) -> str:
-    code = ord(character)
-    if character == "\t":
-        return "    "
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    if character.isspace() and character not in "\x85\u2028\u2029":
-        return character
-    return f"\\U{code:08x}" if code > 0xFFFF else f"\\u{code:04x}"
-
-
-def excerpt(text: str, limit: int | None) -> str:
-    """Return at most `limit` characters of `text`, made visible, and how many are left out."""
-    if limit is None or len(text) <= limit:
-        return visible(text)
-    return f"{visible(text[:limit])}… ({len(text) - limit:,} more characters)"
 
 
 class Entry(NamedTuple):

@@ -15,6 +15,7 @@ from rich.cells import cell_len
 
 from mvspec.data.records import InputError
 from mvspec.errors import Unsupported
+from mvspec.shown import visible
 from mvspec.trace import Trace
 from mvspec.view.gantt import (
     EXCERPT,
@@ -28,7 +29,6 @@ from mvspec.view.gantt import (
     shown,
     ticks,
 )
-from mvspec.view.terminal import visible
 
 __all__ = ["check_timeline", "timeline_svg", "write_timeline"]
 
