@@ -21,24 +21,28 @@ class SchedulerAdapter:
 
     Attributes:
         kv: its rows and KV slots.
+        context: how many positions the model has here.
+        longest_prompt: how many tokens a first prefill may have.
+        prefill_tokens: how many tokens one step of prefill may read.
+        is_first: whether it speaks for all schedulers that run the same requests.
     """
 
     def __init__(self, scheduler: Any) -> None:
         self.scheduler = scheduler
         self.kv = KVPool(scheduler)
-        self._chunks: set[int] = set()
-        """Of the forward under way: ids of requests that do not read the end of their prompt."""
-
-    @property
-    def is_first(self) -> bool:
-        """Whether it speaks for all schedulers that run the same requests."""
-        parts = getattr(self.scheduler, "ps", None)
+        self.context: int = scheduler.model_config.context_len
+        self.longest_prompt: int = scheduler.max_req_input_len
+        self.prefill_tokens: int = scheduler.max_prefill_tokens
+        if (chunk := scheduler.chunked_prefill_size) and chunk > 0:
+            self.prefill_tokens = min(self.prefill_tokens, chunk)
+        parts = getattr(scheduler, "ps", None)
         if parts is None:
             from sglang.srt.runtime_context import get_parallel
 
             parts = get_parallel()
-        first: bool = parts.attn_tp_rank == 0
-        return first
+        self.is_first: bool = parts.attn_tp_rank == 0
+        self._chunks: set[int] = set()
+        """Of the forward under way: ids of requests that do not read the end of their prompt."""
 
     @property
     def labels(self) -> dict[str, str] | None:
@@ -53,25 +57,6 @@ class SchedulerAdapter:
         """The requests that wait for their prefill; to be changed in place."""
         found: list[Any] = self.scheduler.waiting_queue
         return found
-
-    @property
-    def context(self) -> int:
-        """How many positions the model has here."""
-        found: int = self.scheduler.model_config.context_len
-        return found
-
-    @property
-    def longest_prompt(self) -> int:
-        """How many tokens a first prefill may have."""
-        found: int = self.scheduler.max_req_input_len
-        return found
-
-    @property
-    def prefill_tokens(self) -> int:
-        """How many tokens one step of prefill may read."""
-        chunk = self.scheduler.chunked_prefill_size
-        found: int = self.scheduler.max_prefill_tokens
-        return min(chunk, found) if chunk and chunk > 0 else found
 
     def most_new_tokens(self, client_req: Any) -> int:
         """Return how many tokens a request may write: one row holds all of them in the end."""

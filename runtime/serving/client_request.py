@@ -22,8 +22,6 @@ from mvspec.trace import Result, Trace
 
 __all__ = ["ClientRequest"]
 
-_STOPPED = object()
-
 _SELDOM = 64
 """Tokens from message to message where only the last is wanted: the others say that it goes on."""
 
@@ -93,50 +91,42 @@ class ClientRequest:
             },
         }
 
-    # What the sending thread tells
-
-    def put(self, chunk: dict[str, Any] | BaseException) -> None:
-        """Hand over a chunk of the answer, or what went wrong."""
-        self._inbox.put(chunk)
-
-    def close(self) -> None:
-        """Say that nothing more comes."""
-        self._inbox.put(_STOPPED)
+    def put(self, found: dict[str, Any] | BaseException | None) -> None:
+        """Hand over a chunk of the answer, what went wrong, or None for the end of all chunks."""
+        self._inbox.put(found)
 
     def receive(self, timeout: float | None = None) -> None:
-        """Wait for the next chunk and take it.
+        """Wait for what `put` hands over, and take it.
 
         Raises:
-            queue.Empty: none came within `timeout` seconds.
+            queue.Empty: nothing came within `timeout` seconds.
         """
         found = self._inbox.get(timeout=timeout)
-        if isinstance(found, BaseException):
-            self.fail(found)
-        elif found is _STOPPED:
-            self.stop()
-        else:
+        if isinstance(found, dict):
             self.take(found)
-
-    # What has come back
+        else:
+            self.fail(found)
 
     def take(self, chunk: dict[str, Any]) -> None:
         """Take a chunk of the answer."""
+        try:
+            self._take(chunk)
+        except MvspecError as error:
+            self.fail(error)
+
+    def _take(self, chunk: dict[str, Any]) -> None:
         if "error" in chunk:
             message = chunk["error"].get("message", chunk["error"])
-            self.fail(MvspecError(f"{self._server} refuses the request: {message}"))
-            return
+            raise MvspecError(f"{self._server} refuses the request: {message}")
         meta = chunk["meta_info"]
-        finish = meta.get("finish_reason")
-        told = finish.get(KEY) if finish else None
-        aborted = finish is not None and finish["type"] == "abort"
+        finish = meta.get("finish_reason") or {}
+        told = finish.get(KEY)
+        aborted = finish.get("type") == "abort"
         if KEY not in meta and told is None and not aborted:
-            self.fail(
-                Unsupported(
-                    f"{self._server} has not heard of plans: its SGLang runs without mvspec's "
-                    "plugin; start it with `mvspec serve MODEL`, where mvspec is installed"
-                )
+            raise Unsupported(
+                f"{self._server} has not heard of plans: its SGLang runs without mvspec's "
+                "plugin; start it with `mvspec serve MODEL`, where mvspec is installed"
             )
-            return
         # All tokens so far, or the new ones: that is up to the server's flags.
         total = meta.get("completion_tokens", self._seen)
         new = meta.get(KEY) or []
@@ -144,44 +134,32 @@ class ClientRequest:
             self._tell(events or ())
         self._seen = max(total, self._seen)
         if told is not None:
-            try:
-                self._result, events = decode_result(told, self.plan, self._model)
-            except MvspecError as error:
-                self.fail(error)
-                return
+            self._result, events = decode_result(told, self.plan, self._model)
             self._tell(events)
+        if aborted and not self.dropped:
+            message = f"{self._server}: {finish.get('message')}"
+            kind = finish.get("err_type")
+            if kind == "VerifyError":
+                raise VerifyError("", message)
+            known = {"LimitExceeded": LimitExceeded, "Unsupported": Unsupported}
+            raise known.get(str(kind), MvspecError)(message)
         if aborted:
-            self._aborted(finish)
+            self.finish = "interrupted"
         elif self._result is not None:
             self.finish = self._result.trace.finish
 
     def _tell(self, events: Any) -> None:
         self.events += [decode_event(each, self.plan) for each in events]
 
-    def _aborted(self, finish: dict[str, Any]) -> None:
-        self.finish = "interrupted"
-        if self.dropped:
-            return
-        message = f"{self._server}: {finish.get('message')}"
-        kind = finish.get("err_type")
-        if kind == "VerifyError":
-            self.error = VerifyError("", message)
-        else:
-            known = {"LimitExceeded": LimitExceeded, "Unsupported": Unsupported}
-            self.error = known.get(str(kind), MvspecError)(message)
-
-    def fail(self, error: BaseException) -> None:
-        """Take what went wrong on the way."""
+    def fail(self, error: BaseException | None = None) -> None:
+        """Take what went wrong on the way: an error, or that nothing more comes."""
         if self.finish:
             return
-        self.finish = "interrupted"
-        if not isinstance(error, MvspecError):
+        if error is None:
+            error = MvspecError(f"{self._server} broke off its answer: look at the server's log")
+        elif not isinstance(error, MvspecError):
             error = MvspecError(f"{self._server}: {type(error).__name__}: {error}")
-        self.error = error
-
-    def stop(self) -> None:
-        """Take that nothing more comes."""
-        self.fail(MvspecError(f"{self._server} broke off its answer: look at the server's log"))
+        self.finish, self.error = "interrupted", error
 
     @property
     def result(self) -> Result:

@@ -1,4 +1,8 @@
-"""Where an engine sends its requests: a server of SGLang by URL, or an engine in this process."""
+"""Endpoints that take an engine's requests: a server of SGLang by URL, or one in this process.
+
+Both have the same members: the model and the tokenizer's path, a check of tokenizers, a session
+that sends requests, and an abort.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +10,9 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 
@@ -16,7 +20,7 @@ from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.tags import Tag
 
-__all__ = ["Endpoint", "HttpEndpoint", "LocalEndpoint", "Send"]
+__all__ = ["HttpEndpoint", "LocalEndpoint", "Send"]
 
 Body = dict[str, Any]
 Send = Callable[[Body], AsyncGenerator[dict[str, Any], None]]
@@ -24,34 +28,6 @@ Send = Callable[[Body], AsyncGenerator[dict[str, Any], None]]
 
 _PROBE = "".join(tag.value for tag in Tag) + "Let me see:\n\n1.2: été, 答案, x<y & 30 %\n"
 """What two tokenizers are compared by."""
-
-
-class Endpoint(Protocol):
-    """What takes requests of SGLang's."""
-
-    name: str
-    """What errors call it."""
-
-    @property
-    def model(self) -> str:
-        """What it calls its model."""
-
-    @property
-    def tokenizer_path(self) -> str:
-        """Folder or hub name of its tokenizer."""
-
-    def check(self, vocabulary: Vocabulary) -> None:
-        """Refuse a tokenizer that is not the server's."""
-
-    @property
-    def session(self) -> Callable[[], Any]:
-        """An async context manager that gives a `Send`."""
-
-    def drive(self, make: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run a coroutine to its end, in the calling thread."""
-
-    def abort(self, rid: str) -> None:
-        """Ask for the end of a request, from any thread; what cannot be reached is left alone."""
 
 
 class HttpEndpoint:
@@ -67,27 +43,30 @@ class HttpEndpoint:
         if not url.startswith(("http://", "https://")):
             raise Unsupported(f"{url!r} is no URL of a server: it begins with http:// or https://")
         self.url = self.name = url.rstrip("/")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._settings: dict[str, Any] = {
             "base_url": self.url,
-            "headers": headers,
+            "headers": self._headers,
             "timeout": httpx.Timeout(timeout, connect=10.0),
             "limits": httpx.Limits(max_connections=None),
         }
 
+    def _ask(self, method: str, path: str, body: Body | None = None) -> httpx.Response:
+        with self._reached(), httpx.Client(**self._settings) as client:
+            return client.request(method, path, json=body)
+
     @cached_property
     def _info(self) -> dict[str, Any]:
-        with self._reached(), httpx.Client(**self._settings) as client:
-            answer = client.get("/model_info")
-            if answer.status_code != 200:
-                raise MvspecError(
-                    f"{self.url}/model_info answers with status {answer.status_code}: is it a "
-                    f"server of SGLang{', and its API key given' * (answer.status_code == 401)}?"
-                )
-            try:
-                return dict(answer.json())
-            except ValueError:
-                raise MvspecError(f"{self.url} is no server of SGLang") from None
+        answer = self._ask("GET", "/model_info")
+        if answer.status_code != 200:
+            raise MvspecError(
+                f"{self.url}/model_info answers with status {answer.status_code}: is it a "
+                f"server of SGLang{', and its API key given' * (answer.status_code == 401)}?"
+            )
+        try:
+            return dict(answer.json())
+        except ValueError:
+            raise MvspecError(f"{self.url} is no server of SGLang") from None
 
     @property
     def model(self) -> str:
@@ -107,14 +86,12 @@ class HttpEndpoint:
         """
         wanted: Any = vocabulary.encode(_PROBE)
         body = {"model": self.model, "prompt": _PROBE, "add_special_tokens": False}
-        back = {"model": self.model, "tokens": wanted, "skip_special_tokens": False}
-        with self._reached(), httpx.Client(**self._settings) as client:
-            answer, key = client.post("/tokenize", json=body), "tokens"
+        answer, key = self._ask("POST", "/tokenize", body), "tokens"
         if answer.status_code == 500:
             # 0.5.16 fails where a tokenizer names no length, since transformers then says 10^30;
             # and it closes the connection.
-            with self._reached(), httpx.Client(**self._settings) as client:
-                answer, key = client.post("/detokenize", json=back), "text"
+            back = {"model": self.model, "tokens": wanted, "skip_special_tokens": False}
+            answer, key = self._ask("POST", "/detokenize", back), "text"
             wanted = vocabulary.decode(wanted)
         if answer.status_code in (404, 405):
             return  # a router in front may lack it
@@ -132,21 +109,19 @@ class HttpEndpoint:
         try:
             yield
         except httpx.ConnectError as error:
-            raise MvspecError(
-                f"no server answers at {self.url} ({error}): start one with `mvspec serve MODEL`"
-            ) from None
+            what = f"no server answers at {self.url} ({error}): start one with `mvspec serve MODEL`"
         except httpx.TimeoutException:
-            raise MvspecError(
-                f"{self.url} was silent for too long: raise timeout, or look at the server's log"
-            ) from None
+            what = f"{self.url} was silent for too long: raise timeout, or look at the server's log"
         except httpx.TransportError as error:
-            reason = str(error) or type(error).__name__
-            raise MvspecError(
-                f"{self.url} went away before the answer had ended ({reason}): look at the "
-                "server's log"
-            ) from None
+            what = (
+                f"{self.url} went away before the answer had ended "
+                f"({str(error) or type(error).__name__}): look at the server's log"
+            )
         except httpx.InvalidURL as error:
-            raise MvspecError(f"{self.url!r} is no URL: {error}") from None
+            what = f"{self.url!r} is no URL: {error}"
+        else:
+            return
+        raise MvspecError(what)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Send]:
@@ -171,11 +146,9 @@ class HttpEndpoint:
 
     def abort(self, rid: str) -> None:
         """Ask for the end of a request; the server may be gone."""
-        try:
-            with httpx.Client(**{**self._settings, "timeout": 10.0}) as client:
-                client.post("/abort_request", json={"rid": rid})
-        except httpx.HTTPError:
-            pass
+        path, body = f"{self.url}/abort_request", {"rid": rid}
+        with suppress(httpx.HTTPError):
+            httpx.post(path, json=body, headers=self._headers, timeout=10.0)
 
 
 class LocalEndpoint:
@@ -192,27 +165,14 @@ class LocalEndpoint:
         self._engine = engine
         self._manager = engine.tokenizer_manager
         self._busy = threading.Lock()
-
-    @property
-    def tokenizer(self) -> Any:
-        """Its tokenizer."""
-        return self._manager.tokenizer
-
-    @property
-    def model(self) -> str:
-        """What it calls its model."""
-        return str(self._manager.model_path)
-
-    @property
-    def tokenizer_path(self) -> str:
-        """Folder or hub name of its tokenizer."""
-        return str(self._engine.server_args.tokenizer_path or self.model)
+        self.tokenizer: Any = self._manager.tokenizer
+        self.model = str(self._manager.model_path)
+        self.tokenizer_path = str(engine.server_args.tokenizer_path or self.model)
 
     def check(self, vocabulary: Vocabulary) -> None:
         """Refuse a tokenizer that is not the engine's."""
-        if Vocabulary.of(self.tokenizer, tagged=vocabulary.tagged).encode(
-            _PROBE
-        ) != vocabulary.encode(_PROBE):
+        own = Vocabulary.of(self.tokenizer, tagged=vocabulary.tagged)
+        if own.encode(_PROBE) != vocabulary.encode(_PROBE):
             raise Unsupported(f"the tokenizer {vocabulary.name} is not that of the engine")
 
     @asynccontextmanager

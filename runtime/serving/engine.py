@@ -24,7 +24,7 @@ from mvspec.runtime.engine.torch_engine import Runnable, plan_for
 from mvspec.runtime.interrupt import Interrupted
 from mvspec.runtime.options import Options, options_of_each
 from mvspec.runtime.serving.client_request import ClientRequest
-from mvspec.runtime.serving.endpoint import Endpoint, HttpEndpoint, LocalEndpoint
+from mvspec.runtime.serving.endpoint import HttpEndpoint, LocalEndpoint
 from mvspec.trace import Result
 
 __all__ = ["SGLangEngine"]
@@ -57,7 +57,7 @@ class SGLangEngine:
         timeout: float = 600.0,
         max_requests: int = 256,
     ) -> None:
-        self.endpoint: Endpoint
+        self.endpoint: HttpEndpoint | LocalEndpoint
         if isinstance(server, str):
             self.endpoint = HttpEndpoint(server, api_key=api_key, timeout=timeout)
         elif hasattr(server, "tokenizer_manager"):
@@ -160,7 +160,7 @@ class SGLangEngine:
                 except Exception as error:
                     request.put(error)
                 finally:
-                    request.close()
+                    request.put(None)
 
             await asyncio.gather(*map(one, requests))
 
@@ -292,7 +292,7 @@ class SGLangEngine:
                     if request.error:
                         break
             if not request.finish:
-                request.stop()
+                request.fail()
             if request.error:
                 raise request.error
             yield Finished(request.name, request.result)

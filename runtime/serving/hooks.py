@@ -9,23 +9,22 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from packaging.version import Version
 
 from mvspec.errors import Unsupported
 
 __all__ = [
-    "FRONT_HOOKS",
+    "FRONTEND_HOOKS",
     "HOOKS",
     "ONLY_ONE",
     "REFUSED_FLAGS",
     "HookTarget",
+    "apply",
     "check_request",
     "check_server",
-    "hook",
     "make_plain",
     "missing_hooks",
     "verify",
@@ -39,61 +38,70 @@ _BATCH = "sglang.srt.managers.schedule_batch"
 _PARTS = "sglang.srt.managers.scheduler_components"
 
 
-@dataclass(frozen=True, slots=True)
-class HookTarget:
+class HookTarget(NamedTuple):
     """One place of SGLang that the plugin wraps.
 
     Args:
+        kind: "before", "after" or "around": when SGLang's hook registry calls us.
         target: dotted path of a method.
         parameters: those that it must have, by name and in this order, `self` left out; others
             may follow.
     """
 
+    kind: str
     target: str
-    parameters: tuple[str, ...]
+    parameters: tuple[str, ...] = ()
 
 
 HOOKS = {
-    "begin": HookTarget(f"{_SCHEDULER}.run_event_loop", ()),
-    "admit": HookTarget(f"{_SCHEDULER}.handle_generate_request", ("recv_req",)),
-    "schedule": HookTarget(f"{_SCHEDULER}.get_next_batch_to_run", ("running_batch", "last_batch")),
-    "prefill": HookTarget(f"{_SCHEDULER}.get_new_batch_prefill", ("running_batch",)),
-    "launch": HookTarget(f"{_SCHEDULER}.run_batch", ("batch",)),
-    "processed": HookTarget(f"{_SCHEDULER}.process_batch_result", ("batch", "result")),
-    "abort": HookTarget(f"{_SCHEDULER}.abort_request", ("recv_req",)),
-    "idle": HookTarget(f"{_SCHEDULER}.is_fully_idle", ()),
-    "state": HookTarget(f"{_SCHEDULER}.get_internal_state", ("recv_req",)),
-    "pause": HookTarget("sglang.srt.managers.scheduler.retract_all", ("reqs",)),
-    "retract": HookTarget(f"{_BATCH}.ScheduleBatch.retract_decode", ()),
+    "begin": HookTarget("before", f"{_SCHEDULER}.run_event_loop"),
+    "admit": HookTarget("around", f"{_SCHEDULER}.handle_generate_request", ("recv_req",)),
+    "schedule": HookTarget(
+        "before", f"{_SCHEDULER}.get_next_batch_to_run", ("running_batch", "last_batch")
+    ),
+    "prefill": HookTarget("around", f"{_SCHEDULER}.get_new_batch_prefill", ("running_batch",)),
+    "launch": HookTarget("before", f"{_SCHEDULER}.run_batch", ("batch",)),
+    "processed": HookTarget("after", f"{_SCHEDULER}.process_batch_result", ("batch", "result")),
+    "abort": HookTarget("around", f"{_SCHEDULER}.abort_request", ("recv_req",)),
+    "idle": HookTarget("after", f"{_SCHEDULER}.is_fully_idle"),
+    "state": HookTarget("after", f"{_SCHEDULER}.get_internal_state", ("recv_req",)),
+    "pause": HookTarget("before", "sglang.srt.managers.scheduler.retract_all", ("reqs",)),
+    "retract": HookTarget("around", f"{_BATCH}.ScheduleBatch.retract_decode"),
     "place": HookTarget(
+        "after",
         "sglang.srt.model_executor.forward_batch_info.ForwardBatch.init_new",
         ("batch", "model_runner"),
     ),
     "sample": HookTarget(
+        "around",
         "sglang.srt.model_executor.model_runner.ModelRunner.sample",
         ("logits_output", "forward_batch"),
     ),
     "stream": HookTarget(
+        "before",
         f"{_PARTS}.output_streamer.SchedulerOutputStreamer.stream_output",
         ("reqs", "return_logprob"),
     ),
     "count": HookTarget(
-        f"{_PARTS}.invariant_checker.SchedulerInvariantChecker._get_total_uncached_sizes", ()
+        "after",
+        f"{_PARTS}.invariant_checker.SchedulerInvariantChecker._get_total_uncached_sizes",
     ),
 }
-"""What the plugin wraps, by what it does there."""
+"""What the plugin wraps, by its method that does so."""
 
-FRONT_HOOKS = {
+FRONTEND_HOOKS = {
     "chat": HookTarget(
+        "around",
         "sglang.srt.entrypoints.openai.serving_chat.OpenAIServingChat._convert_to_internal_request",
         ("request", "raw_request"),
     ),
     "prompt": HookTarget(
+        "before",
         "sglang.srt.managers.tokenizer_manager.TokenizerManager.generate_request",
         ("obj", "request"),
     ),
 }
-"""What it wraps besides, where requests fork by themselves."""
+"""What the frontend wraps, where requests fork by themselves."""
 
 _NEEDED = {
     f"{_BATCH}.Req": (("_refresh_fill_ids", "refresh_fill_ids"), ("update_finish_state",)),
@@ -112,7 +120,7 @@ _NEEDED = {
 """What the plugin calls besides, by where it is: one of the names each, by version."""
 
 
-def verify(places: Mapping[str, HookTarget] = HOOKS) -> str:
+def verify(places: Mapping[str, HookTarget]) -> str:
     """Check that this SGLang is one that the plugin was made for.
 
     Args:
@@ -127,43 +135,36 @@ def verify(places: Mapping[str, HookTarget] = HOOKS) -> str:
     version = importlib.metadata.version("sglang")
     if not OLDEST <= Version(version) <= NEWEST:
         raise Unsupported(f"sglang {version} was not tested: use {OLDEST} to {NEWEST}")
+    found: dict[str, Any] = {}
     wrong: list[str] = []
+    for path in (*(place.target for place in places.values()), *_NEEDED):
+        try:
+            found[path] = pkgutil.resolve_name(path)
+        except (AttributeError, ImportError) as error:
+            wrong.append(f"{path} is missing ({error})")
     for place in places.values():
-        try:
-            found = inspect.signature(pkgutil.resolve_name(place.target))
-        except (AttributeError, ImportError) as error:
-            wrong.append(f"{place.target} is missing ({error})")
-            continue
-        names = [name for name in found.parameters if name not in ("self", "cls")]
-        if tuple(names[: len(place.parameters)]) != place.parameters:
-            wrong.append(f"{place.target} takes ({', '.join(names)})")
-    for owner, needed in _NEEDED.items():
-        try:
-            held = pkgutil.resolve_name(owner)
-        except (AttributeError, ImportError) as error:
-            wrong.append(f"{owner} is missing ({error})")
-            continue
-        wrong += [
-            f"{owner}.{' or '.join(either)} is missing"
-            for either in needed
-            if not any(hasattr(held, name) for name in either)
-        ]
+        if place.target in found:
+            held = inspect.signature(found[place.target]).parameters
+            names = [name for name in held if name not in ("self", "cls")]
+            if tuple(names[: len(place.parameters)]) != place.parameters:
+                wrong.append(f"{place.target} takes ({', '.join(names)})")
+    wrong += [
+        f"{owner}.{' or '.join(either)} is missing"
+        for owner, needed in _NEEDED.items()
+        for either in needed
+        if owner in found and not any(hasattr(found[owner], name) for name in either)
+    ]
     if wrong:
         raise Unsupported(f"sglang {version} is not as the plugin expects: {'; '.join(wrong)}")
     return version
 
 
-def hook(name: str, function: Callable[..., Any], kind: str) -> None:
-    """Register a hook with SGLang.
-
-    Args:
-        name: a key of `HOOKS` or `FRONT_HOOKS`.
-        function: called as SGLang's hook registry says for its kind.
-        kind: "before", "after" or "around".
-    """
+def apply(plugin: object, places: Mapping[str, HookTarget]) -> None:
+    """Register the methods of a plugin with SGLang, each at the place of its name."""
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    HookRegistry.register((HOOKS | FRONT_HOOKS)[name].target, function, HookType(kind))
+    for name, place in places.items():
+        HookRegistry.register(place.target, getattr(plugin, name), HookType(place.kind))
 
 
 def missing_hooks() -> list[str]:

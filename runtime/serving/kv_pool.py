@@ -22,38 +22,27 @@ class KVPool:
 
     Args:
         scheduler: whose hooks call the plugin.
+
+    Attributes:
+        rows: SGLang's table of rows, a request each: which KV slots it sees.
+        allocator: of KV slots.
+        tree: the prefix cache (radix tree).
+        capacity: how many KV slots the pool has.
+        rows_on_kv: whether the fields of a row are on `Req.kv` (0.5.20 and later) or on `Req`.
+        ends_alone: whether a prefix is a length and read off the row (0.5.22 and later), or slots.
     """
 
     def __init__(self, scheduler: Any) -> None:
         from sglang.srt.managers.schedule_batch import Req, ReqKvInfo
 
         self.scheduler = scheduler
+        self.rows: Any = scheduler.req_to_token_pool
+        self.allocator: Any = scheduler.token_to_kv_pool_allocator
+        self.tree: Any = scheduler.tree_cache
+        self.capacity: int = scheduler.max_total_num_tokens
         self.rows_on_kv = "kv_committed_len" in {field.name for field in fields(ReqKvInfo)}
-        """Whether the fields of a row are on `Req.kv` (0.5.20 and later) or on `Req`."""
         self.ends_alone = hasattr(Req, "refresh_fill_ids")
-        """Whether a prefix is a length and read off the row (0.5.22 and later), or slots."""
         self._freed: list[Tensor] | None = None
-
-    @property
-    def rows(self) -> Any:
-        """The table of rows, a request each: which KV slots it sees."""
-        return self.scheduler.req_to_token_pool
-
-    @property
-    def allocator(self) -> Any:
-        """The allocator of KV slots."""
-        return self.scheduler.token_to_kv_pool_allocator
-
-    @property
-    def tree(self) -> Any:
-        """The prefix cache (radix tree)."""
-        return self.scheduler.tree_cache
-
-    @property
-    def capacity(self) -> int:
-        """How many KV slots the pool has."""
-        found: int = self.scheduler.max_total_num_tokens
-        return found
 
     @property
     def new_token_ratio(self) -> float:

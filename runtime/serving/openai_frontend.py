@@ -1,8 +1,7 @@
 """The OpenAI frontend: tags in texts from outside are plain characters, and fork nothing.
 
-It works in the process that answers HTTP.
-
-Tags are special tokens, so SGLang's own tokenising would let a user's text hold live ones.
+It works in the process that answers HTTP. Tags are special tokens, so SGLang's own tokenising
+would let a user's text hold live ones.
 """
 
 from __future__ import annotations
@@ -57,11 +56,7 @@ class OpenAIFrontend:
     # Chats
 
     def chat(
-        self,
-        original: Callable[..., Any],
-        serving: Any,
-        request: Any,
-        raw: Any = None,
+        self, original: Callable[..., Any], serving: Any, request: Any, raw: Any = None
     ) -> Any:
         """Tokenise a chat whose texts hold tags by the law, instead of as one plain text.
 
@@ -82,7 +77,7 @@ class OpenAIFrontend:
         if goes_on and TAG.search(contents[-1]):
             raise ValueError("continue_final_message does not work with tags in that message")
         document = Document(messages=tuple(_turns(request.messages, contents)))
-        rendering = _Rendering(original, serving, marked, raw, vocabulary)
+        rendering = _Rendering(partial(original, serving, marked, raw), marked, vocabulary)
         law = copy(vocabulary)
         law.source = rendering
         try:
@@ -105,17 +100,10 @@ class _Rendering:
 
     chat_template = "the server's"
 
-    def __init__(
-        self,
-        original: Callable[..., Any],
-        serving: Any,
-        request: Any,
-        raw: Any,
-        vocabulary: Vocabulary,
-    ) -> None:
+    def __init__(self, render: Callable[[], Any], request: Any, vocabulary: Vocabulary) -> None:
         self.backend_tokenizer = vocabulary.backend
         self.made: tuple[Any, Any] = None, None
-        self._render: Callable[[], tuple[Any, Any]] = partial(original, serving, request, raw)
+        self._render = render
         self._request = request
         self._decode = vocabulary.decode
 

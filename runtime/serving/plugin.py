@@ -47,33 +47,13 @@ def register() -> None:
         return
     try:
         adaptive = adaptive_limits() is not None
-        version = hooks.verify(hooks.HOOKS | hooks.FRONT_HOOKS if adaptive else hooks.HOOKS)
+        version = hooks.verify(hooks.HOOKS | (hooks.FRONTEND_HOOKS if adaptive else {}))
     except MvspecError as error:
         _refuse(error)
         return
-    plugin = Plugin()
+    hooks.apply(Plugin(), hooks.HOOKS)
     if adaptive:
-        frontend = OpenAIFrontend()
-        hooks.hook("chat", frontend.chat, "around")
-        hooks.hook("prompt", frontend.prompt, "before")
-    for name, kind in (
-        ("begin", "before"),
-        ("admit", "around"),
-        ("schedule", "before"),
-        ("prefill", "around"),
-        ("launch", "before"),
-        ("processed", "after"),
-        ("abort", "around"),
-        ("idle", "after"),
-        ("state", "after"),
-        ("pause", "before"),
-        ("retract", "around"),
-        ("place", "after"),
-        ("sample", "around"),
-        ("stream", "before"),
-        ("count", "after"),
-    ):
-        hooks.hook(name, getattr(plugin, name), kind)
+        hooks.apply(OpenAIFrontend(), hooks.FRONTEND_HOOKS)
     log.info("mvspec: fork and join for sglang %s", version)
 
 
