@@ -7,9 +7,17 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AllowInfNan,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    model_validator,
+)
 
 from mvspec.errors import Diagnostic, LimitExceeded, VerifyError
 from mvspec.law.threads import Chain
@@ -43,6 +51,13 @@ def current_names(value: dict[str, Any]) -> dict[str, Any]:
     return {VERSION_1.get(name, name): found for name, found in value.items()}
 
 
+# What a file says is taken as it is: "3" and true are no numbers.
+WholeNumber = Annotated[int, Strict(), Field(ge=-(2**31), lt=2**31)]
+RealNumber = Annotated[float, Strict()]
+FiniteNumber = Annotated[float, Strict(), AllowInfNan(False)]
+StrictText = Annotated[str, Strict()]
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,11 +73,11 @@ class TracedThread(_Record):
         block: number of the block that it is a path of; -1 at the root.
     """
 
-    id: int
-    label: str = ""
-    title: str = ""
-    parent: int | None = None
-    block: int = -1
+    id: WholeNumber
+    label: StrictText = ""
+    title: StrictText = ""
+    parent: WholeNumber | None = None
+    block: WholeNumber = -1
 
 
 class FilledHole(_Record):
@@ -111,19 +126,19 @@ class Trace(_Record):
     seed: int = 0
     share: int = Field(default=0, ge=0)
     threads: tuple[TracedThread, ...] = (TracedThread(id=0),)
-    ids: tuple[int, ...] = ()
-    token_texts: tuple[str, ...] = ()
-    thread_ids: tuple[int, ...] = ()
-    position_ids: tuple[int, ...] = ()
+    ids: tuple[WholeNumber, ...] = ()
+    token_texts: tuple[StrictText, ...] = ()
+    thread_ids: tuple[WholeNumber, ...] = ()
+    position_ids: tuple[WholeNumber, ...] = ()
     authors: tuple[Author, ...] = ()
-    logprobs: tuple[float | None, ...] = ()
-    forward_ids: tuple[int, ...] = ()
-    forward_seconds: tuple[float, ...] = ()
-    forward_tokens: tuple[int, ...] = ()
+    logprobs: tuple[RealNumber | None, ...] = ()
+    forward_ids: tuple[WholeNumber, ...] = ()
+    forward_seconds: tuple[FiniteNumber, ...] = ()
+    forward_tokens: tuple[WholeNumber, ...] = ()
     holes: tuple[FilledHole, ...] = ()
     document: Document | None = None
     finish: Literal["end", "limit", "time", "interrupted"] = "end"
-    seconds: float = Field(default=0.0, ge=0)
+    seconds: FiniteNumber = Field(default=0.0, ge=0)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -141,10 +156,10 @@ class Trace(_Record):
             if thread.id != index or parent >= index or (parent < 0) != (index == 0):
                 raise ValueError(f"threads[{index}] is not in order")
         if any(not 0 <= owner < len(self.threads) for owner in self.thread_ids):
-            raise ValueError("a token's thread is not listed")
+            raise ValueError("thread_ids: a token's thread is not listed")
         forwards = len(self.forward_seconds)
         if any(forward >= forwards for forward in self.forward_ids):
-            raise ValueError("a token's forward is not listed")
+            raise ValueError("forward_ids: a token's forward is not listed")
         if len(self.forward_tokens) != forwards:
             raise ValueError(
                 f"forward_tokens has {len(self.forward_tokens)} of {forwards} forwards"

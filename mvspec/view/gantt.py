@@ -17,6 +17,7 @@ from rich.cells import cell_len, set_cell_size
 
 from mvspec.shown import visible
 from mvspec.trace import Trace, TracedThread
+from mvspec.view.record_view import FINISHES
 
 __all__ = [
     "LOOKS",
@@ -59,13 +60,6 @@ LOOKS = {
     "join": Look("┤", "dim", "", "", ""),
     "idle": Look("·", "dim", "#94a3b8", "#64748b", "writes nothing"),
     "": Look(" ", "", "", "", ""),
-}
-
-FINISHES = {
-    "end": "",
-    "limit": "closed at a limit",
-    "time": "closed when time was up",
-    "interrupted": "interrupted",
 }
 
 

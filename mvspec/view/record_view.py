@@ -15,10 +15,28 @@ from typing import Any, NamedTuple
 from mvspec.errors import Diagnostic
 from mvspec.law.tags import TAG
 
-__all__ = ["AUTHORS", "Branch", "Leaf", "Run", "Sheet", "SheetThread", "hidden", "units"]
+__all__ = [
+    "AUTHORS",
+    "FINISHES",
+    "Branch",
+    "Leaf",
+    "Run",
+    "Sheet",
+    "SheetThread",
+    "hidden",
+    "units",
+]
 
 AUTHORS = ("prompt", "engine", "model")
 """Who wrote a token: what a run was given, what a runtime writes (forced), the model (free)."""
+
+FINISHES = {
+    "end": "",
+    "limit": "closed at a limit",
+    "time": "closed when time was up",
+    "interrupted": "interrupted",
+}
+"""What is said of how a run ended."""
 
 SNIPPET = 160
 """Characters of a record that the list of records shows, at most."""

@@ -1,13 +1,9 @@
-"""Traces as sheets, read as the JSON that a runtime writes: no room above the core is needed.
-
-The shape is that of `mvspec.trace.Trace`, a line of its `save`. What is checked here is
-what a sheet relies on; a line that lacks it says what and where.
-"""
+"""Traces as records of the page: the tree that their text is, or else the one of their threads."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from math import isfinite
 from operator import itemgetter, sub
@@ -18,30 +14,17 @@ from mvspec.data.records import Record
 from mvspec.errors import Diagnostic, Source, VerifyError
 from mvspec.forms import FORMS
 from mvspec.law.limits import MAX_DEPTH
-from mvspec.trace import current_names
-from mvspec.view.record_view import AUTHORS, Branch, Leaf, Run, Sheet, SheetThread, units
-from mvspec.view.threads import thread_tree
+from mvspec.trace import Trace, current_names
+from mvspec.view.record_view import AUTHORS, FINISHES, Branch, Leaf, Run, Sheet, SheetThread, units
 from mvspec.view.turns import trees
 
-__all__ = ["FIELDS", "is_trace", "trace_sheet"]
+__all__ = ["FIELDS", "FINISHES", "is_trace", "thread_tree", "trace_sheet"]
 
-FIELDS = frozenset(
-    {
-        "version", "model", "form", "seed", "share", "threads", "ids", "token_texts",
-        "thread_ids", "position_ids", "authors", "logprobs", "forward_ids", "forward_seconds",
-        "forward_tokens", "holes", "document", "finish", "seconds",
-    }
-)  # fmt: skip
-"""What a trace holds."""
+FIELDS = frozenset(Trace.model_fields)
+"""Fields of a trace."""
 
-_NUMBERS = {float, int}
-_LARGEST = 2**31
-
-_FINISHES = {
-    "limit": "closed at a limit",
-    "time": "closed when time was up",
-    "interrupted": "interrupted",
-}
+UNUSED = ("document", "holes")
+"""Fields that are not looked at: the tree is that of the text."""
 
 
 def is_trace(value: Any) -> bool:
@@ -58,131 +41,64 @@ def trace_sheet(name: str, place: str, value: dict[str, Any]) -> Sheet:
     Raises:
         VerifyError: it is no trace; the address says where.
 
-    >>> trace_sheet("a", "a:1", {"token_texts": ["Hi"], "thread_ids": [0, 0]})
+    >>> trace_sheet("a", "a:1", {"ids": [5], "token_texts": ["Hi", "!"]})
     Traceback (most recent call last):
-    mvspec.errors.VerifyError: thread_ids: has 2 of 1 tokens
+    mvspec.errors.VerifyError: token_texts has 2 of 1 tokens
     """
-    value = current_names(value)
-    texts = _texts(value)
-    owners = _column(value, "thread_ids", len(texts))
-    positions = _column(value, "position_ids", len(texts))
-    authors = _authors(value, len(texts))
-    threads = _threads(value, owners)
-    sheet = Sheet(name, place, "trace", unit="tokens", threads=threads, text="".join(texts))
+    trace = Trace.from_dict({key: each for key, each in value.items() if key not in UNUSED})
+    texts, n = trace.token_texts, len(trace)
+    authors = [AUTHORS.index(author) for author in trace.authors]
+    sheet = Sheet(name, place, "trace", unit="tokens", text="".join(texts))
+    sheet.threads = _threads(trace)
     sheet.widths = [units(text) for text in texts]
-    offsets = map(sub, positions, range(len(positions)))
-    places = zip(owners, authors, offsets, range(len(owners)), strict=True)
+    offsets = map(sub, trace.position_ids, range(n))
+    places = zip(trace.thread_ids, authors, offsets, range(n), strict=True)
     for (thread, author, offset), group in groupby(places, key=itemgetter(0, 1, 2)):
         places_here = [index for _, _, _, index in group]
         position = offset + places_here[0]
         sheet.runs.append(Run(thread, author, len(places_here), position))
-    sheet.ids = _column(value, "ids", len(texts)) if value.get("ids") else ()
-    sheet.ends = _numbers(value, "forward_seconds")
-    sheet.steps = _column(value, "forward_ids", len(texts)) if sheet.ends else ()
-    if sheet.steps and max(sheet.steps) >= len(sheet.ends):
-        raise VerifyError("forward_ids", "a token's forward is not listed")
-    logprobs = value.get("logprobs") or ()
-    if not isinstance(logprobs, list | tuple) or set(map(type, logprobs)) - _NUMBERS - {type(None)}:
-        raise VerifyError("logprobs", "expected a list of numbers")
-    if logprobs and len(logprobs) != len(texts):
-        raise VerifyError("logprobs", f"has {len(logprobs)} of {len(texts)} tokens")
-    sheet.logprobs = [each if _finite(each) else None for each in logprobs]
-    sheet.facts = list(_facts(value))
-    form = value.get("form", "multiverse")
-    _read(sheet, texts, authors, form if isinstance(form, str) else "")
-    if value.get("finish") == "interrupted" and sheet.verdict == "ok":
+    sheet.ids, sheet.ends = trace.ids, trace.forward_seconds
+    sheet.steps = trace.forward_ids if sheet.ends else ()
+    sheet.logprobs = [p if p is not None and isfinite(p) else None for p in trace.logprobs]
+    sheet.facts = list(_facts(trace))
+    _read(sheet, texts, authors, trace.form)
+    if trace.finish == "interrupted" and sheet.verdict == "ok":
         sheet.verdict = "cut"
     return sheet
 
 
-def _texts(value: dict[str, Any]) -> list[str]:
-    texts = value.get("token_texts")
-    if not isinstance(texts, list) or set(map(type, texts)) - {str}:
-        raise VerifyError("token_texts", "expected a list of the tokens' texts")
-    return texts
-
-
-def _column(value: dict[str, Any], name: str, length: int) -> list[int]:
-    column = value.get(name)
-    if not isinstance(column, list) or set(map(type, column)) - {int}:
-        raise VerifyError(name, "expected a list of whole numbers")
-    if len(column) != length:
-        raise VerifyError(name, f"has {len(column)} of {length} tokens")
-    if column and not -_LARGEST <= min(column) <= max(column) < _LARGEST:
-        raise VerifyError(name, "holds a number that no token has")
-    return column
-
-
-def _numbers(value: dict[str, Any], name: str) -> list[float]:
-    column = value.get(name) or []
-    if not isinstance(column, list) or set(map(type, column)) - _NUMBERS:
-        raise VerifyError(name, "expected a list of numbers")
-    if not all(map(_finite, column)):
-        raise VerifyError(name, "holds a number that is not finite")
-    return column
-
-
-def _finite(value: float | None) -> bool:
-    try:
-        return value is not None and isfinite(value)
-    except OverflowError:  # a whole number that no float is
-        return False
-
-
-def _authors(value: dict[str, Any], length: int) -> list[int]:
-    names = value.get("authors")
-    if not isinstance(names, list) or len(names) != length:
-        raise VerifyError("authors", f"expected one for each of {length} tokens")
-    if set(map(type, names)) - {str} or set(names) - set(AUTHORS):
-        raise VerifyError("authors", f"expected {', '.join(AUTHORS)}")
-    numbers = {name: number for number, name in enumerate(AUTHORS)}
-    return [numbers[name] for name in names]
-
-
-def _threads(value: dict[str, Any], owners: Sequence[int]) -> list[SheetThread]:
-    rows = value.get("threads", [{"id": 0}])
-    if not isinstance(rows, list) or not rows:
-        raise VerifyError("threads", "expected a list that begins with the root")
+def _threads(trace: Trace) -> list[SheetThread]:
+    if not trace.threads:
+        raise VerifyError("threads", "is empty: the root is missing")
     threads: list[SheetThread] = []
     depths: list[int] = []
-    for index, row in enumerate(rows):
-        row = row if isinstance(row, dict) else {}
-        given, block = row.get("parent"), row.get("block", -1)
-        parent = -1 if given is None and not index else given
-        if type(parent) is not int or type(block) is not int:
-            raise VerifyError(f"threads[{index}]", "expected whole numbers for parent and block")
-        if row.get("id") != index or not parent < index or (parent < 0) != (not index):
-            raise VerifyError(f"threads[{index}]", "is not in order")
-        label, title = row.get("label", ""), row.get("title", "")
-        if not isinstance(label, str) or not isinstance(title, str):
-            raise VerifyError(f"threads[{index}]", "expected texts for label and title")
-        depths.append(depths[parent] + 1 if index else 0)
+    for each in trace.threads:
+        depths.append(0 if each.parent is None else depths[each.parent] + 1)
         if depths[-1] > MAX_DEPTH:
-            raise VerifyError(f"threads[{index}]", f"blocks nest deeper than {MAX_DEPTH}")
-        threads.append(SheetThread(label, title, parent, block))
-    if owners and not 0 <= min(owners) <= max(owners) < len(threads):
-        raise VerifyError("thread_ids", "a token's thread is not listed")
+            raise VerifyError(f"threads[{each.id}]", f"blocks nest deeper than {MAX_DEPTH}")
+        parent = -1 if each.parent is None else each.parent
+        threads.append(SheetThread(each.label, each.title, parent, each.block))
     return threads
 
 
-def _facts(value: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    if value.get("model"):
-        yield "model", str(value["model"])
-    if "seed" in value:
-        yield "seed", str(value["seed"])
-    if value.get("share"):
-        yield "share", f"paths read each other every {value['share']} tokens: not in the mask"
-    if isinstance(value.get("forward_seconds"), list) and value["forward_seconds"]:
-        yield "forwards", f"{len(value['forward_seconds']):,}"
-    if type(value.get("seconds")) in _NUMBERS and _finite(value["seconds"]):
-        yield "seconds", f"{value['seconds']:.3g}"
-    if finish := _FINISHES.get(str(value.get("finish"))):
+def _facts(trace: Trace) -> Iterator[tuple[str, str]]:
+    if trace.model:
+        yield "model", trace.model
+    if "seed" in trace.model_fields_set:
+        yield "seed", str(trace.seed)
+    if trace.share:
+        yield "share", f"paths read each other every {trace.share} tokens: not in the mask"
+    if trace.forward_seconds:
+        yield "forwards", f"{len(trace.forward_seconds):,}"
+    if "seconds" in trace.model_fields_set:
+        yield "seconds", f"{trace.seconds:.3g}"
+    if finish := FINISHES[trace.finish]:
         yield "finish", finish
-    if value.get("form", "multiverse") != "multiverse":
-        yield "form", str(value["form"])
+    if trace.form != "multiverse":
+        yield "form", trace.form
 
 
-def _read(sheet: Sheet, texts: list[str], authors: list[int], form: str) -> None:
+def _read(sheet: Sheet, texts: Sequence[str], authors: Sequence[int], form: str) -> None:
     """Read the assistant's turns as the form says, and set tree, verdict and diagnostics.
 
     A turn that is not well-formed, or whose form writes no tags, is shown by its threads.
@@ -228,7 +144,7 @@ def _moved(each: Diagnostic, source: Source, by: int) -> Diagnostic:
     return replace(each, offset=each.offset + by, end=each.end + by, line=line, column=column)
 
 
-def _turns(texts: list[str], authors: list[int]) -> Iterator[tuple[bool, str, int]]:
+def _turns(texts: Sequence[str], authors: Sequence[int]) -> Iterator[tuple[bool, str, int]]:
     """Cut the tokens where prompts and turns meet: (whether it is a turn, its text, its place)."""
     at = place = 0
     for author, group in groupby(map(bool, authors)):
@@ -247,3 +163,68 @@ def _clipped(nodes: Sequence[Branch | Leaf], stop: int) -> Iterator[Branch | Lea
         if isinstance(node, Branch):
             node = node._replace(children=tuple(_clipped(node.children, stop)))
         yield node
+
+
+def thread_tree(sheet: Sheet) -> tuple[Branch | Leaf, ...]:
+    """Return what each thread wrote, tags and all, with the paths of a block side by side.
+
+    Args:
+        sheet: its text, widths, threads and runs.
+    """
+    ends = [0]
+    for width in sheet.widths:
+        ends.append(ends[-1] + width)
+    root = _Open("", "", "", 0)
+    opened = [root]
+    chain: list[int] = []  # the paths that are open, outermost first
+    at = 0
+    for run in sheet.runs:
+        wanted: list[int] = []
+        thread = run.thread
+        while thread > 0:
+            wanted.insert(0, thread)
+            thread = sheet.threads[thread].parent
+        common = 0
+        while chain[common : common + 1] == wanted[common : common + 1] != []:
+            common += 1
+        del chain[common:], opened[1 + common :]
+        for path in wanted[common:]:
+            label, title, _, block = sheet.threads[path]
+            made = _Open("path", label, title, ends[at])
+            opened[-1].block(block, ends[at]).children.append(made)
+            chain.append(path)
+            opened.append(made)
+        stop = at + run.size
+        for node in opened:
+            node.stop = ends[stop]
+        if ends[stop] > ends[at]:
+            opened[-1].children.append(Leaf(ends[at], ends[stop]))
+        at = stop
+    return root.branch().children
+
+
+@dataclass(slots=True)
+class _Open:
+    """A node of a tree that is being built."""
+
+    kind: str
+    title: str
+    text: str
+    start: int
+    stop: int = 0
+    number: int = -1  # of a block
+    children: list[_Open | Leaf] = field(default_factory=list)
+
+    def block(self, number: int, start: int) -> _Open:
+        """Return the block of this number: the last child, or else a new one."""
+        last = self.children[-1] if self.children else None
+        if isinstance(last, _Open) and last.number == number:
+            return last
+        self.children.append(_Open("parallel", "", "", start, number=number))
+        return self.block(number, start)
+
+    def branch(self) -> Branch:
+        """Return the node as it stays."""
+        inside = tuple(each if isinstance(each, Leaf) else each.branch() for each in self.children)
+        stop = max([self.stop, *(each.stop for each in inside)])
+        return Branch(self.kind, self.title, self.text, self.start, stop, inside)
