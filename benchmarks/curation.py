@@ -40,7 +40,7 @@ from mvspec.curation.gemini import GeminiProvider  # noqa: E402
 from mvspec.curation.questions import instructions, parse_prompt  # noqa: E402
 from mvspec.curation.run import CurationTally, run_task  # noqa: E402
 from mvspec.curation.tasks import CurationTask  # noqa: E402
-from mvspec.data.rows import open_rows  # noqa: E402
+from mvspec.data.sources import read  # noqa: E402
 
 
 async def measure(
@@ -55,7 +55,7 @@ async def measure(
     tally = CurationTally()
     before = time.process_time()
     await run_task(
-        open_rows([str(source)]), ChainFields(), CurationTask(CurationOptions("m")), caller, store,
+        read(source), ChainFields(), CurationTask(CurationOptions("m")), caller, store,
         tally, concurrency=records,
     )  # fmt: skip
     used = time.process_time() - before
@@ -71,7 +71,7 @@ async def bare(url: str, source: Path, records: int) -> float:
         ModelRequest(
             "parse", "m", instructions("parse"), parse_prompt(chain), schema_text(StepsReply)
         )
-        for chain in (read_chain(row, ChainFields()) for row in open_rows([str(source)]).read())
+        for chain in (read_chain(row, ChainFields()) for row in read(source))
     ]
     before = time.process_time()
     await asyncio.gather(*map(gemini.ask, requests))

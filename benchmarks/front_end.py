@@ -30,7 +30,7 @@ from pathlib import Path
 import synthetic
 
 import mvspec
-from mvspec.data.records import read_records
+from mvspec.data.sources import read
 from mvspec.forms import FORMS
 from mvspec.forms.tagged import TaggedForm
 from mvspec.law.tags import TAG
@@ -193,7 +193,7 @@ def main() -> None:
         return
     documents = []
     if args.data:
-        for record in read_records([args.data], args.field):
+        for record in read(args.data, field=args.field):
             try:
                 documents.append(mvspec.parse(record.text))
             except mvspec.ParseError:

@@ -25,7 +25,7 @@ from mvspec.compiler import Layout, compile_document, layout_from_ids
 from mvspec.compiler.lower import tags_of_ids
 from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.vocabulary import Vocabulary
-from mvspec.data.records import read_records
+from mvspec.data.sources import read
 
 
 def seconds(function: Callable[[], object], repeats: int = 5) -> float:
@@ -74,7 +74,7 @@ def documents(arguments: argparse.Namespace) -> list[mvspec.Document]:
     if not arguments.data:
         return [synthetic.document(4000 + 300 * seed, seed=seed) for seed in range(36)]
     out: list[mvspec.Document] = []
-    for record in read_records([arguments.data], arguments.field):
+    for record in read(arguments.data, field=arguments.field):
         try:
             out.append(mvspec.parse(record.text))
         except mvspec.MvspecError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mvspec.compiler.layout import Layout
+from mvspec.data.resume import replaced
 from mvspec.errors import VerifyError
 
 __all__ = ["COLUMNS", "Entry", "features", "shard_contents", "write_shard"]
@@ -68,14 +68,9 @@ def write_shard(path: Path, entries: Sequence[Entry], contents: dict[str, Any]) 
         entries: of each row, the names of its records and its layout.
         contents: what `shard_contents` gives back.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        with pa.ipc.new_stream(stream, schema(contents)) as writer:
-            for batch in _batches(entries):
-                writer.write_batch(_table(batch))
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
+    with replaced(path, "wb") as stream, pa.ipc.new_stream(stream, schema(contents)) as writer:
+        for batch in _batches(entries):
+            writer.write_batch(_table(batch))
 
 
 def _batches(

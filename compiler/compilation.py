@@ -17,13 +17,13 @@ from mvspec.compiler.dataset import FORMAT, MANIFEST, read_manifest, write_json,
 from mvspec.compiler.lowerings import find_lowering
 from mvspec.compiler.shard import Counts, Options, Shard, ShardWriter, shard_name
 from mvspec.compiler.tokenizer import fingerprint, load_vocabulary, save_tokenizer
-from mvspec.data.conversation import BadRecord, read_row
 from mvspec.data.parallel_map import ordered_map
-from mvspec.data.records import PATIENCE, InputError
-from mvspec.data.rows import Rows
+from mvspec.data.records import InputError
+from mvspec.data.resume import differing, exclusive, replaced
+from mvspec.data.sources import Records
 from mvspec.errors import Unsupported
 
-__all__ = ["QUARANTINE", "Compilation", "compile_rows"]
+__all__ = ["QUARANTINE", "Compilation", "compile_records"]
 
 QUARANTINE = "quarantine.jsonl"
 _OURS = ("shard-*.arrow", ".*.tmp", QUARANTINE, "state.json", "dataset_info.json")
@@ -31,7 +31,7 @@ _OURS = ("shard-*.arrow", ".*.tmp", QUARANTINE, "state.json", "dataset_info.json
 
 @dataclass(frozen=True, slots=True)
 class Compilation:
-    """What a run of `compile_rows` came to.
+    """What a run of `compile_records` came to.
 
     Args:
         counts: of the whole data set.
@@ -46,8 +46,8 @@ class Compilation:
     resumed: int
 
 
-def compile_rows(
-    rows: Rows,
+def compile_records(
+    records: Records,
     tokenizer: str,
     folder: Path,
     options: Options,
@@ -56,41 +56,46 @@ def compile_rows(
     overwrite: bool = False,
     advance: Callable[[float], object] = lambda cost: None,
 ) -> Compilation:
-    """Compile rows into a folder; the files are the same for any number of workers.
+    """Compile records into a folder; the files are the same for any number of workers.
 
     A folder that an earlier call with the same input and options left unfinished is carried on.
 
     Args:
-        rows: the input.
+        records: the input.
         tokenizer: what `load_tokenizer` takes.
         folder: where the data set goes.
         options: what decides its contents.
         workers: processes.
         overwrite: throw away what an earlier call left there.
-        advance: called with the cost of the rows that are done, as they are.
+        advance: called with the size of the records that are done, as they are.
 
     Raises:
         InputError: the input, the tokenizer, the options or the folder will not do.
         LimitExceeded: a record is too long and shall not be.
     """
     loaded = load_vocabulary(tokenizer, tags=options.tags).source
-    check(rows, loaded, options)
-    _begin(folder, configuration(rows, loaded, options), overwrite=overwrite)
-    if options.tags:
-        save_tokenizer(loaded, folder / "tokenizer")
-    before = {int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.arrow")}
-    shards = _missing(rows, options.shard, before, advance)
-    tokens = 0
-    started = perf_counter()
-    writer = ShardWriter(folder, tokenizer, options)
-    for cost, counts in ordered_map(writer, shards, workers, size=lambda shard: 1, batch=1):
-        advance(cost)
-        tokens += counts.tokens
-    counts = _finish(folder)
+    check(records, loaded, options)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"-o {folder}: {error.strerror or error}") from None
+    with exclusive(folder):
+        _begin(folder, configuration(records, loaded, options), overwrite=overwrite)
+        if options.tags:
+            save_tokenizer(loaded, folder / "tokenizer")
+        before = {int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.arrow")}
+        shards = _missing(records, options.shard, before, advance)
+        tokens = 0
+        started = perf_counter()
+        writer = ShardWriter(folder, tokenizer, options)
+        for cost, counts in ordered_map(writer, shards, workers, size=lambda shard: 1, batch=1):
+            advance(cost)
+            tokens += counts.tokens
+        counts = _finish(folder)
     return Compilation(counts, tokens, perf_counter() - started, len(before))
 
 
-def check(rows: Rows, tokenizer: Any, options: Options) -> None:
+def check(records: Records, tokenizer: Any, options: Options) -> None:
     """Refuse what would put every record into quarantine."""
     try:
         find_lowering(options.lowering)
@@ -100,33 +105,19 @@ def check(rows: Rows, tokenizer: Any, options: Options) -> None:
         raise InputError(f"--forced-loss: lowering {options.lowering!r} has no forced tokens' loss")
     if options.pack and options.max_length is None:
         raise InputError("--pack needs --max-length")
-    if options.fields.prompt_field and not getattr(tokenizer, "chat_template", None):
+    if records.fields.prompt_field and not getattr(tokenizer, "chat_template", None):
         raise InputError(
             "a prompt needs a chat template: give a tokenizer's folder that has one "
             "(tokenizer_config.json), or leave the prompt out"
         )
-    first: BadRecord | None = None
-    rows_read = list(islice(rows.read(), PATIENCE))
-    if not rows_read:
+    if next(iter(records), None) is None:
         raise InputError("the input has no record")
-    for row in rows_read:
-        try:
-            read_row(row, options.fields)
-        except BadRecord as error:
-            if error.entry["code"] != "missing-field":
-                return
-            first = first or error
-        else:
-            return
-    if first is not None:
-        reason = first.entry["reason"]
-        raise InputError(f"{first.entry['place']}: {reason}; name the text's field with --field")
 
 
-def configuration(rows: Rows, tokenizer: Any, options: Options) -> dict[str, Any]:
+def configuration(records: Records, tokenizer: Any, options: Options) -> dict[str, Any]:
     """Return the manifest of a data set that is not complete."""
-    chosen = asdict(options)
-    source = json.dumps(rows.key, default=str).encode()
+    chosen = asdict(options) | {"fields": asdict(records.fields)}
+    source = json.dumps(records.key, default=str).encode()
     return {
         "format": FORMAT,
         "lowering": chosen.pop("lowering"),
@@ -138,13 +129,8 @@ def configuration(rows: Rows, tokenizer: Any, options: Options) -> dict[str, Any
 
 
 def _begin(folder: Path, wanted: dict[str, Any], *, overwrite: bool) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"-o {folder}: {error.strerror or error}") from None
     if not (folder / MANIFEST).exists():
-        for path in folder.glob(f".{MANIFEST}.*.tmp"):
-            path.unlink()
+        (folder / f".{MANIFEST}.tmp").unlink(missing_ok=True)
         if any(folder.iterdir()):
             raise InputError(f"-o {folder}: not empty, and not a compiled data set: use another")
         write_json(folder / MANIFEST, wanted)
@@ -152,7 +138,8 @@ def _begin(folder: Path, wanted: dict[str, Any], *, overwrite: bool) -> None:
     found = read_manifest(folder)  # without ours, nothing is deleted
     for path in folder.glob(".*.tmp"):
         path.unlink()  # what a run that was killed had not finished
-    other = [key for key in wanted if key != "complete" and found.get(key) != wanted[key]]
+    before = {key: found.get(key) for key in wanted} | {"complete": False}
+    other = differing(before, wanted)
     nothing = not found["complete"] and not any(folder.glob("shard-*.arrow"))
     if overwrite or (other and nothing):
         # Killed half-way, the folder is still an unfinished one of the old configuration.
@@ -171,10 +158,10 @@ def _begin(folder: Path, wanted: dict[str, Any], *, overwrite: bool) -> None:
 
 
 def _missing(
-    rows: Rows, size: int, present: set[int], advance: Callable[[float], object]
+    records: Records, size: int, present: set[int], advance: Callable[[float], object]
 ) -> Iterator[Shard]:
     number = next(number for number in range(len(present) + 1) if number not in present)
-    stream = rows.read(number * size)
+    stream = records.read(number * size)
     while group := list(islice(stream, size)):
         shard = Shard(number, group)
         if number in present:
@@ -197,10 +184,8 @@ def _finish(folder: Path) -> Counts:
         shards.append({"file": path.name, "rows": counts.rows})
     manifest = read_manifest(folder)
     if bad:
-        temporary = folder / f".{QUARANTINE}.tmp"
-        lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad)
-        temporary.write_text("".join(lines), "utf-8")
-        temporary.replace(folder / QUARANTINE)
+        with replaced(folder / QUARANTINE) as file:
+            file.writelines(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad)
     key = json.dumps([manifest["input"], manifest["tokenizer"], manifest["options"]])
     names = [shard_name(number) for number in range(len(shards))]
     write_state(folder, names, hashlib.sha256(key.encode()).hexdigest()[:16])

@@ -22,6 +22,7 @@ from mvspec.compiler.arrow import COLUMNS, features
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.shard import shard_name
 from mvspec.compiler.tokenizer import fingerprint
+from mvspec.data.resume import replaced
 from mvspec.errors import VerifyError
 
 __all__ = ["FORMAT", "MANIFEST", "CompiledDataset", "read_manifest", "write_json", "write_state"]
@@ -154,13 +155,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that appears whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
+    with replaced(path) as stream:
         json.dump(value, stream, indent=2, ensure_ascii=False)
         stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
 
 
 def write_state(folder: Path, files: list[str], key: str) -> None:

@@ -16,8 +16,7 @@ from mvspec.compiler.packing import best_fit
 from mvspec.compiler.stages import Stages, compile_stages
 from mvspec.compiler.tokenizer import load_tokenizer, pad_id
 from mvspec.compiler.vocabulary import Vocabulary
-from mvspec.data.conversation import BadRecord, Fields, read_row
-from mvspec.data.rows import Row
+from mvspec.data.records import BadRecord, Record, encodable
 from mvspec.errors import LimitExceeded, MvspecError, VerifyError
 
 __all__ = ["Counts", "Options", "Shard", "ShardWriter", "shard_name"]
@@ -35,7 +34,6 @@ class Options:
         forced_loss: let forced tokens carry loss where the law allows it.
         shard: records of the input in a shard.
         tags: add the tags to the tokenizer where they are missing.
-        fields: where a row keeps what.
     """
 
     lowering: str = "multiverse"
@@ -45,7 +43,6 @@ class Options:
     forced_loss: bool = False
     shard: int = 256
     tags: bool = False
-    fields: Fields = field(default_factory=Fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,15 +87,15 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """The rows of the input that one file will hold."""
+    """The records of the input that one file will hold."""
 
     number: int
-    rows: list[Row] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
 
     @property
     def cost(self) -> float:
         """Its share of the input, for a progress bar."""
-        return sum(row.cost for row in self.rows)
+        return sum(record.size for record in self.records)
 
 
 def shard_name(number: int) -> str:
@@ -131,14 +128,14 @@ class ShardWriter:
         entries: list[Entry] = []
         bad: list[dict[str, Any]] = []
         counts = Counts()
-        for row in shard.rows:
+        for record in shard.records:
             try:
-                name, stages = self._compile(row, vocabulary)
-                layout = self._fit(stages.layout, name, row.place)
+                stages = self._compile(record, vocabulary)
+                layout = self._fit(stages.layout, record)
             except BadRecord as error:
                 bad.append(error.entry)
                 continue
-            entries.append(([name], layout))
+            entries.append(([encodable(record.name)], layout))
             cut = len(layout) < len(stages.layout)
             counts += Counts(records=1, truncated=int(cut), parallelism=stages.parallelism())
         if self.options.pack:
@@ -152,31 +149,31 @@ class ShardWriter:
         write_shard(self.folder / shard_name(shard.number), entries, contents)
         return shard.cost, counts
 
-    def _compile(self, row: Row, vocabulary: Vocabulary) -> tuple[str, Stages]:
-        name, document = read_row(row, self.options.fields)
+    def _compile(self, record: Record, vocabulary: Vocabulary) -> Stages:
+        reading = record.needed()
         options = self.options
         try:
-            return name, compile_stages(
-                document, vocabulary, options.lowering, forced_loss=options.forced_loss
+            return compile_stages(
+                reading.document, vocabulary, options.lowering, forced_loss=options.forced_loss
             )
         except VerifyError as error:
             location = {"address": error.address} if error.address else {}
-            raise BadRecord(name, row.place, "malformed", str(error), **location) from None
+            raise record.bad("malformed", str(error), **location) from None
         except MvspecError as error:
-            raise BadRecord(name, row.place, "unsupported", str(error)) from None
+            raise record.bad("unsupported", str(error)) from None
         except UnicodeEncodeError as error:
             reason = f"a text holds {error.object[error.start]!a}, which UTF-8 has no bytes for"
-            raise BadRecord(name, row.place, "surrogate", reason) from None
+            raise record.bad("surrogate", reason) from None
 
-    def _fit(self, layout: Layout, name: str, place: str) -> Layout:
+    def _fit(self, layout: Layout, record: Record) -> Layout:
         limit = self.options.max_length
         if limit is None or len(layout) <= limit:
             return layout
         reason = f"{len(layout)} tokens, more than {limit}"
         if self.options.too_long == "drop":
-            raise BadRecord(name, place, "too-long", reason, tokens=len(layout))
+            raise record.bad("too-long", reason, tokens=len(layout))
         if self.options.too_long == "error":
-            raise LimitExceeded(f"{place}: {reason}: use --too-long truncate or drop")
+            raise LimitExceeded(f"{record.place}: {reason}: use --too-long truncate or drop")
         return layout.truncate(limit)
 
     def _pack(self, entries: list[Entry], padding: int) -> list[Entry]:

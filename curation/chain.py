@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
-from mvspec.data.conversation import BadRecord, row_name, row_value, step_into
-from mvspec.data.rows import Row
+from mvspec.data.columns import COLUMNS, REASONING, columns
+from mvspec.data.records import Record, encodable
 from mvspec.law.tags import TAG
+from mvspec.tree.ir import Gen, Parallel, Text, Think
+from mvspec.tree.node import Node
 
 __all__ = ["ChainFields", "ReasoningChain", "numbered", "read_chain", "split_sentences"]
 
 
 @dataclass(frozen=True, slots=True)
 class ChainFields:
-    """Names of a row's fields; by default those of the first of `KNOWN` that it has.
+    """Names of a row's fields; by default the first known columns that it has.
 
     Args:
         reasoning: the chain.
@@ -31,13 +32,8 @@ class ChainFields:
     answer: str | None = None
 
 
-KNOWN = (
-    ChainFields("deepseek_thinking_trajectory", "question", "deepseek_attempt"),  # s1K-1.1
-    ChainFields("gemini_thinking_trajectory", "question", "gemini_attempt"),
-    ChainFields("reasoning", "question", "answer"),
-    ChainFields("thinking", "question", "answer"),
-)
-"""Columns that are known by name."""
+_HOLDS = ("text", "chat", "document", "trace")
+"""Kinds of records whose document may be a chain."""
 
 
 @dataclass(frozen=True)
@@ -71,73 +67,91 @@ class ReasoningChain:
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
-def read_chain(row: Row, fields: ChainFields, *, reasoning: bool = True) -> ReasoningChain:
-    """Return the chain of a row.
+def read_chain(record: Record, fields: ChainFields, *, reasoning: bool = True) -> ReasoningChain:
+    """Return the chain of a record: of its columns, else of what a chat or a text of it thinks.
 
     Args:
-        row: of the input.
+        record: of the input.
         fields: where it keeps what.
         reasoning: whether it needs a chain, or the question alone.
 
     Raises:
         BadRecord: it lacks a field, or its text cannot stand in a document.
 
-    >>> row = Row("a.jsonl:1", {"question": "2+3?", "reasoning": "Add. It is 5.", "answer": "5"})
-    >>> read_chain(row, ChainFields()).sentences
+    >>> row = {"question": "2+3?", "reasoning": "Add. It is 5.", "answer": "5"}
+    >>> read_chain(Record("a.jsonl:1", row, "value"), ChainFields()).sentences
     ('Add. ', 'It is 5.')
     """
-    value = row_value(row)
-    name = row_name(value, row.place)
-    chosen = _chosen(value, fields)
+    row = record.row or {}
+    asked = next(columns(row, *COLUMNS["question"]), None)
+    known = next(
+        ((name, to) for each, to in REASONING.items() for name in columns(row, each)), None
+    )
+    if fields == ChainFields() and not (known if reasoning else asked) and record.kind in _HOLDS:
+        return _thought(record, asked, reasoning=reasoning)
+    column, answer = known or ("reasoning", REASONING["reasoning"])
 
-    def text(field: str | None, *, needed: bool, tags: bool = False) -> str:
-        if field is None:
-            return ""
-        try:
-            found = step_into(value, field, name, row.place)
-        except BadRecord:
-            if needed:
-                raise
-            return ""
+    def text(field: str | None, other: str, *, needed: bool, tags: bool = False) -> str:
+        found = record.at(field or other) if needed or field else row.get(other, "")
         if not isinstance(found, str):
-            reason = f"field {field!r} is not a string"
-            raise BadRecord(name, row.place, "not-a-string", reason)
-        return _checked(found, field, name, row.place, tags=tags)
+            raise record.bad("not-a-string", f"field {field or other!r} is not a string")
+        return _checked(found, f"field {field or other!r}", record, tags=tags)
 
     chain = ReasoningChain(
-        name,
-        row.place,
+        encodable(record.name),
+        record.place,
         # In a question, a tag is plain characters; in an assistant's turn it is structure.
-        text(chosen.question, needed=fields.question is not None or not reasoning, tags=True),
-        text(chosen.reasoning, needed=True) if reasoning else "",
-        text(chosen.answer, needed=fields.answer is not None),
+        text(fields.question, asked or "question", needed=not reasoning, tags=True),
+        text(fields.reasoning, column, needed=True) if reasoning else "",
+        text(fields.answer, answer, needed=False),
     )
     if reasoning and not chain.reasoning.strip():
-        raise BadRecord(name, row.place, "empty", f"field {chosen.reasoning!r} has no text")
+        raise record.bad("empty", f"field {fields.reasoning or column!r} has no text")
     return chain
 
 
-def _chosen(value: Any, fields: ChainFields) -> ChainFields:
-    known = KNOWN[2]
-    if isinstance(value, dict):
-        known = next((each for each in KNOWN if each.reasoning in value), known)
-    return ChainFields(
-        fields.reasoning or known.reasoning,
-        fields.question or known.question,
-        fields.answer or known.answer,
+def _thought(record: Record, asked: str | None, *, reasoning: bool) -> ReasoningChain:
+    """Return the chain of a chat: its last question, what the answer thinks, and the rest of it.
+
+    Args:
+        asked: the column of the question, where there is one.
+
+    Raises:
+        BadRecord: there is no document, no thought, or a block.
+    """
+    document = record.document
+    if next(document.walk(Parallel), None) or next(document.walk(Gen), None):
+        raise record.bad("not-sequential", "it has blocks or holes: a chain is plain text")
+    questions = [each for each in document.messages if each.role == "user"]
+    answers = [each for each in document.messages if each.role == "assistant"]
+    body = answers[-1].body if answers else ()
+    thoughts = [each for each in body if isinstance(each, Think)]
+    if reasoning and not thoughts:
+        raise record.bad("missing-field", "no field 'reasoning', and no answer that thinks")
+    if not reasoning and not questions:
+        raise record.bad("missing-field", "no field 'question', and no user's message")
+
+    def text(nodes: Iterable[Node]) -> str:
+        return "".join(each.text for node in nodes for each in node.walk(Text))
+
+    question = text(questions[-1:]) or (str(record.at(asked)) if asked else "")
+    return ReasoningChain(
+        encodable(record.name),
+        record.place,
+        _checked(question, "the question", record, tags=True),
+        _checked(text(thoughts), "the reasoning", record),
+        _checked(text(each for each in body if each not in thoughts), "the answer", record),
     )
 
 
-def _checked(text: str, field: str, name: str, place: str, *, tags: bool) -> str:
+def _checked(text: str, what: str, record: Record, *, tags: bool = False) -> str:
     tag = None if tags else TAG.search(text)
     if tag:
-        reason = f"field {field!r} holds the tag {tag.group()} at character {tag.start()}"
-        raise BadRecord(name, place, "tag", reason)
+        raise record.bad("tag", f"{what} holds the tag {tag.group()} at character {tag.start()}")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        reason = f"field {field!r} holds half a character at {error.start}"
-        raise BadRecord(name, place, "surrogate", reason) from None
+        raise record.bad("surrogate", f"{what} holds half a character at {error.start}") from None
     return text
 
 

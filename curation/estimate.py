@@ -10,8 +10,7 @@ from mvspec.curation.chain import ChainFields, ReasoningChain, numbered, read_ch
 from mvspec.curation.client import BYTES_PER_TOKEN, TokenPrice
 from mvspec.curation.questions import BEFORE, CurationOptions, instructions, parse_prompt
 from mvspec.curation.request import ModelRequest, TokenUsage
-from mvspec.data.conversation import BadRecord
-from mvspec.data.rows import Row
+from mvspec.data.records import BadRecord, Record
 
 __all__ = ["COUNTED", "CurationEstimate", "estimate"]
 
@@ -58,13 +57,13 @@ class CurationEstimate:
 
 
 async def estimate(
-    rows: Iterable[Row],
+    source: Iterable[Record],
     fields: ChainFields,
     options: CurationOptions,
     price: TokenPrice,
     count: Count | None = None,
 ) -> CurationEstimate:
-    """Return what curating rows would take; nothing is generated.
+    """Return what curating records would take; nothing is generated.
 
     Args:
         count: the service's own counter, for the first `COUNTED` records; it is free.
@@ -72,10 +71,10 @@ async def estimate(
     records = unreadable = calls = 0
     read = written = 0.0
     sample: list[ModelRequest] = []
-    for row in rows:
+    for record in source:
         records += 1
         try:
-            chain = read_chain(row, fields)
+            chain = read_chain(record, fields)
         except BadRecord:
             unreadable += 1
             continue

@@ -20,11 +20,11 @@ from mvspec.curation.process import ORPHANED, locked, watched
 from mvspec.curation.questions import CurationOptions
 from mvspec.curation.report import SAMPLE
 from mvspec.curation.request import ModelProvider
-from mvspec.curation.run import ChainTask, CurationTally, check_rows, run_task
+from mvspec.curation.run import ChainTask, CurationTally, check_records, run_task
 from mvspec.curation.store import CurationStore
 from mvspec.curation.tasks import BranchTask, CurationTask, PromptingTask
 from mvspec.data.records import InputError
-from mvspec.data.rows import Rows, open_rows
+from mvspec.data.sources import Records, open_records
 
 __all__ = ["TASKS", "CurationRun", "Progress", "dry_run", "run"]
 
@@ -44,9 +44,9 @@ class CurationRun:
     """Settings of a run.
 
     Args:
-        inputs: what `open_rows` takes.
+        inputs: what `open_records` takes.
         curation: what decides the outcome.
-        fields: where rows keep what.
+        fields: where records keep what.
         task: one of `TASKS`.
         local: ask a model in this process, `curation.model` being its folder or hub name.
         base_url: another address of the service.
@@ -81,9 +81,9 @@ class CurationRun:
     split: str | None = None
     sample: int = SAMPLE
 
-    def rows(self) -> Rows:
+    def records(self) -> Records:
         """Open the input."""
-        return open_rows(self.inputs, rows=True, split=self.split)
+        return open_records(self.inputs, split=self.split, hub=True, rows=True, short=True)
 
 
 def run(
@@ -109,13 +109,13 @@ def run(
     if given.task not in TASKS:
         raise InputError(f"--task {given.task}: use one of {', '.join(TASKS)}")
     task = task_of(given)
-    rows = given.rows()
-    check_rows(rows, given.fields, task)
+    records = given.records()
+    check_records(records, given.fields, task)
     path = open_folder(folder)
     with locked(folder, tell):
         store = CurationStore(path)
         try:
-            return asyncio.run(_run(given, task, rows, folder, store, gone, tell, progress))
+            return asyncio.run(_run(given, task, records, folder, store, gone, tell, progress))
         except (asyncio.CancelledError, KeyboardInterrupt):
             raise KeyboardInterrupt from None
         finally:
@@ -150,7 +150,7 @@ def check_means(given: CurationRun) -> None:
 async def _run(
     given: CurationRun,
     task: ChainTask,
-    rows: Rows,
+    records: Records,
     folder: Path,
     store: CurationStore,
     gone: int | None,
@@ -181,12 +181,12 @@ async def _run(
                 tell(f"{reason}: waiting for {flying} answers that are paid for")
             caller.stop(reason, abandoned=reason == ORPHANED)
 
-        records = 1000 if given.batch else WINDOW * given.concurrency
+        together = 1000 if given.batch else WINDOW * given.concurrency
         with watched(gone, stop, folder):
             async with progress(tally, caller):
                 await run_task(
-                    rows, given.fields, task, caller, store, tally,
-                    concurrency=records, limit=given.limit,
+                    records, given.fields, task, caller, store, tally,
+                    concurrency=together, limit=given.limit,
                 )  # fmt: skip
     if not caller.abandoned:
         task.write(folder, store)
@@ -240,9 +240,9 @@ async def dry_run(given: CurationRun) -> CurationEstimate:
     """
     if given.task != "documents":
         raise InputError("--dry-run is of the task documents: leave out --task")
-    rows = given.rows()
-    check_rows(rows, given.fields, CurationTask(given.curation))
-    some = islice(rows.read(), given.limit)
+    records = given.records()
+    check_records(records, given.fields, CurationTask(given.curation))
+    some = islice(records.read(), given.limit)
     price = given.price or TokenPrice()
     if given.local or not key_of():
         return await estimate(some, given.fields, given.curation, price)

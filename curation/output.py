@@ -6,20 +6,19 @@ So the files do not depend on concurrency, on retries, or on how often the run w
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mvspec.curation.client import UNIT
 from mvspec.curation.run import UndecidedRecord
 from mvspec.curation.store import CurationStore
 from mvspec.data.records import InputError
+from mvspec.data.resume import replaced
 
-__all__ = ["QUARANTINE", "UNFINISHED", "open_folder", "replaced", "write_documents", "write_lines",
+__all__ = ["QUARANTINE", "UNFINISHED", "open_folder", "write_documents", "write_lines",
            "write_quarantine", "write_unfinished"]  # fmt: skip
 
 STORE = "answers.sqlite"
@@ -60,11 +59,9 @@ def write_documents(folder: Path, store: CurationStore) -> None:
         {"id": row["id"]} | {name: json.dumps(row[name], ensure_ascii=False) for name in names[1:]}
         for row in document_rows(store)
     )
-    temporary = _temporary(folder / PARQUET)
-    with pq.ParquetWriter(temporary, schema) as writer:
+    with replaced(folder / PARQUET, "wb") as file, pq.ParquetWriter(file, schema) as writer:
         while some := list(islice(rows, _ROWS)):
             writer.write_table(pa.Table.from_pylist(some, schema=schema))
-    os.replace(temporary, folder / PARQUET)
 
 
 def document_rows(store: CurationStore) -> Iterator[dict[str, Any]]:
@@ -110,23 +107,3 @@ def write_lines(path: Path, rows: Iterable[dict[str, Any]], *, keep_empty: bool 
     with replaced(path, keep_empty=keep_empty) as file:
         for row in rows:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def replaced(path: Path, *, keep_empty: bool = True) -> Iterator[IO[str]]:
-    """Give a file that takes the place of `path` whole; an empty one may take it away instead."""
-    temporary = _temporary(path)
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        empty = file.tell() == 0
-    if empty and not keep_empty:
-        temporary.unlink()
-        path.unlink(missing_ok=True)
-    else:
-        os.replace(temporary, path)
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp")

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.curation.client import UNIT, dollars
-from mvspec.curation.output import replaced
 from mvspec.curation.store import CurationStore
 from mvspec.data.measure import count_words, measure
+from mvspec.data.resume import replaced
 from mvspec.law.metrics import Corpus
 from mvspec.tree.ir import Document
 from mvspec.view.notebook import tree_html

@@ -1,4 +1,4 @@
-"""Run of a task over the rows of the input, resumed where an earlier run was stopped."""
+"""Run of a task over the records of the input, resumed where an earlier run was stopped."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ from mvspec.curation.client import ModelClient
 from mvspec.curation.questions import Ask
 from mvspec.curation.request import CurationStopped, RequestRefused, RequestUnanswered
 from mvspec.curation.store import CurationStore
-from mvspec.data.conversation import BadRecord
-from mvspec.data.records import PATIENCE, InputError
-from mvspec.data.rows import Row, Rows
+from mvspec.data.records import BadRecord, InputError, Record
+from mvspec.data.sources import PATIENCE, Records
 
-__all__ = ["ChainTask", "CurationTally", "UndecidedRecord", "check_rows", "outcome_key", "run_task"]
+__all__ = [
+    "ChainTask",
+    "CurationTally",
+    "UndecidedRecord",
+    "check_records",
+    "outcome_key",
+    "run_task",
+]
 
 
 class ChainTask(Protocol):
@@ -84,19 +90,19 @@ class CurationTally:
             self.accepted += 1
 
 
-def check_rows(rows: Rows, fields: ChainFields, task: ChainTask) -> None:
-    """Refuse an input that has no record, or whose first rows all lack a field.
+def check_records(records: Records, fields: ChainFields, task: ChainTask) -> None:
+    """Refuse an input that has no record, or whose first records all lack a field.
 
     Raises:
         InputError: it has none.
     """
     first: BadRecord | None = None
-    rows_read = list(islice(rows.read(), PATIENCE))
-    if not rows_read:
+    some = list(islice(records.read(), PATIENCE))
+    if not some:
         raise InputError("the input has no record")
-    for row in rows_read:
+    for record in some:
         try:
-            read_chain(row, fields, reasoning=task.reasoning)
+            read_chain(record, fields, reasoning=task.reasoning)
         except BadRecord as error:
             if error.entry["code"] != "missing-field":
                 return
@@ -111,7 +117,7 @@ def check_rows(rows: Rows, fields: ChainFields, task: ChainTask) -> None:
 
 
 async def run_task(
-    rows: Rows,
+    records: Records,
     fields: ChainFields,
     task: ChainTask,
     caller: ModelClient,
@@ -124,8 +130,8 @@ async def run_task(
     """Bring every record to a verdict, or as many as can be; all verdicts are in the store.
 
     Args:
-        rows: the input.
-        fields: where rows keep what.
+        records: the input.
+        fields: where they keep what.
         task: what is done.
         caller: how the model is asked.
         store: where verdicts go.
@@ -136,19 +142,19 @@ async def run_task(
     Raises:
         InputError: the store cannot be written.
     """
-    stream = enumerate(islice(rows.read(), limit))
-    size = rows.size
+    stream = enumerate(islice(records.read(), limit))
+    size = records.size
 
-    async def worker(stream: Iterator[tuple[int, Row]]) -> None:
-        for number, row in stream:
+    async def worker(stream: Iterator[tuple[int, Record]]) -> None:
+        for number, record in stream:
             if caller.abandoned:
                 return
             tally.records += 1
-            await _one(number, row, fields, task, caller, store, tally)
+            await _one(number, record, fields, task, caller, store, tally)
             if limit is not None:
                 tally.share += 1 / limit
             elif size:
-                tally.share += row.cost / size
+                tally.share += record.size / size
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -163,7 +169,7 @@ async def run_task(
 
 async def _one(
     number: int,
-    row: Row,
+    record: Record,
     fields: ChainFields,
     task: ChainTask,
     caller: ModelClient,
@@ -171,7 +177,7 @@ async def _one(
     tally: CurationTally,
 ) -> None:
     try:
-        chain = read_chain(row, fields, reasoning=task.reasoning)
+        chain = read_chain(record, fields, reasoning=task.reasoning)
     except BadRecord as error:
         entry = error.entry
         outcome = {

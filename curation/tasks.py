@@ -14,7 +14,7 @@ from mvspec.compiler.sequential import flatten
 from mvspec.curation.answers import BranchesReply
 from mvspec.curation.chain import ReasoningChain
 from mvspec.curation.curate import curate_chain
-from mvspec.curation.output import replaced, write_documents, write_lines, write_quarantine
+from mvspec.curation.output import write_documents, write_lines, write_quarantine
 from mvspec.curation.questions import (
     Ask,
     ChainQuarantined,
@@ -28,7 +28,8 @@ from mvspec.curation.store import CurationStore
 from mvspec.curation.structure import UnusableAnswer
 from mvspec.data.check import check_record
 from mvspec.data.measure import count_words, measure
-from mvspec.data.records import InputError, Record
+from mvspec.data.records import Fields, InputError, Record
+from mvspec.data.resume import replaced
 from mvspec.forms import parse
 
 __all__ = ["BranchTask", "CurationTask", "PromptingTask", "branch_counts", "prompting_counts",
@@ -181,7 +182,7 @@ def prompting_verdict(text: str, *, cut: bool = False) -> dict[str, Any]:
     >>> prompting_verdict("No block.")["ok"], prompting_verdict("<Parallel>")["violation"]
     (True, 'cut')
     """
-    verdict = check_record(Record("text", "text", text), PROMPT_FORM)
+    verdict = check_record(Record("text", text, fields=Fields(PROMPT_FORM)))
     document, _ = parse(text, PROMPT_FORM, recover=True)
     metrics = measure(document, count_words)
     return {

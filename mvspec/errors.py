@@ -58,6 +58,7 @@ class Diagnostic:
         dropped: the text that the repair leaves out.
         inserted: the text that the repair writes instead.
         severity: "error" for a violation, "warning" for legal but unusual text.
+        address: which text of a chat it is in, or where in a document, as `messages[1].content`.
     """
 
     offset: int
@@ -69,6 +70,7 @@ class Diagnostic:
     dropped: str = ""
     inserted: str = ""
     severity: str = "error"
+    address: str = ""
 
     def record(self) -> dict[str, object]:
         """Return the object that `mvspec check --json` prints for this diagnostic."""
@@ -85,6 +87,8 @@ class Diagnostic:
             out["inserted"] = self.inserted
         if self.severity != "error":
             out["severity"] = self.severity
+        if self.address:
+            out["address"] = self.address
         return out
 
 

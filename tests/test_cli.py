@@ -123,11 +123,11 @@ def test_an_input_without_a_record_is_told(tmp_path: Path) -> None:
     [
         (["check", "missing.txt"], "missing.txt"),
         (["check", "{rows}", "--field", "outpt"], "no field 'outpt'"),
-        (["check", "{rows}"], "name the text's field with --field"),
+        (["check", "{folder}.jsonl"], "name the text's field with --field"),
         (["check", "{rows}", "--form", "prose"], "prose"),
         (["check", "{rows}", "--form", "untagged"], "untagged"),
         (["check", "{rows}", "--workers", "0"], "workers"),
-        (["check", "{folder}"], "no .txt, .md, .json, .jsonl or .ndjson file"),
+        (["check", "{folder}"], ".jsonl, .ndjson or .parquet file in it"),
         (["check"], "INPUT"),
         (["show", "{rows}", "--field", "output", "--record", "none"], "no record is named none"),
         (["stats", "{rows}", "--field", "output", "--count", "tokens"], "--count tokens"),
@@ -142,6 +142,7 @@ def test_an_input_without_a_record_is_told(tmp_path: Path) -> None:
 )
 def test_usage_errors_end_with_2(args: list[str], message: str, rows: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.jsonl").write_text('{"reply": "Four."}\n')
     result = run(*(arg.format(rows=rows, folder=tmp_path / "empty") for arg in args))
     assert result.exit_code == 2, result.output
     assert message in result.stderr

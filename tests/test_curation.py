@@ -41,8 +41,7 @@ from mvspec.curation.checks import leaning_words
 from mvspec.curation.run import outcome_key
 from mvspec.curation.structure import PathPlan, SentenceRun
 from mvspec.curation.tasks import BranchTask, CurationTask, PromptingTask
-from mvspec.data.conversation import BadRecord
-from mvspec.data.rows import Row
+from mvspec.data.records import BadRecord, Record
 from mvspec.tree.ir import Conclusion, Document, Outline, Parallel, Text, Think
 from mvspec.tree.node import Node
 
@@ -51,7 +50,7 @@ OPTIONS = CurationOptions("m")
 
 
 def chain_of(row: dict[str, str]) -> ReasoningChain:
-    return read_chain(Row("chains.jsonl:1", row), ChainFields())
+    return read_chain(Record("chains.jsonl:1", row, "value"), ChainFields())
 
 
 CHAIN = chain_of(chains(1)[0])
@@ -308,16 +307,16 @@ def test_history_does_not_depend_on_speed() -> None:
 def test_unreadable_rows_are_named() -> None:
     fields = ChainFields()
     with pytest.raises(BadRecord, match="no field 'reasoning'"):
-        read_chain(Row("a:1", {"question": "q"}), fields)
+        read_chain(Record("a:1", {"question": "q"}, "value"), fields)
     with pytest.raises(BadRecord, match="holds the tag <Path>"):
-        read_chain(Row("a:1", {"reasoning": "A <Path> here."}), fields)
+        read_chain(Record("a:1", {"reasoning": "A <Path> here."}, "value"), fields)
     with pytest.raises(BadRecord, match="has no text"):
-        read_chain(Row("a:1", {"reasoning": " \n"}), fields)
+        read_chain(Record("a:1", {"reasoning": " \n"}, "value"), fields)
     with pytest.raises(BadRecord, match="not a string"):
-        read_chain(Row("a:1", {"reasoning": 3}), fields)
+        read_chain(Record("a:1", {"reasoning": 3}, "value"), fields)
     with pytest.raises(BadRecord, match="half a character"):
-        read_chain(Row("a:1", {"reasoning": "a\ud800"}), fields)
-    chain = read_chain(Row("a:1", {"reasoning": "A.", "question": "<Path>?"}), fields)
+        read_chain(Record("a:1", {"reasoning": "a\ud800"}, "value"), fields)
+    chain = read_chain(Record("a:1", {"reasoning": "A.", "question": "<Path>?"}, "value"), fields)
     assert chain.question == "<Path>?"
 
 
@@ -329,10 +328,10 @@ def test_known_columns() -> None:
         "gemini_thinking_trajectory": "G.",
         "gemini_attempt": "g",
     }
-    chain = read_chain(Row("a:1", row), ChainFields())
+    chain = read_chain(Record("a:1", row, "value"), ChainFields())
     assert (chain.question, chain.reasoning, chain.answer) == ("q", "D.", "d")
     fields = ChainFields("gemini_thinking_trajectory", None, "gemini_attempt")
-    assert read_chain(Row("a:1", row), fields).answer == "g"
+    assert read_chain(Record("a:1", row, "value"), fields).answer == "g"
 
 
 @pytest.mark.parametrize(

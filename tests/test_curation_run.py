@@ -25,7 +25,7 @@ from curator_model import Scripted, chains
 from gemini_server import Act, Body, GeminiServer, failure, generated, scripted
 
 from mvspec.cli.curate import progress_line
-from mvspec.compiler.compilation import compile_rows
+from mvspec.compiler.compilation import compile_records
 from mvspec.compiler.shard import Options
 from mvspec.curation import (
     ChainFields,
@@ -44,9 +44,8 @@ from mvspec.curation.questions import Ask
 from mvspec.curation.report import write_report
 from mvspec.curation.run import CurationTally, UndecidedRecord, run_task
 from mvspec.curation.tasks import CurationTask
-from mvspec.data.conversation import Fields
-from mvspec.data.records import InputError
-from mvspec.data.rows import open_rows
+from mvspec.data.records import Fields, InputError
+from mvspec.data.sources import open_records
 from mvspec.tree.ir import Document
 
 KEY = "test-key-that-nobody-may-see-4711"
@@ -239,11 +238,11 @@ def test_documents_and_their_twins_compile(tmp_path: Path) -> None:
         curate(source, tmp_path / "out", server.url)
     for field, parallel in (("document", True), ("autoregressive", False)):
         for name in ("documents.jsonl", "documents.parquet"):
-            rows = open_rows([str(tmp_path / "out" / name)])
             form = "json" if name.endswith("parquet") else "multiverse"
-            options = Options(fields=Fields(form, field))
+            fields = Fields(form, field)
+            records = open_records([str(tmp_path / "out" / name)], fields, short=True)
             folder = tmp_path / f"{field}-{name}"
-            made = compile_rows(rows, str(tmp_path / "tokenizer"), folder, options)
+            made = compile_records(records, str(tmp_path / "tokenizer"), folder, Options())
             assert made.counts.record()["quarantined"] == 0
             assert made.counts.records == 4
             mean = made.counts.record()["mean_parallelism"]
@@ -401,7 +400,7 @@ def test_data_sets_and_parquet_are_read(tmp_path: Path) -> None:
     data.to_parquet(str(tmp_path / "rows.parquet"))
     for name in ("saved", "rows.parquet"):
         given = CurationRun((str(tmp_path / name),), CurationOptions("m"))
-        found = [read_chain(row, given.fields) for row in given.rows().read()]
+        found = [read_chain(row, given.fields) for row in given.records().read()]
         assert [chain.reasoning for chain in found] == [
             row["deepseek_thinking_trajectory"] for row in rows
         ]
@@ -493,9 +492,9 @@ def test_a_disk_that_fails_ends_the_run_and_is_said(tmp_path: Path) -> None:
 
     async def all() -> None:
         caller = ModelClient(Scripted(), store, budget=SpendingLimit(None))
-        rows = open_rows([str(source)])
+        records = open_records([str(source)], short=True)
         task = CurationTask(CurationOptions("m"))
-        await run_task(rows, ChainFields(), task, caller, store, CurationTally(), concurrency=3)
+        await run_task(records, ChainFields(), task, caller, store, CurationTally(), concurrency=3)
 
     with pytest.raises(InputError, match=re.escape("answers.sqlite")):
         asyncio.run(all())
@@ -514,9 +513,9 @@ def test_an_error_of_our_own_costs_one_record(tmp_path: Path) -> None:
 
     async def all() -> None:
         caller = ModelClient(Scripted(), store, budget=SpendingLimit(None))
-        rows = open_rows([str(source)])
+        records = open_records([str(source)], short=True)
         task = Wrong(CurationOptions("m"))
-        await run_task(rows, ChainFields(), task, caller, store, tally, concurrency=3)
+        await run_task(records, ChainFields(), task, caller, store, tally, concurrency=3)
 
     asyncio.run(all())
     store.close()
@@ -570,9 +569,9 @@ def test_chaos_ends_with_verdicts(tmp_path: Path) -> None:
             first_wait=0.01, longest_wait=0.02,
         )  # fmt: skip
         tally = CurationTally()
-        rows = open_rows([str(source)])
+        records = open_records([str(source)], short=True)
         task = CurationTask(CurationOptions("m", attempts=1))
-        await run_task(rows, ChainFields(), task, caller, store, tally, concurrency=16)
+        await run_task(records, ChainFields(), task, caller, store, tally, concurrency=16)
         await gemini.aclose()
         return tally
 
@@ -608,7 +607,7 @@ def test_reports_take_names_and_texts_as_text(tmp_path: Path) -> None:
         caller = ModelClient(Scripted(), store, budget=SpendingLimit(None))
         task = CurationTask(given.curation)
         await run_task(
-            given.rows(), ChainFields(), task, caller, store, CurationTally(), concurrency=3
+            given.records(), ChainFields(), task, caller, store, CurationTally(), concurrency=3
         )
 
     asyncio.run(all())

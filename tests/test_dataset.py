@@ -418,9 +418,10 @@ def test_every_kind_of_input_gives_the_same_layouts(
 
 def test_mistakes_in_the_command(rows: Path, tokenizer: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    unknown = write_rows(tmp_path / "unknown.jsonl", [{"id": "a", "reply": "Four."}])
     for wrong in (
         (tmp_path / "none.jsonl", "--tokenizer", tokenizer),
-        (rows, "--tokenizer", tokenizer),
+        (unknown, "--tokenizer", tokenizer),
         (rows, "--field", "answer", "--tokenizer", tokenizer),
         (rows, "--field", "output", "--tokenizer", tmp_path / "none"),
         (rows, "--field", "output", "--tokenizer", tokenizer, "--lowering", "shared(x)"),

@@ -151,7 +151,7 @@ def test_a_form_that_is_read_strictly_only(
 def test_a_warning_of_numbers_points_at_the_label() -> None:
     text = EXAMPLES["multiverse-prompt"].replace(" 2>", " 7>")
     from mvspec.data.check import check_record
-    from mvspec.data.records import Record
+    from mvspec.data.records import Fields, Record
 
-    (warning,) = check_record(Record("a", "a", text), "multiverse-prompt").diagnostics
+    (warning,) = check_record(Record("a", text, fields=Fields("multiverse-prompt"))).diagnostics
     assert (warning.code, text[warning.offset : warning.end]) == ("numbering", "7")

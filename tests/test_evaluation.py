@@ -240,7 +240,11 @@ def test_starter_code_names_the_function() -> None:
 @pytest.mark.parametrize(
     ("task", "row", "reason"),
     [
-        ("math", {"id": "a", "text": "P"}, "no column problem or question or prompt: there is id"),
+        (
+            "math",
+            {"id": "a", "text": "P"},
+            "no column problem or question or prompt or instruction: there is id",
+        ),
         ("math", {"problem": "P"}, "no column answer"),
         ("math", {"problem": "P", "solution": "very " * 20}, "boxes no answer"),
         ("math", {"problem": " ", "answer": "1"}, "the question is empty"),

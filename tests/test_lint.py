@@ -39,5 +39,5 @@ def test_inner_labels_follow_their_path_whatever_it_is_called() -> None:
 
 def test_numbering_of_json_names_the_node() -> None:
     text = mvspec.parse(ODD).to_json()
-    (found,) = check_record(Record("a", "a", text, "json")).diagnostics
+    (found,) = check_record(Record("a", text, "json")).diagnostics
     assert found.message.startswith("messages[0].body[0].body[1]: outlines are labelled 1, 3")

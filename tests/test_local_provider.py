@@ -25,7 +25,7 @@ from mvspec.curation import (
 from mvspec.curation.answers import JudgementReply, schema_text
 from mvspec.curation.job import CurationRun
 from mvspec.curation.local import LocalProvider
-from mvspec.data.rows import Row
+from mvspec.data.records import Record
 
 SCHEMA = json.dumps(
     {
@@ -70,7 +70,7 @@ def test_what_the_engine_cannot_read_is_refused() -> None:
 
 def test_the_steps_run_on_a_model_of_ones_own() -> None:
     """A model that knows nothing gives verdicts and no document, or one that holds."""
-    chain = read_chain(Row("a:1", chains(1)[0]), ChainFields())
+    chain = read_chain(Record("a:1", chains(1)[0], "value"), ChainFields())
     options = CurationOptions("", attempts=1, max_tokens=120)
     outcome = asyncio.run(curate_chain(chain, options, LocalProvider(tiny_engine()).ask))
     assert outcome.document is None

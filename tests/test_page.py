@@ -72,7 +72,7 @@ def run(*arguments: str | Path) -> Result:
 
 
 def test_a_page_needs_nothing_and_runs_nothing_else(tmp_path: Path) -> None:
-    text = page_of(tmp_path, [Record("a", "a", CANONICAL)])
+    text = page_of(tmp_path, [Record("a", CANONICAL)])
     reader = Reader(text)
     policy = next(attrs["content"] for tag, attrs in reader.elements if "http-equiv" in attrs)
     for inside, (tag, attrs) in zip(reader.inside, reader.elements, strict=True):
@@ -97,12 +97,12 @@ def test_a_page_needs_nothing_and_runs_nothing_else(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(nasty(), nasty(), nasty()), min_size=1, max_size=3), nasty())
 def test_no_character_of_a_record_is_markup(rows: list[tuple[str, str, str]], title: str) -> None:
     records = [
-        Record(name, name, text, row={"id": name, "output": text, "note": note})
+        Record(name, {"id": name, "output": text, "note": note}, "value")
         for name, text, note in rows
     ]
     with tempfile.TemporaryDirectory() as folder:
         text = page_of(Path(folder), records, title)
-        plain = page_of(Path(folder), [Record("a", "a", "b")], "t")
+        plain = page_of(Path(folder), [Record("a", "b")], "t")
     found, expected = Reader(text), Reader(plain)
     assert [tag for tag, _ in found.elements] == [tag for tag, _ in expected.elements]
     assert [sorted(attrs) for _, attrs in found.elements] == [
@@ -139,7 +139,7 @@ def test_the_script_is_whole(tmp_path: Path) -> None:
 
 
 def test_groups_know_their_records(tmp_path: Path) -> None:
-    records = [Record(str(n), str(n), f"{n} " + "x" * 4000) for n in range(200)]
+    records = [Record(str(n), f"{n} " + "x" * 4000) for n in range(200)]
     reader = Reader(page_of(tmp_path, records))
     firsts = [int(attrs["data-first"] or "") for _, attrs in reader.elements
               if attrs.get("data-part") == "records"]  # fmt: skip

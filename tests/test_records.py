@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 import mvspec
 from mvspec.cli import app
-from mvspec.data.records import PATIENCE, InputError, read_records
+from mvspec.data.records import Fields, InputError
+from mvspec.data.sources import PATIENCE, Records, open_records
 
 
 def check(*args: object, stdin: str | None = None) -> tuple[int, list[dict[str, Any]]]:
@@ -22,9 +23,13 @@ def check(*args: object, stdin: str | None = None) -> tuple[int, list[dict[str, 
     return result.exit_code, [json.loads(line) for line in result.stdout.splitlines()]
 
 
+def records(*inputs: object, field: str | None = None) -> Records:
+    return open_records([str(each) for each in inputs], Fields(field=field))
+
+
 def names(*inputs: object, field: str | None = None) -> list[tuple[str, str, str | None]]:
-    found = read_records([str(each) for each in inputs], field)
-    return [(r.name, r.text, r.error.code if r.error else None) for r in found]
+    found = records(*inputs, field=field)
+    return [(r.name, r.text, r.trouble.code if r.trouble else None) for r in found]
 
 
 def test_bad_rows_are_records_with_a_place(tmp_path: Path) -> None:
@@ -39,8 +44,8 @@ def test_bad_rows_are_records_with_a_place(tmp_path: Path) -> None:
         b"[1]\n" + b"[" * 100_000 + b"\n"
         b'{"output": "\\ud800"}'
     )
-    found = list(read_records([str(path)], "output"))
-    assert [(r.name.removeprefix(f"{path}:"), r.error and r.error.code) for r in found] == [
+    found = list(records(path, field="output"))
+    assert [(r.name.removeprefix(f"{path}:"), r.trouble and r.trouble.code) for r in found] == [
         ("1", None),
         ("3", "invalid-json"),
         ("4", "invalid-utf-8"),
@@ -52,7 +57,7 @@ def test_bad_rows_are_records_with_a_place(tmp_path: Path) -> None:
     ]
     assert found[0].text == "a\r\nb"
     assert found[3].place == f"{path}:5"
-    broken, byte = found[1].error, found[2].error
+    broken, byte = found[1].trouble, found[2].trouble
     assert broken is not None
     assert byte is not None
     assert (broken.offset, broken.column) == (14, 15)
@@ -67,8 +72,8 @@ def test_rows_without_a_field(tmp_path: Path) -> None:
     document = mvspec.parse(CANONICAL)
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps("text") + "\n" + document.to_json() + "\n")
-    first, second = read_records([str(path)])
-    assert (first.text, first.form) == ("text", None)
+    first, second = records(path)
+    assert (first.text, first.kind) == ("text", "text")
     assert second.form == "json"
     status, verdicts = check(path)
     assert (status, len(verdicts)) == (0, 2)
@@ -122,12 +127,12 @@ def test_a_field_that_comes_late_loses_no_row(tmp_path: Path) -> None:
 def test_rows_are_read_one_at_a_time(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"output": "a"}\n' * 100_000)
-    read: list[int] = []
-    records = read_records([str(path)], "output", read.append)
-    next(records)
-    assert sum(read) == len('{"output": "a"}\n')
-    assert sum(1 for _ in records) == 99_999
-    assert sum(read) == path.stat().st_size
+    with path.open("rb") as file:
+        found = iter(records(path, field="output"))
+        assert next(found).name == f"{path}:1"
+        path.write_text("")  # what was not read yet is not held
+        assert file.read(1) == b""
+        assert sum(1 for _ in found) < 99_999
 
 
 def test_crlf_and_nul_are_kept_and_reported(tmp_path: Path) -> None:
@@ -155,8 +160,8 @@ def test_invalid_utf8_has_a_place(tmp_path: Path) -> None:
 
 
 def test_an_unreadable_path_is_an_input_error() -> None:
-    with pytest.raises(InputError, match="No such file"):
-        list(read_records(["missing.jsonl"]))
+    with pytest.raises(InputError, match="no such file"):
+        records("missing.jsonl")
 
 
 def test_a_document_may_have_its_name_beside_it(tmp_path: Path) -> None:
@@ -164,6 +169,6 @@ def test_a_document_may_have_its_name_beside_it(tmp_path: Path) -> None:
     row = {"id": "a", **json.loads(document.to_json())}
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row) + "\n", "utf-8")
-    (record,) = read_records([str(path)])
+    (record,) = records(path)
     assert (record.name, record.form) == ("a", "json")
     assert mvspec.Document.from_json(record.text) == document

@@ -21,7 +21,8 @@ from mvspec.compiler import compile_document, dense_mask
 from mvspec.compiler.pages import lay_tokens
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.data.measure import measure
-from mvspec.data.records import Record, read_records
+from mvspec.data.records import Fields, Record
+from mvspec.data.sources import read
 from mvspec.errors import VerifyError
 from mvspec.forms.recovery.edits import apply
 from mvspec.tree.ir import Document, Message
@@ -36,7 +37,7 @@ from mvspec.view.record_view import (
     ramps,
     units,
 )
-from mvspec.view.records import holds, sheet_of
+from mvspec.view.records import sheet_of
 from mvspec.view.traces import trace_sheet
 from mvspec.view.turns import lay_words, words
 
@@ -160,7 +161,7 @@ def test_a_chat_in_tokens() -> None:
 
 def test_holes_are_counted_in_words() -> None:
     document = mvspec.document(mvspec.assistant("A ", mvspec.gen("x")))
-    record = Record("a", "a", document.to_json(), "json")
+    record = Record("a", document.to_json(), "json")
     sheet = sheet_of(record, lay=lambda each: lay_tokens(each, VOCABULARY))
     assert sheet.unit == "words"
     (message,) = sheet.tree
@@ -241,7 +242,7 @@ def test_what_is_no_trace_says_where(change: dict[str, Any], where: str) -> None
     with pytest.raises(VerifyError) as error:
         trace_sheet("a", "a:1", row(**change))
     assert where in str(error.value)
-    record = Record("a", "a:1", "", "trace", row=row(**change))
+    record = Record("a:1", row(**change), "value")
     sheet = sheet_of(record)
     assert (sheet.verdict, sheet.diagnostics[0].code) == ("unread", "not-a-trace")
     assert where in sheet.diagnostics[0].message
@@ -261,7 +262,7 @@ JSON = st.recursive(
 )
 def test_no_trace_stops_the_viewer(changes: dict[str, Any]) -> None:
     value = row(**changes)
-    sheet = sheet_of(Record("a", "a:1", "", "trace", row=value))
+    sheet = sheet_of(Record("a:1", value, "value"))
     for line in sheet.lines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     json.dumps(sheet.index(), allow_nan=False)
@@ -269,7 +270,7 @@ def test_no_trace_stops_the_viewer(changes: dict[str, Any]) -> None:
 
 def test_threads_that_nest_too_deep_are_no_trace() -> None:
     threads = [{"id": n, "parent": n - 1, "block": n} if n else {"id": 0} for n in range(5000)]
-    sheet = sheet_of(Record("a", "a:1", "", "trace", row=row(threads=threads)))
+    sheet = sheet_of(Record("a:1", row(threads=threads), "value"))
     assert "threads[33]: blocks nest deeper than 32" in sheet.diagnostics[0].message
 
 
@@ -325,14 +326,14 @@ def test_a_field_may_be_nested_deep() -> None:
     deep: Any = 1
     for _ in range(900):
         deep = {"a": deep}
-    sheet = sheet_of(Record("a", "a", "", "sample", row={"output": "Hi", "deep": deep}))
+    sheet = sheet_of(Record("a", {"output": "Hi", "deep": deep}, "value"))
     assert sheet.fields[0][0] == "deep"
     assert json.loads(sheet.lines()[0])[0] == "Hi"
 
 
 @given(mutated())
 def test_any_text_has_a_sheet(text: str) -> None:
-    sheet = sheet_of(Record("a", "a.txt", text))
+    sheet = sheet_of(Record("a.txt", text))
     searched, rest = sheet.lines()
     assert searched.isascii()
     assert "\n" not in searched + rest
@@ -349,7 +350,7 @@ def test_any_text_has_a_sheet(text: str) -> None:
 
 @pytest.mark.parametrize("each", TRACES, ids=lambda each: each.name)
 def test_repairs_are_shown(each: Any) -> None:
-    sheet = sheet_of(Record(each.name, each.name, each.text))
+    sheet = sheet_of(Record(each.name, each.text))
     assert tuple(d.code for d in sheet.diagnostics if d.severity == "error") == each.codes
     assert sheet.text == each.repaired
     assert sheet.verdict == ("ok" if not each.codes else "cut" if each.codes == ("cut",)
@@ -382,7 +383,7 @@ def test_rows_are_what_they_hold(tmp_path: Path) -> None:
     ]  # fmt: skip
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n", "utf-8")
-    sheets = [sheet_of(record) for record in read_records([str(file)], objects=holds)]
+    sheets = [sheet_of(record) for record in read(file).checked(heads=True)]
     assert [sheet.kind for sheet in sheets] == [
         "settings", "text", "document", "trace", "sample", "sample", "sample", "sample",
         "text", "text", "text",
@@ -409,7 +410,7 @@ def test_other_forms_keep_their_text(form: str) -> None:
                             conclusion="Both.")  # fmt: skip
     think = [mvspec.think(block)] if form == "curator" else [block]
     text = mvspec.render(mvspec.assistant(*think), form)
-    sheet = sheet_of(Record("a", "a", text), form)
+    sheet = sheet_of(Record("a", text, fields=Fields(form)))
     assert sheet.verdict == "ok"
     assert text in (sheet.text, sheet.source)
     assert [thread.label for thread in sheet.threads] == ["", "1", "2"]
@@ -417,6 +418,6 @@ def test_other_forms_keep_their_text(form: str) -> None:
 
 def test_nasty_names_and_fields() -> None:
     for text in NASTY:
-        record = Record(text, text, "Answer", row={"id": text, text: text, "output": "Answer"})
+        record = Record(text, {"id": text, text: text, "output": "Answer"}, "value")
         sheet = sheet_of(record)
         assert (text, text) in sheet.fields

@@ -17,12 +17,12 @@ from nasty import NASTY
 from traces import CANONICAL
 
 import mvspec
-from mvspec.data.records import read_records
+from mvspec.data.sources import read
 from mvspec.errors import MvspecError
 from mvspec.shown import visible
 from mvspec.view.page import Page
 from mvspec.view.record_view import AUTHORS
-from mvspec.view.records import holds, sheet_of
+from mvspec.view.records import sheet_of
 from mvspec.view.turns import lay_words
 
 selenium = pytest.importorskip("selenium")
@@ -150,7 +150,7 @@ def write(path: Path, rows: list[Any], title: str = "records") -> Path:
     data = path.with_suffix(".jsonl")
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     with Page(path, title) as page:
-        for record in read_records([str(data)], objects=holds):
+        for record in read(data).checked(heads=True):
             sheet = sheet_of(record)
             page.add(*sheet.lines(), sheet.index())
     return path

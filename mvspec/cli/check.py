@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -13,16 +14,19 @@ import typer
 
 from mvspec.cli.console import plain_table, print_table, reading_bar, tell
 from mvspec.cli.options import Field, Form, Inputs, Json, Workers, apart
-from mvspec.data.check import Verdict, check_record, other_forms
-from mvspec.data.fix import Policy, fixed, log_path
+from mvspec.data.check import RecordVerdict, check_record, other_forms
+from mvspec.data.fix import FixPolicy, fix_records, log_path
 from mvspec.data.parallel_map import ordered_map
-from mvspec.data.records import Record, read_records
+from mvspec.data.records import Fields, Record
+from mvspec.data.sources import open_records
+from mvspec.errors import Diagnostic, Source
 from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.shown import excerpt, visible
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["VerdictCounts", "check"]
+__all__ = ["VerdictCounts", "check", "report"]
 
 
 def check(
@@ -52,24 +56,25 @@ def check(
     summary = VerdictCounts()
     for output in (fix, log_path(fix)) if fix else ():
         apart(output, inputs, "--fix")
-    policy = Policy.of(fix, recover, max_repairs, drop)
-    function = partial(check_record, form=form, recover=recover)
-    several = partial(ordered_map, function, workers=workers, size=text_length)
-    with reading_bar(inputs) as advance:
-        records = read_records(inputs, field, advance)
-        first = next(records, None)
-        records = chain([first] if first else [], records)
-        for verdict in fixed(records, several, policy, inputs, field, form, summary.resume):
+    policy = FixPolicy.of(fix, recover, max_repairs, drop)
+    function = partial(check_record, recover=recover)
+    several = partial(ordered_map, function, workers=workers, size=record_size)
+    source = open_records(inputs, Fields(form, field), again=fix is not None)
+    with reading_bar(source) as read:
+        first = next(read, None)
+        records = chain([first] if first else [], read)
+        for verdict in fix_records(records, several, policy, source, summary.resume):
             summary.add(verdict)
             if as_json:
-                print(json.dumps(verdict.row()), flush=True)
-            elif verdict.report:
-                print(verdict.report, flush=True)
+                print(json.dumps(verdict.to_dict()), flush=True)
+            elif verdict.diagnostics:
+                lines = report(verdict.record, verdict.texts, verdict.diagnostics, repairs=recover)
+                print("\n".join(lines), flush=True)
     if not as_json:
         print_table(summary)
         if first is None:
             tell("there is no record in the input")
-        elif not (summary.ok or summary.cut) and (others := other_forms(first, form)):
+        elif not (summary.ok or summary.cut) and (others := other_forms(first)):
             tell(f"{first.name} is well-formed with --form {' or '.join(others)}")
     wrong = summary.left_out if fix else summary.records - summary.ok
     raise typer.Exit(1 if wrong else 0)
@@ -83,7 +88,7 @@ class VerdictCounts:
         self.malformed: Counter[str] = Counter()
         self.warnings: Counter[str] = Counter()
 
-    def add(self, verdict: Verdict) -> None:
+    def add(self, verdict: RecordVerdict) -> None:
         """Count one verdict; a malformed record by the code of its first violation."""
         self.records += 1
         self.ok += verdict.ok
@@ -121,6 +126,42 @@ class VerdictCounts:
         return table
 
 
-def text_length(record: Record) -> int:
-    """Return the characters of a record's text, the cost of checking it."""
-    return len(record.text)
+EXCERPT_WIDTH = 70
+"""Characters of a line that an excerpt shows, so that it fits 80 columns with its gutter."""
+
+REPAIR_LIMIT = 200
+"""Characters shown of what a repair leaves out or writes; `--json` has all of it."""
+
+
+def report(
+    name: str,
+    texts: Mapping[str, str],
+    diagnostics: Iterable[Diagnostic],
+    *,
+    repairs: bool = False,
+) -> Iterator[str]:
+    """Yield the lines that tell people of diagnostics: place, message, excerpt with a caret.
+
+    Args:
+        name: of the record.
+        texts: what the diagnostics point into, by address.
+        repairs: say too what each repair leaves out and writes.
+    """
+    for each in diagnostics:
+        source = Source(texts.get(each.address, ""))
+        warning = "" if each.severity == "error" else f"{each.severity}: "
+        where = f" {each.address}" if source.text and each.address else ""
+        place = f"{visible(name)}{where}:{each.line}:{each.column}"
+        yield f"{place}: {warning}{visible(each.message)} [{each.code}]"
+        # A document as JSON is one long line, of which a place is not known.
+        if source.text and each.code != "not-a-document":
+            yield source.excerpt(each.offset, EXCERPT_WIDTH)
+        if repairs and each.dropped:
+            yield f"      left out: {excerpt(repr(each.dropped), REPAIR_LIMIT)}"
+        if repairs and each.inserted:
+            yield f"      written:  {excerpt(repr(each.inserted), REPAIR_LIMIT)}"
+
+
+def record_size(record: Record) -> int:
+    """Return the bytes of a record, the cost of checking it."""
+    return int(record.size)

@@ -81,25 +81,25 @@ def compile(
     with needs("engine", "compile"):
         from mvspec.cli.print_stages import STAGES, print_stage
         from mvspec.compiler.tokenizer import load_vocabulary
-        from mvspec.data.conversation import Fields
-        from mvspec.data.rows import open_rows
+        from mvspec.data.records import Fields
+        from mvspec.data.sources import open_records
     if stage not in STAGES:
         raise typer.BadParameter(
             f"{stage!r} is not one of {', '.join(STAGES)}", param_hint="--emit"
         )
     fields = Fields(form, field, prompt_field, instruction)
-    rows = open_rows(inputs, rows=bool(field or prompt_field), split=split)
+    records = open_records(inputs, fields, split=split, hub=True, short=True)
     if output is None:
         loaded = load_vocabulary(tokenizer, tags=add_tags)
-        bad = print_stage(stage, rows, fields, loaded, lowering, forced_loss=forced_loss)
+        bad = print_stage(stage, records, loaded, lowering, forced_loss=forced_loss)
         raise typer.Exit(1 if bad else 0)
     with needs("compile", "compile -o"):
-        from mvspec.compiler.compilation import compile_rows
+        from mvspec.compiler.compilation import compile_records
         from mvspec.compiler.shard import Options
-    options = Options(lowering, max_length, too_long, pack, forced_loss, shard, add_tags, fields)
-    with compiling_bar(rows.size) as advance:
-        result = compile_rows(
-            rows, tokenizer, output, options,
+    options = Options(lowering, max_length, too_long, pack, forced_loss, shard, add_tags)
+    with compiling_bar(records.size) as advance:
+        result = compile_records(
+            records, tokenizer, output, options,
             workers=workers, overwrite=overwrite, advance=advance,
         )  # fmt: skip
     print_table(compilation_table(result, output, packed=pack))

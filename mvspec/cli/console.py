@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,9 @@ from mvspec.errors import MvspecError
 if TYPE_CHECKING:
     from rich.console import ConsoleRenderable, RichCast
     from rich.table import Table
+
+    from mvspec.data.records import Record
+    from mvspec.data.sources import Records
 
 __all__ = [
     "MvspecGroup",
@@ -64,17 +67,16 @@ def print_table(table: ConsoleRenderable | RichCast) -> None:
 
 
 @contextmanager
-def reading_bar(inputs: Sequence[str]) -> Iterator[Callable[[int], object]]:
-    """Give a function that takes the bytes read; shows a bar on stderr where that is a terminal.
+def reading_bar(records: Records, *, heads: bool = False) -> Iterator[Iterator[Record]]:
+    """Give the records; a bar on stderr, where that is a terminal, shows how many are read.
 
     Args:
-        inputs: what is read, for its size.
+        heads: as of `Records.checked`.
     """
-    from mvspec.data.records import total_bytes
-
-    size = total_bytes(inputs) if sys.stderr.isatty() else 0
-    if (size is not None and size < LONG) or ("-" in inputs and sys.stdin.isatty()):
-        yield lambda count: None
+    size = records.size if sys.stderr.isatty() else 0
+    read = records.checked(heads=heads)
+    if (size is not None and size < LONG) or (size is None and sys.stdin.isatty()):
+        yield read
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -85,7 +87,13 @@ def reading_bar(inputs: Sequence[str]) -> Iterator[Callable[[int], object]]:
     bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
     with bar:
         task = bar.add_task("", total=size)
-        yield lambda count: bar.advance(task, count)
+
+        def told() -> Iterator[Record]:
+            for record in read:
+                bar.advance(task, record.size)
+                yield record
+
+        yield told()
 
 
 @contextmanager

@@ -10,7 +10,8 @@ import typer
 from mvspec.cli.console import reading_bar, tell
 from mvspec.cli.options import READABLE, Field, Inputs, apart, known_form
 from mvspec.data.convert import convert_records
-from mvspec.data.records import is_one_text, read_records
+from mvspec.data.records import Fields
+from mvspec.data.sources import is_one_text, open_records
 from mvspec.forms import FORMS
 from mvspec.forms.multiverse import MULTIVERSE
 
@@ -36,10 +37,9 @@ def convert(
     """Write each record in another form; one that the form cannot hold is left out."""
     apart(output, inputs, "-o")
     left_out = 0
-    with reading_bar(inputs) as advance:
-        records = read_records(inputs, field, advance)
+    with reading_bar(open_records(inputs, Fields(source, field))) as records:
         for problem in convert_records(
-            records, source, to, output, field, text=is_one_text(inputs, field), recover=recover
+            records, to, output, text=is_one_text(inputs, field), recover=recover
         ):
             left_out += 1
             tell(f"left out: {problem}")

@@ -127,9 +127,7 @@ def run(
 ) -> None:
     """Ask a model a task's problems, or grade recorded outputs; resumes where it stopped."""
     given = locals()
-    if outputs is not None and field is None:
-        field = "output"
-    recorded = field is not None
+    recorded = field is not None or outputs is not None
     if recorded and (model or engine or cap or samples > 1):
         raise typer.BadParameter(
             "recorded outputs are graded as they are: leave out --model, --engine, --cap, --samples"
@@ -159,7 +157,7 @@ def run(
         counter, unit = counter_of(count)
         name = unit if count in ("chars", "words") else f"{unit} of {Path(count).resolve().name}"
         run, found = grade_recorded(
-            evaluation, outputs, field or "output", counter, name, output, tell, sample_bar
+            evaluation, outputs, field, counter, name, output, tell, sample_bar
         )
         if found.missing:
             tell(f"no output for {len(found.missing):,} problems: {_some(found.missing)}")

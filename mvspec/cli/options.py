@@ -10,7 +10,8 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from mvspec.data.records import InputError, is_readable
+from mvspec.data.records import InputError
+from mvspec.data.sources import is_readable
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS, READABLE
 

@@ -17,9 +17,8 @@ from mvspec.compiler.planning import plan_document
 from mvspec.compiler.segments import Segment
 from mvspec.compiler.stages import Stages, compile_stages, segments_of
 from mvspec.compiler.vocabulary import Vocabulary
-from mvspec.data.conversation import BadRecord, Fields, read_row
-from mvspec.data.records import InputError
-from mvspec.data.rows import Rows
+from mvspec.data.records import BadRecord, InputError
+from mvspec.data.sources import Records
 from mvspec.errors import MvspecError
 from mvspec.shown import visible
 from mvspec.tree.ir import Document
@@ -68,8 +67,7 @@ def emit(
 
 def print_stage(
     stage: str,
-    rows: Rows,
-    fields: Fields,
+    records: Records,
     vocabulary: Vocabulary,
     lowering: str = "multiverse",
     *,
@@ -81,10 +79,9 @@ def print_stage(
     """
     console = Console()
     bad = printed = 0
-    for row in rows.read():
+    for record in records:
         try:
-            name, document = read_row(row, fields)
-            lines = emit(stage, document, vocabulary, lowering, forced_loss=forced_loss)
+            lines = emit(stage, record.document, vocabulary, lowering, forced_loss=forced_loss)
             first = next(lines)
         except BadRecord as error:
             bad += 1
@@ -92,9 +89,9 @@ def print_stage(
             continue
         except MvspecError as error:
             bad += 1
-            print(visible(f"{row.place}: {error}"), file=sys.stderr)
+            print(visible(f"{record.place}: {error}"), file=sys.stderr)
             continue
-        title = Text(visible(name), "bold underline")
+        title = Text(visible(record.name), "bold underline")
         for line in ([Text("")] if printed else []) + [title, first, *lines]:
             if isinstance(line, Text) and not console.is_terminal:
                 # Rich takes its time with every line, and a layout has thousands.

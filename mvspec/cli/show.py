@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from mvspec.cli.check import report
 from mvspec.cli.options import Field, Form, Inputs, Lowering, OnlyRecords, apart, needs
-from mvspec.data.check import read_document, report
-from mvspec.data.records import InputError, Record, read_records
-from mvspec.errors import Source
+from mvspec.data.records import Fields, InputError, Record
+from mvspec.data.sources import open_records
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.shown import visible
 from mvspec.tree.ir import Document
@@ -59,11 +59,12 @@ def show(
     for option, output in (("--html", html), ("--mask", mask)):
         apart(output, inputs, option)
     shown = (HTML_LIMIT if html else TEXT_LIMIT) if limit is None else limit or None
-    for item in selected(read_records(inputs, field), record):
-        document, diagnostics, _ = read_document(item, form, recover=True)
+    for item in selected(iter(open_records(inputs, Fields(form, field))), record):
+        reading = item.read(recover=True)
+        document, diagnostics = reading.document, reading.diagnostics
         if document is None:
             unread = True
-            typer.echo("\n".join(report(Source(item.text, item.name), diagnostics)), err=True)
+            typer.echo("\n".join(report(item.name, reading.texts, diagnostics)), err=True)
             continue
         repairs = f"{len(diagnostics)} repair{'s' * (len(diagnostics) > 1)}"
         title = visible(item.name) + (f" ({repairs}: see check --recover)" if diagnostics else "")

@@ -11,9 +11,9 @@ import typer
 
 from mvspec.cli.console import plain_table, print_table, reading_bar, tell
 from mvspec.cli.options import Field, Form, Inputs, Json, needs
-from mvspec.data.check import read_document
 from mvspec.data.measure import Counter, count_words, measure, token_counter
-from mvspec.data.records import InputError, read_records
+from mvspec.data.records import Fields, InputError
+from mvspec.data.sources import open_records
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS
 from mvspec.forms.multiverse import MULTIVERSE
@@ -50,13 +50,14 @@ def stats(
     corpus = Corpus()
     rows: list[tuple[str, Metrics]] = []
     skipped = 0
-    with reading_bar(inputs) as advance:
-        for item in read_records(inputs, field, advance):
-            document, diagnostics, _ = read_document(item, form, recover=recover)
+    with reading_bar(open_records(inputs, Fields(form, field))) as records:
+        for item in records:
+            reading = item.read(recover=recover)
+            document, diagnostics = reading.document, reading.diagnostics
             try:
                 if document is None:
                     raise MvspecError(f"{diagnostics[0].message} [{diagnostics[0].code}]")
-                metrics = measure(document, counter, counted_in(item.form or form))
+                metrics = measure(document, counter, counted_in(item.form))
             except MvspecError as error:
                 skipped += 1
                 tell(f"left out: {item.name}: {error}")

@@ -14,10 +14,11 @@ from mvspec.cli.console import reading_bar, tell
 from mvspec.cli.options import Field, Form, Inputs, OnlyRecords, Workers, apart, as_given, needs
 from mvspec.cli.show import selected
 from mvspec.data.parallel_map import ordered_map
-from mvspec.data.records import Record, read_records
+from mvspec.data.records import Fields, Record
+from mvspec.data.sources import open_records
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.view.page import Page, own_output
-from mvspec.view.records import Lay, holds, sheet_of
+from mvspec.view.records import Lay, sheet_of
 
 __all__ = ["view"]
 
@@ -50,9 +51,9 @@ def view(
     apart(path, inputs, "-o")
     lay = _tokens(tokenizer) if tokenizer else None
     verdicts: Counter[str] = Counter()
-    with reading_bar(inputs) as advance, Page(path, title or name) as page:
-        found = read_records(inputs, field, advance, holds)
-        make = partial(made, form=form, lay=lay)
+    source = open_records(inputs, Fields(form, field))
+    with reading_bar(source, heads=True) as found, Page(path, title or name) as page:
+        make = partial(made, lay=lay)
         # A tokenizer works in threads of its own.
         for searched, rest, index in ordered_map(
             make, selected(found, record), 1 if lay else workers, size=_size
@@ -67,14 +68,14 @@ def view(
     raise typer.Exit(1 if unread else 0)
 
 
-def made(record: Record, form: str, lay: Lay | None) -> Made:
+def made(record: Record, lay: Lay | None) -> Made:
     """Return a record as the page holds it."""
-    sheet = sheet_of(record, form, lay)
+    sheet = sheet_of(record, lay)
     return *sheet.lines(), sheet.index()
 
 
 def _size(record: Record) -> int:
-    return len(record.text) or 20_000
+    return int(record.size)
 
 
 def _tokens(tokenizer: str) -> Lay:

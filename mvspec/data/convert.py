@@ -1,4 +1,4 @@
-"""`mvspec convert`: records of one form as records of another."""
+"""Conversion: records of one form as records of another."""
 
 from __future__ import annotations
 
@@ -10,47 +10,44 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mvspec.data.check import read_document
-from mvspec.data.records import InputError, Record
+from mvspec.data.columns import PAIR
+from mvspec.data.records import InputError, Record, RowPath
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS, JSON, render
 
-__all__ = ["convert_records", "converted", "output_row"]
+__all__ = ["convert_records", "converted", "output_row", "put"]
 
 
 def converted(
-    records: Iterable[Record], source: str, target: str, *, recover: bool = False
+    records: Iterable[Record], target: str, *, recover: bool = False
 ) -> Iterator[tuple[Record, str | MvspecError]]:
     """Yield each record with its text in the form `target`, or why it has none.
 
     Args:
-        source: the form that the records are in.
         recover: convert what is malformed too, as recovery repairs it.
 
     >>> from mvspec.data.records import Record
-    >>> record = Record("a", "a.txt", "<Think>\\nHm.\\n</Think>\\n\\n")
-    >>> [text for _, text in converted([record], "multiverse", "threadweaver")]
+    >>> record = Record("a.txt", "<Think>\\nHm.\\n</Think>\\n\\n")
+    >>> [text for _, text in converted([record], "threadweaver")]
     ['<think>\\nHm.\\n</think>\\n\\n']
     """
     for record in records:
-        document, diagnostics, _ = read_document(record, source, recover=recover)
-        if document is None:
-            first = diagnostics[0]
+        reading = record.read(recover=recover)
+        if reading.document is None:
+            first = reading.diagnostics[0]
             where = f"{first.line}:{first.column}: {first.message} [{first.code}]"
             yield record, MvspecError(where)
             continue
         try:
-            yield record, render(document, target)
+            yield record, render(reading.document, target)
         except MvspecError as error:
             yield record, error
 
 
 def convert_records(
     records: Iterable[Record],
-    source: str,
     target: str,
     output: Path | None,
-    field: str | None,
     *,
     text: bool,
     recover: bool = False,
@@ -73,12 +70,12 @@ def convert_records(
         if partial
         else nullcontext(sys.stdout) as file
     ):
-        for record, result in converted(records, source, target, recover=recover):
+        for record, result in converted(records, target, recover=recover):
             if isinstance(result, MvspecError):
                 yield f"{record.name}: {result}"
                 continue
             if not text:
-                result = json.dumps(output_row(record, result, field, target)) + "\n"
+                result = json.dumps(output_row(record, result, target)) + "\n"
             file.write(result)
             written += 1
     if partial and output:
@@ -88,22 +85,32 @@ def convert_records(
             partial.unlink()
 
 
-def output_row(record: Record, text: str, field: str | None, form: str = "") -> dict[str, Any]:
+def output_row(record: Record, text: str, form: str = "") -> dict[str, Any]:
     """Return the row of a record with another text, its other fields as they were.
 
+    The text stands where the old one stood; where that was the row itself, or a chat's messages,
+    it stands in `text`, and a document in `document`.
+
     Args:
-        field: where the text stands; without one, or where the row is no object, in `text`.
         form: a text in JSON stands there as the value that it is.
     """
     value = json.loads(text) if form in (JSON, "apr") else text
-    steps = field.split(".") if field and field != "." and record.row is not None else []
-    if not steps:
-        key = "document" if form == JSON else "text"
+    key = "document" if form == JSON else "text"
+    if record.row is None or not record.path:
         return {"id": record.name, key: value}
-    row = json.loads(json.dumps(record.row))
-    inner = row
-    for step in steps[:-1]:
-        inner = inner[step]
-    inner[steps[-1]] = value
-    whole: dict[str, Any] = row
-    return whole
+    if record.kind == "chat":
+        gone = (record.path[0], "id", *PAIR)
+        others = {name: each for name, each in record.row.items() if name not in gone}
+        return {"id": record.name, **others, key: value}
+    row: dict[str, Any] = put(record.row, record.path, value)
+    return row
+
+
+def put(row: Any, path: RowPath, value: Any) -> Any:
+    """Return a row with another value at a path; the row stays as it was."""
+    if not path:
+        return value
+    made = row.copy()
+    inside = row[path[0]] if len(path) > 1 else None
+    made[path[0]] = put(inside, path[1:], value)
+    return made

@@ -1,4 +1,4 @@
-"""`mvspec check --fix`: the repaired corpus and its log, which a run that was killed goes on with.
+"""Repaired corpora: the rows that `mvspec check --fix` keeps, and its log.
 
 Both are written under a name that ends in `.partial` and get their own when all is done. The log
 has a line a record, written after the record's row; a run that finds partial files of the same
@@ -10,22 +10,26 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, get_args
+from typing import Any, get_args
 
-from mvspec.data.check import Verdict
-from mvspec.data.convert import output_row
-from mvspec.data.records import InputError, Record, total_bytes
+from mvspec.data.check import RecordVerdict
+from mvspec.data.columns import PAIR
+from mvspec.data.convert import output_row, put
+from mvspec.data.records import InputError, Record
+from mvspec.data.resume import Journal, whole_lines
+from mvspec.data.sources import Records
+from mvspec.errors import Diagnostic
 from mvspec.forms.recovery.edits import Code, apply
 
-__all__ = ["Policy", "fixed", "log_path"]
+__all__ = ["FixPolicy", "fix_records", "log_path"]
 
 
 @dataclass(frozen=True)
-class Policy:
+class FixPolicy:
     """Which repaired records are kept.
 
     Args:
@@ -41,7 +45,7 @@ class Policy:
     @classmethod
     def of(
         cls, out: Path | None, recover: bool, max_repairs: int | None, drop: list[str] | None
-    ) -> Policy:
+    ) -> FixPolicy:
         """Return the policy that options ask for.
 
         Raises:
@@ -56,12 +60,12 @@ class Policy:
                 raise InputError(f"--drop {code}: no repair has this code (docs/diagnostics.md)")
         return cls(out, max_repairs, tuple(drop or ()))
 
-    def refusal(self, verdict: Verdict) -> str:
+    def refusal(self, verdict: RecordVerdict) -> str:
         """Return why a record is left out, or "" where it is kept.
 
         >>> from mvspec.data.check import check_record
-        >>> verdict = check_record(Record("a", "a", "<Think>\\nHm"), recover=True)
-        >>> Policy(drop=("cut",)).refusal(verdict)
+        >>> verdict = check_record(Record("a", "<Think>\\nHm"), recover=True)
+        >>> FixPolicy(drop=("cut",)).refusal(verdict)
         'it has the repair cut'
         """
         repairs = [each for each in verdict.diagnostics if each.severity == "error"]
@@ -82,32 +86,32 @@ def log_path(out: Path) -> Path:
     return out.with_name(out.name + ".log.jsonl")
 
 
-def fixed(
+def fix_records(
     records: Iterable[Record],
-    check: Callable[[Iterable[Record]], Iterator[Verdict]],
-    policy: Policy,
-    inputs: Sequence[str],
-    text_field: str | None,
-    form: str,
+    check: Callable[[Iterable[Record]], Iterator[RecordVerdict]],
+    policy: FixPolicy,
+    source: Records,
     resume: Callable[[int, int], object] = lambda done, kept: None,
-) -> Iterator[Verdict]:
+) -> Iterator[RecordVerdict]:
     """Yield each verdict, with the reason where its record is left out, and write both files.
 
     Args:
+        records: of the source.
         check: verdicts of records, in order, every repair among them.
-        inputs, text_field, form: what makes two runs the same, besides the policy.
+        source: with the policy, what makes two runs the same.
         resume: told how many records an earlier run has done, of which no verdict comes here,
             and how many of them it has kept.
 
     Raises:
-        InputError: partial files of another command stand in the way.
+        InputError: partial files of another command stand in the way, or another process
+            writes them.
     """
     if policy.out is None:
         yield from check(records)
         return
-    rows, log = _Partial(policy.out), _Partial(log_path(policy.out))
+    rows, log = partial(policy.out), partial(log_path(policy.out))
     command = {
-        "inputs": list(inputs), "bytes": total_bytes(inputs), "field": text_field, "form": form,
+        "input": source.key, "field": source.fields.field, "form": source.fields.form,
         "max_repairs": policy.max_repairs, "drop": list(policy.drop),
     }  # fmt: skip
     done, kept = _taken_up(rows, log, command)
@@ -117,73 +121,63 @@ def fixed(
     def remember() -> Iterator[Record]:
         for record in islice(iter(records), done, None):
             held.append(record)
-            yield replace(record, row=None)
+            yield record
 
-    with rows.open(kept) as row_file, log.open(done and done + 1) as log_file:
+    with (
+        Journal(rows, _size(rows, kept)) as row_file,
+        Journal(log, _size(log, done and done + 1)) as log_file,
+    ):
         if not done:
-            _line(log_file, {"command": command})
+            log_file.add({"command": command}, ascii=True)
         for verdict in check(remember()):
             record = held.popleft()
             why = policy.refusal(verdict)
             if not why:
-                text = apply(record.text, _errors(verdict))
-                _line(row_file, output_row(record, text, text_field, record.form or form))
-            _line(log_file, {**verdict.row(), **({"left_out": why} if why else {})})
+                row_file.add(fixed_row(record, verdict.diagnostics), ascii=True)
+            left_out = {"left_out": why} if why else {}
+            log_file.add({**verdict.to_dict(), **left_out}, ascii=True)
             yield replace(verdict, left_out=why)
     # A run that is killed between the two begins anew, since it finds no log to go on from.
-    log.finish()
-    rows.finish()
+    os.replace(log, log_path(policy.out))
+    os.replace(rows, policy.out)
 
 
-def _errors(verdict: Verdict) -> tuple[Any, ...]:
-    return tuple(each for each in verdict.diagnostics if each.severity == "error")
+def fixed_row(record: Record, diagnostics: Iterable[Diagnostic]) -> dict[str, Any]:
+    """Return a record's row with its texts repaired, all else as it was."""
+    errors = [each for each in diagnostics if each.severity == "error"]
+    if record.kind != "chat":
+        return output_row(record, apply(record.text, tuple(errors)), record.form)
+    row: Any = record.row if record.row is not None else {"id": record.name, "messages": []}
+    path = record.path or ("messages",)
+    row = put(row, path, json.loads(json.dumps(record.value)))
+    for turn in record.turns():
+        for field, text in ((turn.field, turn.text), (turn.thoughts_field, turn.thoughts)):
+            own = [each for each in errors if each.address == f"{turn.where}.{field}"]
+            if own and text is not None:
+                row = put(row, (*path, turn.number, field), apply(text, tuple(own)))
+    pair = record.row is not None and path[0] not in record.row
+    return {key: each for key, each in row.items() if not (pair and key in PAIR)}
 
 
-def _line(file: IO[bytes], value: dict[str, Any]) -> None:
-    # Rows may hold characters that UTF-8 has not; JSON escapes them.
-    file.write(json.dumps(value).encode() + b"\n")
-    file.flush()
+def partial(path: Path) -> Path:
+    """Return the name of a file until all of it is written."""
+    return path.with_name(path.name + ".partial")
 
 
-def _taken_up(rows: _Partial, log: _Partial, command: dict[str, Any]) -> tuple[int, int]:
+def _size(path: Path, lines: int) -> int:
+    return sum(map(len, islice(whole_lines(path), lines)))
+
+
+def _taken_up(rows: Path, log: Path, command: dict[str, Any]) -> tuple[int, int]:
     """Return how many records the partial files hold, and how many of them are kept."""
     done = kept = 0
-    for number, line in enumerate(log.whole_lines()):
+    for number, line in enumerate(whole_lines(log)):
         value = json.loads(line)
         if number:
             done += 1
             kept += "left_out" not in value
         elif value != {"command": command}:
-            why = "it is of another command: remove it, or name another file"
-            raise InputError(f"{log.partial}: {why}")
-    if sum(1 for _ in rows.whole_lines()) < kept:
-        raise InputError(f"{rows.partial}: it lacks rows that its log has: remove both")
+            raise InputError(f"{log}: it is of another command: remove it, or name another file")
+    if sum(1 for _ in whole_lines(rows)) < kept:
+        raise InputError(f"{rows}: it lacks rows that its log has: remove both")
     return done, kept
-
-
-@dataclass
-class _Partial:
-    """A file that gets its name when it is complete."""
-
-    path: Path
-    partial: Path = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.partial = self.path.with_name(self.path.name + ".partial")
-
-    def whole_lines(self) -> Iterator[bytes]:
-        """Yield the lines that are complete; a killed run may have begun another."""
-        if self.partial.exists():
-            with self.partial.open("rb") as file:
-                yield from (line for line in file if line.endswith(b"\n"))
-
-    def open(self, lines: int) -> IO[bytes]:
-        """Open the file behind its first lines; what follows them is written again."""
-        size = sum(map(len, islice(self.whole_lines(), lines)))
-        file = self.partial.open("ab")
-        file.truncate(size)
-        return file
-
-    def finish(self) -> None:
-        """Give the file its name."""
-        os.replace(self.partial, self.path)

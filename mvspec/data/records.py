@@ -1,53 +1,34 @@
-"""Input as records: files, folders, JSONL rows, standard input, one text each.
+"""Records: units of input, whatever file they came from, and their reading as documents.
 
-A row that cannot be read is a record too, with a located error: nothing stops a batch and
-nothing is lost. Rows are read one at a time, so a file may be larger than memory.
+A record is a text, a document, a chat or a trace. One that cannot be read is a record too, with
+a located error: nothing stops a batch and nothing is lost. Rows are decoded when they are asked
+for, so that worker processes do it.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
 
-from mvspec.errors import Diagnostic, MvspecError, Source
+from mvspec.data.chat import ChatContext, ChatTurn, chat_turns, is_chat, turn_message
+from mvspec.data.columns import COLUMNS, PAIR, RowError, column, columns, listed
+from mvspec.errors import Diagnostic, MvspecError, ParseError, Source, VerifyError
+from mvspec.forms import JSON, READABLE, parse
+from mvspec.forms.apr import APR
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.trace import Trace, current_names
+from mvspec.tree import builder
+from mvspec.tree.ir import Document, Text
+from mvspec.tree.node import Node
 
-__all__ = [
-    "InputError",
-    "Record",
-    "is_one_text",
-    "is_readable",
-    "read_records",
-    "total_bytes",
-]
+__all__ = ["BadRecord", "Fields", "InputError", "Reading", "Record", "read_text"]
 
-TEXTS = frozenset({".txt", ".md"})
-ROWS = frozenset({".jsonl", ".ndjson"})
-VALUE = ".json"
-
-PATIENCE = 100
-"""Rows without the field that are held back before the field is taken to be a mistake."""
-
-_OBJECTS = {"messages": "json", "main_calls": "apr"}
-"""What an object that stands where a text is expected is known by, and the form that it is in."""
-
-_SHOWN = 8
-"""Fields of a row that a message names."""
-
-_MARK = b"\xef\xbb\xbf"
-
-Progress = Callable[[int], object]
-
-
-class Wanted(NamedTuple):
-    """What is looked for in a row: a field, and objects of other kinds than texts."""
-
-    field: str | None = None
-    objects: Callable[[dict[str, Any]], str | None] = lambda row: None
+RowPath = tuple[str | int, ...]
+Kind = Literal["text", "document", "chat", "trace", "apr", "settings", "unread"]
+Found = tuple[Kind, RowPath, Any]
 
 
 class InputError(MvspecError):
@@ -55,265 +36,482 @@ class InputError(MvspecError):
 
 
 @dataclass(frozen=True, slots=True)
+class Fields:
+    """Where a row keeps what.
+
+    Args:
+        form: the surface form of the assistant's texts.
+        field: the text, the document, the chat or the trace, as `output` or `result.text`; by
+            default the row itself, or the first known column that it has. "." says that files
+            of any name hold rows.
+        prompt_field: the question that it answers.
+        instruction: what the last question ends with, such as "Think step by step before
+            answering."; one space stands before it.
+    """
+
+    form: str = MULTIVERSE.name
+    field: str | None = None
+    prompt_field: str | None = None
+    instruction: str | None = None
+
+
+class BadRecord(MvspecError):
+    """A record that has no document; `entry` is its line in quarantine.jsonl."""
+
+    def __init__(self, name: str, place: str, code: str, reason: str, **location: Any) -> None:
+        super().__init__(f"{name}: {reason} [{code}]")
+        self.entry: dict[str, Any] = {
+            "record": encodable(name),
+            "place": encodable(place),
+            "code": code,
+            "reason": encodable(reason),
+            **location,
+        }
+
+    @classmethod
+    def at(cls, name: str, place: str, found: Diagnostic, *, cut: bool = False) -> BadRecord:
+        """Make one of a located diagnostic."""
+        location: dict[str, Any] = {"offset": found.offset, "line": found.line}
+        location |= {"column": found.column}
+        location |= {"address": found.address} if found.address else {}
+        location |= {"cut": True} if cut else {}
+        return cls(name, place, found.code, found.message, **location)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A record as a document.
+
+    Args:
+        document: the tree, where there is one.
+        diagnostics: the first violation, or in recovery every repair.
+        cut: whether the text, or a chat's last one, is a proper prefix of a well-formed one.
+        texts: by address what diagnostics point into; a text's own address is "".
+        context: what a chat says beside its document.
+    """
+
+    document: Document | None
+    diagnostics: tuple[Diagnostic, ...] = ()
+    cut: bool = False
+    texts: Mapping[str, str] = field(default_factory=dict)
+    context: ChatContext = field(default_factory=ChatContext)
+
+
+@dataclass(frozen=True)
 class Record:
-    """One text of the input.
+    """One unit of input.
 
     Args:
-        name: the row's `id`, else the place.
-        place: the file, with the line of a row: `runs.jsonl:12`.
-        text: the text; of a record that cannot be read, what the error points into.
-        form: the form that the text is in whatever was asked for: a document or a trace as JSON.
-        error: why the record cannot be read.
-        row: the object that the text is part of.
+        place: the file, with the line or the number of a row: `runs.jsonl:12`, `runs.json[3]`.
+        data: the whole file, or the row.
+        encoding: "text"; "json" text; or "value", decoded already.
+        fields: where rows keep what.
+        size: its share of the input, in bytes.
+        error: of a record that its file could not give.
+
+    >>> record = Record("a.jsonl:1", {"id": "x", "output": "Four."}, "value")
+    >>> record.name, record.kind, record.document.messages[0].role
+    ('x', 'text', 'assistant')
     """
 
-    name: str
     place: str
-    text: str
-    form: str | None = None
+    data: Any
+    encoding: Literal["text", "json", "value"] = "text"
+    fields: Fields = Fields()
+    size: float = 1.0
     error: Diagnostic | None = None
-    row: dict[str, Any] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is decoded stays in its process.
+        given = (self.place, self.data, self.encoding, self.fields, self.size, self.error)
+        return Record, given
+
+    # What it holds
+
+    @property
+    def name(self) -> str:
+        """The id that its row has by a known column, else the place."""
+        name = column(self.row, *COLUMNS["id"]) if self.row else None
+        usable = isinstance(name, str | int) and not isinstance(name, bool)
+        return str(name) if usable else self.place
+
+    @property
+    def row(self) -> dict[str, Any] | None:
+        """The object that it is; None for whole files and other rows."""
+        value, _ = self._decoded
+        return value if self.encoding != "text" and isinstance(value, dict) else None
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the kinds of records it is."""
+        return self._found[0]
+
+    @property
+    def value(self) -> Any:
+        """The text, or the object of a document, a chat or a trace; an error's own text."""
+        return self._found[2]
+
+    @property
+    def path(self) -> RowPath:
+        """The keys that lead from the row to the value."""
+        return self._found[1]
+
+    @property
+    def trouble(self) -> Diagnostic | None:
+        """Why it cannot be read, whatever its text says."""
+        return self._found[3]
+
+    @property
+    def text(self) -> str:
+        """The text that diagnostics point into; of an object, its JSON."""
+        return self.value if isinstance(self.value, str) else encoded(self.value)
+
+    @property
+    def form(self) -> str:
+        """The form that the text is in."""
+        return {"document": JSON, "trace": JSON, "apr": APR.name}.get(self.kind, self.fields.form)
+
+    @cached_property
+    def _decoded(self) -> tuple[Any, Diagnostic | None]:
+        if self.error is not None or self.encoding == "value":
+            return self.data, self.error
+        text = self.data
+        if isinstance(text, bytes):
+            try:
+                text = text.decode()
+            except UnicodeDecodeError as error:
+                before = len(self.data[: error.start].decode())
+                what = f"byte 0x{self.data[error.start]:02x} is not UTF-8"
+                text = self.data.decode(errors="replace")
+                return text, Source(text).diagnostic(before, "invalid-utf-8", what)
+        if self.encoding == "text":
+            return text, None
+        try:
+            return json.loads(text), None
+        except json.JSONDecodeError as error:
+            at, what = error.pos, error.msg
+        except RecursionError:
+            at, what = 0, "nested too deep"
+        except ValueError as error:
+            at, what = 0, str(error)
+        return text, Source(text).diagnostic(at, "invalid-json", f"not JSON: {what}")
+
+    @cached_property
+    def _found(self) -> tuple[Kind, RowPath, Any, Diagnostic | None]:
+        value, error = self._decoded
+        if error is not None:
+            return "unread", (), value, error
+        if self.encoding == "text":
+            return "text", (), value, None
+        try:
+            return (*found(value, self.fields.field), None)
+        except RowError as missing:
+            return "unread", (), "", not_a_document(missing)
+
+    # Reading
+
+    @property
+    def document(self) -> Document:
+        """The record as a document.
+
+        Raises:
+            BadRecord: it has none.
+        """
+        return self.needed().document  # type: ignore[return-value]
+
+    def needed(self) -> Reading:
+        """Return the strict reading of a record.
+
+        Raises:
+            BadRecord: it has no document.
+        """
+        reading = self.read()
+        if reading.document is None:
+            raise BadRecord.at(self.name, self.place, reading.diagnostics[0], cut=reading.cut)
+        return reading
+
+    def bad(self, code: str, reason: str, **location: Any) -> BadRecord:
+        """Return the error of a record that cannot be used."""
+        return BadRecord(self.name, self.place, code, reason, **location)
+
+    def at(self, field: str) -> Any:
+        """Return what stands in a field of its row, such as `result.text`.
+
+        Raises:
+            BadRecord: there is no such field, or no row.
+        """
+        value, error = self._decoded
+        if error is not None:
+            raise BadRecord.at(self.name, self.place, error)
+        try:
+            return stepped(value, field)[1]
+        except RowError as missing:
+            raise self.bad(missing.code, str(missing)) from None
+
+    def read(self, *, recover: bool = False) -> Reading:
+        """Return the record's tree where it has one, and its violations.
+
+        Args:
+            recover: return the best tree and every repair, not only the first violation.
+        """
+        try:
+            return self._asked(self._read(recover))
+        except RowError as error:
+            return Reading(None, (not_a_document(error),))
+
+    def _read(self, recover: bool) -> Reading:
+        if self.trouble is not None:
+            return Reading(None, (self.trouble,), texts={"": self.text})
+        if self.kind == "chat":
+            return self._chat(recover)
+        if self.kind == "settings":
+            settings = Diagnostic(0, 0, 1, 1, "not-a-document", "the settings of an evaluation")
+            return Reading(None, (settings,))
+        text = self.text
+        form = self.form
+        if self.kind == "trace":
+            text, form = written(self.value)
+        document, diagnostics, cut = read_text(text, form, recover=recover, name=self.name)
+        return Reading(document, diagnostics, cut, {"": text})
+
+    def _chat(self, recover: bool) -> Reading:
+        texts: dict[str, str] = {}
+        diagnostics: list[Diagnostic] = []
+        cuts: list[bool] = []
+
+        def body(text: str, address: str) -> Iterable[Node]:
+            texts[address] = text
+            document, wrong, cut = read_text(text, self.fields.form, recover=recover)
+            diagnostics.extend(replace(each, address=address) for each in wrong)
+            cuts.extend([cut] if wrong else [])
+            return (item for each in document.messages for item in each.body) if document else ()
+
+        turns = list(self.turns())
+        try:
+            messages = tuple(turn_message(turn, body) for turn in turns)
+            if diagnostics and not recover:
+                return Reading(None, (diagnostics[0],), cuts[0], texts)
+            document = Document.build(messages=messages)
+        except VerifyError as error:
+            return Reading(None, (not_a_document(error),), texts=texts)
+        cut = bool(cuts) and all(cuts)
+        return Reading(document, tuple(diagnostics), cut, texts, context_of(turns, self.tools))
+
+    @property
+    def tools(self) -> tuple[Any, ...]:
+        """Descriptions of the tools that a chat's model may call."""
+        tools = (self.row or {}).get("tools")
+        if isinstance(tools, str):
+            try:
+                tools = json.loads(tools)
+            except ValueError:
+                raise RowError("tools", "invalid-json", "they are not JSON text") from None
+        return tuple(tools) if isinstance(tools, list) else ()
+
+    def turns(self) -> Iterator[ChatTurn]:
+        """Yield the turns of a chat.
+
+        Raises:
+            BadTurn: a message is none.
+        """
+        system = (self.row or {}).get("system") if self.fields.field is None else None
+        if isinstance(system, str) and system:
+            yield ChatTurn("system", system, -1)
+        yield from chat_turns(self.value, str(self.path[-1]) if self.path else "messages")
+
+    def _asked(self, reading: Reading) -> Reading:
+        """Return a reading with the question that the record answers, and the instruction."""
+        document, context = reading.document, reading.context
+        if document is None:
+            return reading
+        fields = self.fields
+        if fields.prompt_field is not None:
+            prompt = stepped(self._decoded[0], fields.prompt_field)[1]
+            if isinstance(prompt, str):
+                prompt = [{"role": "user", "content": prompt}]
+            if not is_chat(prompt):
+                why = f"field {fields.prompt_field!r} is not a string"
+                raise RowError("", "not-a-string", why)
+            turns = [replace(turn, loss=False) for turn in chat_turns(prompt, fields.prompt_field)]
+            before = [turn_message(turn, lambda text, _: builder.parts([text])) for turn in turns]
+            document = Document(messages=(*before, *document.messages))
+            context = context.behind(context_of(turns))
+        if fields.instruction is not None:
+            messages = list(document.messages)
+            users = [number for number, each in enumerate(messages) if each.role == "user"]
+            if not users:
+                why = "no user's message that the instruction could end"
+                raise RowError("", "no-question", why)
+            asked = "".join(text.text for text in messages[users[-1]].walk(Text))
+            messages[users[-1]] = builder.user(f"{asked} {fields.instruction}")
+            document = Document(messages=tuple(messages))
+        return replace(reading, document=document, context=context)
 
 
-def read_records(
-    inputs: Iterable[str],
-    field: str | None = None,
-    progress: Progress | None = None,
-    objects: Callable[[dict[str, Any]], str | None] | None = None,
-) -> Iterator[Record]:
-    """Yield the records of files and folders in order.
-
-    `.txt` and `.md` files are one text each, `.json` is one value or a list of them, `.jsonl`
-    and `.ndjson` are one row a line; folders are searched for these, in order of their names.
-    `-` is standard input. With `field`, standard input and files named one by one are rows.
+def read_text(
+    text: str, form: str, *, recover: bool = False, name: str = "<text>"
+) -> tuple[Document | None, tuple[Diagnostic, ...], bool]:
+    """Return a text's tree where it has one, its violations, and whether it is cut.
 
     Args:
-        inputs: paths, or `-`.
-        field: where a row keeps its text, as `output` or `result.text`; "." is the row itself.
-            Without it a row is a string or a document.
-        progress: called with the bytes read since the last call.
-        objects: says of a row that is an object, without `field`, what else it is than a text
-            or a document: a record of that form, with the row and without a text.
-
-    Raises:
-        InputError: a path cannot be opened, a folder holds nothing to read, or none of the
-            first rows of a file has the field.
+        recover: return the best tree and every repair, not only the first violation.
     """
-    advance = progress or (lambda count: None)
-    wanted = Wanted(field, objects) if objects else Wanted(field)
-    for name in inputs:
-        if name == "-":
-            if sys.stdin is None:
-                raise InputError("-: standard input is closed")
-            yield from _stream(sys.stdin.buffer, "<stdin>", _layout("", field), wanted, advance)
-        elif os.path.isdir(name):
-            files = _found(name)
-            if not files:
-                raise InputError(f"{name}: no .txt, .md, .json, .jsonl or .ndjson file in it")
-            for file in files:
-                yield from _file(file, wanted, advance, named=False)
-        else:
-            yield from _file(name, wanted, advance, named=True)
-
-
-def is_one_text(inputs: Sequence[str], field: str | None) -> bool:
-    """Whether the input is a single text and no rows."""
-    if len(inputs) != 1 or os.path.isdir(inputs[0]):
-        return False
-    return _layout("" if inputs[0] == "-" else inputs[0], field) == "text"
-
-
-def total_bytes(inputs: Iterable[str]) -> int | None:
-    """Return the size of the input in bytes; None where standard input is part of it."""
-    total = 0
-    for name in inputs:
-        if name == "-":
-            return None
-        for file in _found(name) if os.path.isdir(name) else [name]:
-            total += os.stat(file).st_size if os.path.isfile(file) else 0
-    return total
-
-
-def is_readable(path: Path) -> bool:
-    """Whether a file is read where it stands in a folder that is."""
-    return path.suffix.lower() in TEXTS | ROWS | {VALUE}
-
-
-def _found(folder: str) -> list[str]:
-    found = []
-    for root, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        found += [
-            os.path.join(root, file)
-            for file in sorted(files)
-            if is_readable(Path(file)) and not file.startswith(".")
-        ]
-    return found
-
-
-def _layout(name: str, field: str | None) -> str:
-    suffix = Path(name).suffix.lower()
-    if suffix == VALUE:
-        return "value"
-    return "rows" if suffix in ROWS or field is not None else "text"
-
-
-def _file(name: str, wanted: Wanted, advance: Progress, *, named: bool) -> Iterator[Record]:
-    # A field says that a file named one by one holds rows; in a folder the suffix says it.
-    layout = _layout(name, wanted.field if named else None)
+    if recover:
+        document, repairs = parse(text, form, recover=True, name=name)
+        if repairs and repairs[0].code in ("not-a-document", "strict-only"):
+            return None, repairs, False  # all of it is dropped: nobody takes that for its tree
+        return document, repairs, bool(repairs) and repairs[0].code == "cut"
     try:
-        stream = open(name, "rb")  # noqa: SIM115
-    except OSError as error:
-        reason = f"{name}: {error.strerror or error}"
-        if named:
-            raise InputError(reason) from None
-        yield _unreadable(name, name, "", 0, "unreadable", reason)
-        return
-    with stream:
-        yield from _stream(stream, name, layout, wanted, advance)
+        return parse(text, form, name=name), (), False
+    except ParseError as error:
+        return None, (error.diagnostic,), error.cut
+    except VerifyError as error:
+        return None, (not_a_document(error),), False
 
 
-def _stream(
-    stream: IO[bytes], name: str, layout: str, wanted: Wanted, advance: Progress
-) -> Iterator[Record]:
-    if layout == "rows":
-        yield from _with_field(_rows(stream, name, wanted, advance), name, wanted.field)
-        return
-    data = stream.read()
-    advance(len(data))
-    record = _decoded(data.removeprefix(_MARK), name)
-    if layout == "value" and not record.error:
-        yield from _with_field(_values(record, wanted), name, wanted.field)
-    else:
-        yield record
+def not_a_document(error: VerifyError) -> Diagnostic:
+    """Return the diagnostic of a row that cannot be read; it has an address and no place."""
+    code = error.code if isinstance(error, RowError) else "not-a-document"
+    return Diagnostic(0, 0, 1, 1, code, str(error), address=error.address)
 
 
-def _decoded(data: bytes, place: str) -> Record:
-    try:
-        return Record(place, place, data.decode())
-    except UnicodeDecodeError as error:
-        before = len(data[: error.start].decode())
-        what = f"byte 0x{data[error.start]:02x} is not UTF-8"
-        text = data.decode(errors="replace")
-        return _unreadable(place, place, text, before, "invalid-utf-8", what)
-
-
-def _unreadable(
-    name: str,
-    place: str,
-    text: str,
-    offset: int,
-    code: str,
-    message: str,
-    row: dict[str, Any] | None = None,
-) -> Record:
-    line, column = Source(text).position(offset)
-    error = Diagnostic(offset, offset, line, column, code, message)
-    return Record(name, place, text, error=error, row=row)
-
-
-def _rows(stream: IO[bytes], name: str, wanted: Wanted, advance: Progress) -> Iterator[Record]:
-    for number, line in enumerate(stream, 1):
-        advance(len(line))
-        if number == 1:
-            line = line.removeprefix(_MARK)
-        if line.strip():
-            record = _decoded(line.rstrip(b"\r\n"), f"{name}:{number}")
-            yield record if record.error else _value(record, wanted)
-
-
-def _value(record: Record, wanted: Wanted) -> Record:
-    try:
-        value = json.loads(record.text)
-    except (ValueError, RecursionError) as error:
-        return _bad_json(record, error)
-    return _row(value, record.place, wanted)
-
-
-def _bad_json(record: Record, error: ValueError | RecursionError) -> Record:
-    offset, what = 0, str(error)
-    if isinstance(error, json.JSONDecodeError):
-        offset, what = error.pos, error.msg
-    elif isinstance(error, RecursionError):
-        what = "nested too deep"
-    return _unreadable(
-        record.place, record.place, record.text, offset, "invalid-json", f"not JSON: {what}"
+def context_of(turns: Sequence[ChatTurn], tools: tuple[Any, ...] = ()) -> ChatContext:
+    """Return what the turns of a chat say beside their document."""
+    return ChatContext(
+        tools,
+        {number: turn.fields for number, turn in enumerate(turns) if turn.fields},
+        frozenset(n for n, turn in enumerate(turns) if turn.role == "assistant" and not turn.loss),
+        len(turns),
     )
 
 
-def _values(record: Record, wanted: Wanted) -> Iterator[Record]:
-    """Yield the record of a JSON file, or one for each item of a list."""
-    try:
-        value = json.loads(record.text)
-    except (ValueError, RecursionError) as error:
-        yield _bad_json(record, error)
-        return
-    if isinstance(value, list):
-        for index, item in enumerate(value):
-            yield _row(item, f"{record.place}[{index}]", wanted)
-    else:
-        yield _row(value, record.place, wanted)
+# Where a row keeps it
 
 
-def _row(row: Any, place: str, wanted: Wanted) -> Record:
-    field = wanted.field
-    name = row.get("id", place) if isinstance(row, dict) else place
-    usable = isinstance(name, str | int) and not isinstance(name, bool) and name != ""
-    name = str(name) if usable else place
-    whole = row if isinstance(row, dict) else None
-    value = row
+def stepped(value: Any, field: str | None) -> tuple[RowPath, Any]:
+    """Return the path and the value of a field such as `result.text`; "." is the value itself."""
+    path: RowPath = ()
     for step in field.split(".") if field and field != "." else ():
         if not isinstance(value, dict) or step not in value:
-            has = f": there is {_keys(value)}" if isinstance(value, dict) else ""
-            return _unreadable(
-                name, place, "", 0, "missing-field", f"no field {field!r}{has}", whole
-            )
+            has = f": there is {listed(value)}" if isinstance(value, dict) else ""
+            raise RowError("", "missing-field", f"no field {field!r}{has}")
         value = value[step]
+        path += (step,)
+    return path, value
+
+
+def found(row: Any, field: str | None) -> Found:
+    """Return what a row holds: its kind, the path to it, and it.
+
+    Raises:
+        RowError: nothing that is a record.
+    """
+    path, value = stepped(row, field)
+    if known := recognised(value, path):
+        return known
     if isinstance(value, str):
-        return Record(name, place, value, row=whole)
-    for key, form in _OBJECTS.items():
-        if isinstance(value, dict) and isinstance(value.get(key), list):
-            # The name of a row is no part of the document that stands in it.
-            own = {k: v for k, v in value.items() if k != "id"} if value is row else value
-            return Record(name, place, json.dumps(own), form, row=whole)
-    if field is None and isinstance(value, dict):
-        if kind := wanted.objects(value):
-            return Record(name, place, "", kind, row=whole)
-        message = f"the row is an object: name the text's field with --field: {_keys(value)}"
-        return _unreadable(name, place, "", 0, "missing-field", message, whole)
+        return "text", path, value
+    if isinstance(value, dict) and not path:
+        names = COLUMNS["chat"] + COLUMNS["trace"] + COLUMNS["document"]
+        for name in columns(value, *names):
+            if known := recognised(value[name], (name,)):
+                return known
+        pair = [_messages(value.get(name), role) for name, role in PAIR.items()]
+        if all(pair):
+            return "chat", ("messages",), [*pair[0], *pair[1]]
+        for name in (*columns(value, *COLUMNS["text"]), *COLUMNS["text"]):
+            if isinstance(value.get(name), str):
+                return "text", (name,), value[name]
+        if isinstance(value.get("settings"), dict):
+            return "settings", (), value  # the first line of an evaluation
+        why = f"the row is an object: name the text's field with --field: there is {listed(value)}"
+        raise RowError("", "missing-field", why)
     other = {dict: "an object", list: "a list", bool: "a boolean", type(None): "null"}.get(
         type(value), "a number"
     )
-    where = f"field {field!r} is" if field else "the row is"
-    message = f"{where} {other}, neither a text nor a document"
-    return _unreadable(name, place, "", 0, "not-a-string", message, whole)
+    where = f"field {field!r} is" if path else "the row is"
+    has = f": it has {listed(value)}" if isinstance(value, dict) else ""
+    raise RowError("", "not-a-string", f"{where} {other}, neither a text nor a document{has}")
 
 
-def _keys(value: dict[str, Any]) -> str:
-    """Return the first names of an object's fields, as a message lists them."""
-    names = list(map(repr, value))
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more or "none"
+def recognised(value: Any, path: RowPath = ()) -> Found | None:
+    """Return what an object or a list, or JSON text of one, means to be; None for nothing.
+
+    >>> recognised('{"messages": [{"role": "user", "content": "Hi"}]}')
+    ('chat', ('messages',), [{'role': 'user', 'content': 'Hi'}])
+    """
+    if isinstance(value, str):
+        unpacked = _unpacked(value)
+        return None if unpacked is value else recognised(unpacked, path)
+    if isinstance(value, list):
+        if is_chat(value):
+            return "chat", path, value
+        inside = any(isinstance(each, dict) and "body" in each for each in value)
+        return ("document", path, {"messages": value}) if inside else None
+    if not isinstance(value, dict):
+        return None
+    if is_trace(value):
+        return "trace", path, value
+    messages = _unpacked(value.get("messages"))
+    if isinstance(messages, list):
+        if is_chat(messages):
+            return "chat", (*path, "messages"), messages
+        # The name of a row is no part of the document that stands in it.
+        return "document", path, {key: each for key, each in value.items() if key != "id"}
+    if isinstance(value.get("main_calls"), list):
+        return "apr", path, {key: each for key, each in value.items() if key != "id"}
+    return None
 
 
-def _with_field(records: Iterable[Record], name: str, field: str | None) -> Iterator[Record]:
-    """Hold back rows without the field until one row has it; a field no row has is a mistake."""
-    held: list[Record] = []
-    lacking = 0
-    records = iter(records)
-    for record in records:
-        if record.error is None or record.error.code == "not-a-string":
-            yield from held
-            yield record
-            yield from records
-            return
-        held.append(record)
-        lacking += record.error.code == "missing-field"
-        if lacking == PATIENCE:
-            break
-    if not lacking:
-        yield from held
-        return
-    error = next(r.error for r in held if r.error and r.error.code == "missing-field")
-    hint = "" if field is None else " (nor in any of the rows read)"
-    raise InputError(f"{name}: {error.message}{hint}")
+def is_trace(value: Any) -> bool:
+    """Whether an object of JSON means to be a trace of a run."""
+    return isinstance(value, dict) and {"thread_ids", "token_texts"} <= current_names(value).keys()
+
+
+def written(value: dict[str, Any]) -> tuple[str, str]:
+    """Return a trace's document as JSON; where it has none, the assistant's text and its form.
+
+    Raises:
+        RowError: it is no trace, or its text cannot be read back.
+    """
+    own = {key: each for key, each in value.items() if key not in ("document", "holes")}
+    try:
+        trace = Trace.from_dict(own)
+    except VerifyError as error:
+        raise RowError("", "not-a-trace", str(error)) from None
+    if value.get("document") is not None:
+        return encoded(value["document"]), JSON
+    if trace.form not in READABLE:
+        raise RowError("", "not-a-trace", "it has no document, and its text cannot be read back")
+    return trace.text, trace.form
+
+
+def _unpacked(value: Any) -> Any:
+    """Return what JSON text of an object or a list holds; everything else as it is."""
+    if isinstance(value, str) and value[:2] in ('{"', "[{", "[]"):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    return value
+
+
+def _messages(value: Any, role: str) -> list[Any]:
+    """Return one half of a pair as messages of a chat; [] for what is none."""
+    value = _unpacked(value)
+    if isinstance(value, str):
+        return [{"role": role, "content": value}]
+    return value if is_chat(value) else []
+
+
+def encoded(value: Any) -> str:
+    """Return a value as JSON."""
+    try:
+        return json.dumps(value, default=str)
+    except RecursionError:
+        return "nested too deep to be shown"
+
+
+def encodable(text: str) -> str:
+    """Return `text` with what UTF-8 cannot hold (lone surrogates) written out."""
+    return text.encode(errors="backslashreplace").decode()

@@ -9,27 +9,21 @@ from math import isfinite
 from operator import itemgetter, sub
 from typing import Any
 
-from mvspec.data.check import read_document
-from mvspec.data.records import Record
+from mvspec.data.records import read_text
 from mvspec.errors import Diagnostic, Source, VerifyError
 from mvspec.forms import FORMS
 from mvspec.law.limits import MAX_DEPTH
-from mvspec.trace import Trace, current_names
+from mvspec.trace import Trace
 from mvspec.view.record_view import AUTHORS, FINISHES, Branch, Leaf, Run, Sheet, SheetThread, units
 from mvspec.view.turns import trees
 
-__all__ = ["FIELDS", "FINISHES", "is_trace", "thread_tree", "trace_sheet"]
+__all__ = ["FIELDS", "FINISHES", "thread_tree", "trace_sheet"]
 
 FIELDS = frozenset(Trace.model_fields)
 """Fields of a trace."""
 
 UNUSED = ("document", "holes")
 """Fields that are not looked at: the tree is that of the text."""
-
-
-def is_trace(value: Any) -> bool:
-    """Whether an object of JSON means to be a trace."""
-    return isinstance(value, dict) and {"thread_ids", "token_texts"} <= current_names(value).keys()
 
 
 def trace_sheet(name: str, place: str, value: dict[str, Any]) -> Sheet:
@@ -117,8 +111,7 @@ def _read(sheet: Sheet, texts: Sequence[str], authors: Sequence[int], form: str)
             continue
         inside: tuple[Branch | Leaf, ...] | None = None
         if readable and syntax is not None:
-            record = Record(sheet.name, sheet.place, text)
-            document, found, cut = read_document(record, form, recover=True)
+            document, found, cut = read_text(text, form, recover=True)
             if cut:
                 sheet.verdict = "cut" if sheet.verdict == "ok" else sheet.verdict
             elif found:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mvspec.data.measure import Counter
+from mvspec.data.records import Fields
 from mvspec.runtime.evaluation.graded import grade_outputs
 from mvspec.runtime.evaluation.grading import graders
 from mvspec.runtime.evaluation.instructions import check_instructions
@@ -76,8 +77,8 @@ class EvaluationSource:
             from mvspec.runtime.evaluation.checker import find_checker
 
             find_checker(self.checker)
-        rows = open_problems(self.data, self.split)
-        problems = read_problems(rows, task.read, group=self.group)
+        records = open_problems(self.data, self.split)
+        problems = read_problems(records, task.read, group=self.group)
         if task.name == "ifeval":
             check_instructions(name for each in problems for name in each.payload["instructions"])
         if task.runs_code:
@@ -132,7 +133,7 @@ def _kept(path: Path | None, settings: Mapping[str, Any]) -> Iterator[tuple[Run,
 def grade_recorded(
     evaluation: Evaluation,
     outputs: str | None,
-    field: str,
+    field: str | None,
     count: Counter,
     unit: str,
     path: Path | None,
@@ -143,7 +144,7 @@ def grade_recorded(
 
     Args:
         outputs: the file; None where the problems' rows hold them.
-        field: where a row keeps its text.
+        field: where a row keeps its text; None for the first known column.
         count: of tokens; `unit` is what is counted.
         path: of the results; None keeps none.
 
@@ -151,13 +152,13 @@ def grade_recorded(
         InputError: no output can be used, or the results cannot be written.
     """
     names = (outputs,) if outputs is not None else evaluation.source.data
-    rows = open_problems(names)
-    found = match_outputs(rows, evaluation.problems, field)
+    records = open_problems(names, evaluation.source.split, Fields(field=field))
+    found = match_outputs(records, evaluation.problems)
     for line in found.left_out:
         tell(f"left out: {line}")
     made = hashlib.sha256(repr(found.outputs).encode(errors="surrogatepass")).hexdigest()[:16]
     total = sum(map(len, found.outputs.values()))
-    settings = evaluation.settings(outputs=made, field=field, count=unit, total=total)
+    settings = evaluation.settings(outputs=made, field=field or "output", count=unit, total=total)
     place = {problem.id: number for number, problem in enumerate(evaluation.problems)}
     with (
         _kept(path, settings) as (run, keep),

@@ -8,16 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mvspec.data.conversation import BadRecord, row_value
-from mvspec.data.records import InputError
-from mvspec.data.rows import Row, Rows, open_hub, open_rows
+from mvspec.data.columns import column, listed
+from mvspec.data.records import BadRecord, Fields, InputError, Record
+from mvspec.data.sources import Records, open_records
 
-__all__ = ["IDS", "BadRow", "Columns", "Problem", "digest", "open_problems", "read_problems"]
+__all__ = ["BadRow", "Columns", "Problem", "digest", "open_problems", "read_problems"]
 
-IDS = ("id", "unique_id", "question_id", "problem_id", "task_id", "record id", "key")
-"""Columns that name a row, the first that it has."""
-
-HUB = "hf:"
+NO_FIELDS = Fields()
 
 _LISTED = 5
 """Bad rows that one message names."""
@@ -55,15 +52,10 @@ class Columns:
 
     def __init__(self, row: Mapping[str, Any]) -> None:
         self.row = row
-        self._names = {_plain(name): name for name in reversed(list(row))}
 
     def find(self, *names: str) -> Any:
         """Return the first column of these that is there and not empty, else None."""
-        for name in names:
-            value = self.row.get(self._names.get(_plain(name), ""))
-            if value is not None and value != "":
-                return value
-        return None
+        return column(self.row, *names)
 
     def need(self, *names: str) -> Any:
         """Return the first column of these that is there.
@@ -73,8 +65,7 @@ class Columns:
         """
         found = self.find(*names)
         if found is None:
-            has = ", ".join(self.row) or "none"
-            raise BadRow(f"no column {' or '.join(names)}: there is {has}")
+            raise BadRow(f"no column {' or '.join(names)}: there is {listed(self.row)}")
         return found
 
     def text(self, *names: str) -> str:
@@ -107,54 +98,37 @@ class Columns:
         return list(found)
 
 
-def _plain(name: str) -> str:
-    return name.lower().replace(" ", "").replace("_", "")
-
-
 def _kind(value: object) -> str:
     kinds = {dict: "an object", list: "a list", bool: "a boolean"}
     return kinds.get(type(value), f"a {type(value).__name__}")
 
 
-def open_problems(inputs: Sequence[str], split: str | None = None) -> Rows:
-    """Open the data of a task: files, folders, or `hf:NAME[:SPLIT]` on the Hugging Face hub.
-
-    Nothing is fetched that was not named with `hf:`.
+def open_problems(
+    inputs: Sequence[str], split: str | None = None, fields: Fields = NO_FIELDS
+) -> Records:
+    """Open the data of a task; nothing is fetched that was not named with `hf:`.
 
     Args:
-        inputs: JSONL, JSON or Parquet files, folders, or `hf:OWNER/NAME[/CONFIGURATION][:SPLIT]`.
-        split: of saved data sets.
+        inputs: what `open_records` takes.
+        split: of data sets.
+        fields: where rows keep what, if they hold outputs.
 
     Raises:
         InputError: one of them cannot be opened.
     """
-    parts: list[Any] = []
-    for name in inputs:
-        if name.startswith(HUB):
-            path, _, part = name.removeprefix(HUB).partition(":")
-            owner, _, rest = path.partition("/")
-            data, _, configuration = rest.partition("/")
-            if not data:
-                raise InputError(f"{name}: expected hf:OWNER/NAME[/CONFIGURATION][:SPLIT]")
-            parts += open_hub(f"{owner}/{data}", part or "train", configuration or None).parts
-            continue
-        try:
-            parts += open_rows([name], rows=True, split=split, hub=False).parts
-        except ImportError as error:
-            raise InputError(f"{name} needs: pip install 'mvspec[compile]' ({error})") from None
-    return Rows(tuple(parts))
+    return open_records(inputs, fields, split=split, rows=True, short=True)
 
 
 def read_problems(
-    rows: Rows,
+    records: Records,
     read: Callable[[Columns], tuple[str, Mapping[str, Any]]],
     *,
     group: str = "source",
 ) -> list[Problem]:
-    """Return the problems of all rows.
+    """Return the problems of all records.
 
     Args:
-        rows: the data.
+        records: the data.
         read: gives question and payload of a row.
         group: the column that accuracies are told apart by.
 
@@ -165,16 +139,16 @@ def read_problems(
     problems: list[Problem] = []
     places: dict[str, str] = {}
     bad: list[str] = []
-    for row in _read(rows):
+    for record in records.read():
         try:
-            problem = _problem(row, read, group)
+            problem = _problem(record, read, group)
         except (BadRow, BadRecord) as error:
             reason = error.entry["reason"] if isinstance(error, BadRecord) else str(error)
-            bad.append(f"{row.place}: {reason}")
+            bad.append(f"{record.place}: {reason}")
             continue
         if problem.id in places:
-            bad.append(f"{row.place}: the id {problem.id!r} is that of {places[problem.id]}")
-        places.setdefault(problem.id, row.place)
+            bad.append(f"{record.place}: the id {problem.id!r} is that of {places[problem.id]}")
+        places.setdefault(problem.id, record.place)
         problems.append(problem)
     if bad:
         more = f"\n  and {len(bad) - _LISTED} more" if len(bad) > _LISTED else ""
@@ -186,33 +160,19 @@ def read_problems(
     return problems
 
 
-def _read(rows: Rows) -> Any:
-    try:
-        yield from rows.read()
-    except ImportError as error:
-        raise InputError(f"the data needs: pip install 'mvspec[compile]' ({error})") from None
-
-
 def _problem(
-    row: Row, read: Callable[[Columns], tuple[str, Mapping[str, Any]]], group: str
+    record: Record, read: Callable[[Columns], tuple[str, Mapping[str, Any]]], group: str
 ) -> Problem:
-    value = row_value(row)
+    value = record.at(".")
     if not isinstance(value, dict):
         raise BadRow(f"{_kind(value)}, not an object with columns")
     columns = Columns(value)
-    name = columns.find(*IDS)
-    usable = isinstance(name, str | int) and not isinstance(name, bool)
     question, payload = read(columns)
     if not question.strip():
         raise BadRow("the question is empty")
     source = columns.find(group)
-    return Problem(
-        str(name) if usable else row.place,
-        question,
-        payload,
-        "" if source is None or isinstance(source, dict | list) else str(source),
-        row.place,
-    )
+    told = "" if source is None or isinstance(source, dict | list) else str(source)
+    return Problem(record.name, question, payload, told, record.place)
 
 
 def digest(problems: Sequence[Problem]) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from mvspec.data.conversation import BadRecord, row_value, step_into
-from mvspec.data.records import InputError
-from mvspec.data.rows import Row, Rows
-from mvspec.runtime.evaluation.problem import IDS, Columns, Problem
+from mvspec.data.records import BadRecord, InputError, Record
+from mvspec.data.sources import Records
+from mvspec.forms import render
+from mvspec.runtime.evaluation.problem import Problem
 
 __all__ = ["Recorded", "match_outputs"]
 
@@ -29,37 +28,30 @@ class Recorded:
     missing: list[str] = field(default_factory=list)
 
 
-def match_outputs(rows: Rows, problems: Sequence[Problem], field: str) -> Recorded:
+def match_outputs(records: Records, problems: Sequence[Problem]) -> Recorded:
     """Return the outputs of a file, by the problems that they answer.
 
     Rows name their problem by the same columns as problems do; a problem with several rows has
-    several samples. The first line of a file that `mvspec eval` wrote is passed over.
+    several samples.
 
     Args:
-        rows: of the file.
+        records: of the file.
         problems: that are graded.
-        field: where a row keeps its text, as `output` or `result.text`.
 
     Raises:
         InputError: no row could be used; the message says why the first was not.
     """
     found = Recorded({problem.id: [] for problem in problems})
     by_place = {problem.place: problem.id for problem in problems}
-    for number, row in enumerate(rows.read()):
+    for record in records.read():
         try:
-            value = row_value(row)
-            if not number and isinstance(value, dict) and "settings" in value:
-                continue
-            name = _name(value, row, by_place)
-            text = step_into(value, field, name, row.place)
-            if not isinstance(text, str):
-                raise BadRecord(name, row.place, "not-a-string", f"field {field!r} is no text")
+            name = by_place.get(record.place, record.place)
+            name = name if record.name == record.place else record.name
+            text = output_of(record)
             if name not in found.outputs:
-                raise BadRecord(name, row.place, "no-problem", f"no problem has the id {name!r}")
+                raise record.bad("no-problem", f"no problem has the id {name!r}")
         except BadRecord as error:
-            has = ", ".join(value) if isinstance(value, dict) else ""
-            more = f": there is {has}" if error.entry["code"] == "missing-field" and has else ""
-            found.left_out.append(f"{row.place}: {error.entry['reason']}{more}")
+            found.left_out.append(f"{record.place}: {error.entry['reason']}")
             continue
         found.outputs[name].append(text)
     if not any(found.outputs.values()):
@@ -69,8 +61,19 @@ def match_outputs(rows: Rows, problems: Sequence[Problem], field: str) -> Record
     return found
 
 
-def _name(value: Any, row: Row, by_place: dict[str, str]) -> str:
-    name = Columns(value).find(*IDS) if isinstance(value, dict) else None
-    if isinstance(name, str | int) and not isinstance(name, bool):
-        return str(name)
-    return by_place.get(row.place, row.place)
+def output_of(record: Record) -> str:
+    """Return what the assistant wrote last in a record, well-formed or not.
+
+    Raises:
+        BadRecord: the record has no text, no document and no chat.
+    """
+    if record.trouble is not None:
+        raise BadRecord.at(record.name, record.place, record.trouble)
+    if record.kind == "text":
+        return record.text
+    if record.kind == "chat":
+        turns = [turn for turn in record.turns() if turn.role == "assistant"]
+        if turns and turns[-1].thoughts is None:
+            return turns[-1].text
+    answers = [each for each in record.document.messages if each.role == "assistant"]
+    return render(answers[-1], record.fields.form) if answers else ""

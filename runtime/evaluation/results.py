@@ -7,16 +7,14 @@ kill or a full disk leaves of a line is cut off before the next one is written.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from mvspec.data.records import InputError
+from mvspec.data.resume import Journal, differing
 from mvspec.runtime.evaluation.sample import Key, Sample
 
 __all__ = ["Results", "Run", "open_results", "read_run"]
@@ -96,10 +94,9 @@ def _read(path: Path) -> tuple[Run, int]:
 class Results:
     """A file that samples are added to."""
 
-    def __init__(self, run: Run, descriptor: int, size: int) -> None:
+    def __init__(self, run: Run, journal: Journal) -> None:
         self.run = run
-        self._descriptor = descriptor
-        self._size = size
+        self._journal = journal
 
     def add(self, sample: Sample) -> None:
         """Write a sample's line.
@@ -110,28 +107,20 @@ class Results:
         self._write(sample.record())
         self.run.samples[sample.key] = sample
 
-    def _write(self, row: Mapping[str, Any]) -> None:
-        text = json.dumps(row, ensure_ascii=False) + "\n"
-        line = text.encode(errors="backslashreplace")
-        try:
-            written = os.write(self._descriptor, line)
-            if written < len(line):
-                raise OSError("the disk is full")
-            os.fsync(self._descriptor)
-        except OSError as error:
-            os.ftruncate(self._descriptor, self._size)
-            reason = error.strerror or error
-            raise InputError(
-                f"{self.run.path}: {reason}: {len(self.run.samples)} samples are kept; the same "
-                "command goes on from there"
-            ) from None
-        self._size += len(line)
-
     def settle(self, settings: Mapping[str, Any]) -> None:
         """Write the settings where they are new, or ask for more than before."""
         if self.run.settings != settings:
             self._write({"format": FORMAT, "settings": dict(settings)})
             self.run.settings = dict(settings)
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        try:
+            self._journal.add(row)
+        except OSError as error:
+            raise InputError(
+                f"{self.run.path}: {error.strerror or error}: {len(self.run.samples)} samples are "
+                "kept; the same command goes on from there"
+            ) from None
 
 
 @contextmanager
@@ -151,27 +140,17 @@ def open_results(path: Path, settings: Mapping[str, Any]) -> Iterator[Results]:
         raise InputError(f"-o {path}: is a folder; name a .jsonl file")
     if not path.parent.is_dir():
         raise InputError(f"-o {path}: there is no folder {path.parent}")
-    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0.5)
     try:
-        lock.acquire()
-    except Timeout:
-        raise InputError(f"-o {path}: another run is writing it: wait for it, or stop it") from None
+        journal = Journal(path, None, durable=True)
     except OSError as error:
         raise InputError(f"-o {path}: {error.strerror or error}") from None
-    try:
-        run, whole = _read(path) if path.exists() and path.stat().st_size else (Run(path), 0)
+    with journal:
+        run, whole = _read(path) if path.stat().st_size else (Run(path), 0)
         _compare(run, settings)
-        how = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-        descriptor = os.open(path, how, 0o666)
-        try:
-            os.ftruncate(descriptor, whole)
-            results = Results(run, descriptor, whole)
-            results.settle(settings)
-            yield results
-        finally:
-            os.close(descriptor)
-    finally:
-        lock.release()
+        journal.cut(whole)
+        results = Results(run, journal)
+        results.settle(settings)
+        yield results
 
 
 def _compare(run: Run, settings: Mapping[str, Any]) -> None:
@@ -181,14 +160,14 @@ def _compare(run: Run, settings: Mapping[str, Any]) -> None:
             raise InputError(f"-o {run.path}: its first line has no settings: name another file")
         return
     before, now = _flat(run.settings), _flat(settings)
-    differing = [
+    changed = [
         f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
-        for name in dict.fromkeys((*before, *now))
-        if name not in GROWING and before.get(name) != now.get(name)
+        for name in differing(before, now)
+        if name not in GROWING
     ]
-    if differing:
+    if changed:
         raise InputError(
-            f"-o {run.path}: made under other settings ({'; '.join(differing)}): name another file"
+            f"-o {run.path}: made under other settings ({'; '.join(changed)}): name another file"
         )
 
 

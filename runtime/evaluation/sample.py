@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
-from mvspec.data.check import read_document
 from mvspec.data.measure import Counter, measure
-from mvspec.data.records import Record
+from mvspec.data.records import read_text
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS
 from mvspec.forms.multiverse import MULTIVERSE
@@ -138,7 +137,7 @@ def shape_of(output: str, count: Counter, form: str = MULTIVERSE.name) -> Shape:
     >>> shape_of("<Think>\\nHm", len).form
     'cut'
     """
-    document, diagnostics, cut = read_document(Record("", "", output), form)
+    document, diagnostics, cut = read_text(output, form)
     if document is None:
         return Shape("cut" if cut else "malformed", diagnostics[0].code)
     try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from string import ascii_uppercase
 from typing import Any
 
+from mvspec.data.columns import COLUMNS
 from mvspec.data.records import InputError
 from mvspec.runtime.evaluation import choice, code
 from mvspec.runtime.evaluation.problem import BadRow, Columns
@@ -17,8 +18,8 @@ __all__ = ["OWN", "TASKS", "Task", "task_of"]
 
 _ROOM = "mvspec.runtime.evaluation"
 
-QUESTION = ("problem", "question", "prompt")
-ANSWER = ("answer", "reference_answer", "final_answer", "target")
+QUESTION = COLUMNS["question"]
+ANSWER = COLUMNS["answer"]
 
 Read = Callable[[Columns], tuple[str, dict[str, Any]]]
 

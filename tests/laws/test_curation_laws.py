@@ -26,7 +26,7 @@ from mvspec.curation import (
     split_sentences,
 )
 from mvspec.curation.chain import numbered
-from mvspec.data.rows import Row
+from mvspec.data.records import Record
 from mvspec.tree.ir import Document, Text, Think
 
 CODES = {
@@ -175,7 +175,7 @@ def test_no_answer_makes_a_wrong_document(
             ),
         ).filter(lambda text: not re.search(r"</?(Think|Parallel|Goal|Outline|Path|Conc)", text))
     )
-    chain = read_chain(Row("a:1", {"reasoning": text, "answer": "5"}), ChainFields())
+    chain = read_chain(Record("a:1", {"reasoning": text, "answer": "5"}, "value"), ChainFields())
     trigger = data.draw(st.sampled_from(["", "", "Let's think in parallel."]))
     options = CurationOptions(
         "m", trigger=trigger, judge=judge, independence=rules, attempts=attempts, max_distance=0.6,

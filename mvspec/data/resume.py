@@ -1,0 +1,151 @@
+"""Long runs that are taken up again: whole lines after kill -9, settings that agree, one writer.
+
+`check --fix` and `eval` append lines to a `Journal`; `compile` and `curate` write files that
+appear whole or not at all, with `replaced`. Settings are compared with `differing`.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from mvspec.data.records import InputError
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["Journal", "differing", "exclusive", "replaced", "whole_lines"]
+
+
+@contextmanager
+def replaced(path: Path, mode: str = "w", *, keep_empty: bool = True) -> Iterator[IO[Any]]:
+    """Give a file that takes the place of `path` whole; an empty one may take it away instead."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        empty = file.tell() == 0
+    if empty and not keep_empty:
+        temporary.unlink()
+        path.unlink(missing_ok=True)
+    else:
+        os.replace(temporary, path)
+
+
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a file that are complete: a killed run may have begun another."""
+    if path.exists():
+        with path.open("rb") as file:
+            yield from (line for line in file if line.endswith(b"\n"))
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the names of settings that are not what they were.
+
+    >>> differing({"form": "json", "field": None}, {"form": "multiverse"})
+    ['form']
+    """
+    names = dict.fromkeys((*before, *now))
+    return [name for name in names if before.get(name) != now.get(name)]
+
+
+def hold(descriptor: int, path: Path) -> None:
+    """Hold an open file or folder against other processes, where the system can, until it closes.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"-o {path}: another run is writing it: wait for it, or stop it") from None
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold a folder against other processes that write into it.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        hold(descriptor, folder)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+class Journal:
+    """A file of JSON lines that is appended to; a line is there as a whole or not at all.
+
+    Args:
+        path: of the file, which is made where it is not there.
+        size: bytes of it that are kept, as of `cut`; None keeps all for now.
+        durable: whether a line is on the disk before `add` returns.
+
+    Raises:
+        InputError: another process is writing it.
+        OSError: it cannot be written.
+    """
+
+    def __init__(self, path: Path, size: int | None, *, durable: bool = False) -> None:
+        self.path = path
+        self.durable = durable
+        how = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        self._descriptor = os.open(path, how, 0o666)
+        try:
+            hold(self._descriptor, path)
+            self.cut(path.stat().st_size if size is None else size)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def cut(self, size: int) -> None:
+        """Cut off what a killed run left behind the first bytes."""
+        os.ftruncate(self._descriptor, size)
+        self._size = size
+
+    def close(self) -> None:
+        """Close the file, and let others write it."""
+        os.close(self._descriptor)
+
+    def add(self, row: Mapping[str, Any], *, ascii: bool = False) -> None:
+        """Write a line.
+
+        Args:
+            ascii: escape every other character; rows may hold some that UTF-8 has not.
+
+        Raises:
+            OSError: the disk is full, or the file cannot be written; what it held stays.
+        """
+        line = (json.dumps(row, ensure_ascii=ascii) + "\n").encode(errors="backslashreplace")
+        try:
+            if os.write(self._descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, "the disk is full")
+            if self.durable:
+                os.fsync(self._descriptor)
+        except OSError:
+            os.ftruncate(self._descriptor, self._size)
+            raise
+        self._size += len(line)
