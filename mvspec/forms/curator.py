@@ -25,13 +25,4 @@ CURATOR = Syntax(
     fence="```",
 )
 
-FORM = TaggedForm(
-    CURATOR,
-    """
-    block: _PARALLEL goal path+ conclusion _END_PARALLEL
-    goal: _GOAL outline+ _END_GOAL
-    outline: LINE _END_OUTLINE
-    path: _PATH (TEXT | block)* _END_PATH
-    """,
-    repaired_as=multiverse.FORM,
-)
+FORM = TaggedForm(CURATOR, repaired_as=multiverse.FORM)

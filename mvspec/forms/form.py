@@ -49,14 +49,14 @@ def check_characters(text: str) -> None:
 
 
 def document_of(body: tuple[Any, ...]) -> Document:
-    """Return the document of an assistant's turn that a grammar has read."""
+    """Return the document of an assistant's turn that was read."""
     turn: Message = Message.trusted(role="assistant", body=body)
     return Document.trusted(messages=(turn,))
 
 
 def text_of(text: str) -> Text:
-    """Return a run of text that a grammar has read as a node; lark's own kind of str does not."""
-    return Text.trusted(kind="text", text=str(text))
+    """Return a run of text that was read as a node."""
+    return Text.trusted(kind="text", text=text)
 
 
 class Form(Protocol):

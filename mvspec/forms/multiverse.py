@@ -14,12 +14,4 @@ __all__ = ["FORM", "MULTIVERSE"]
 
 MULTIVERSE = Syntax("multiverse")
 
-FORM = TaggedForm(
-    MULTIVERSE,
-    """
-    block: _PARALLEL goal path+ conclusion _END_PARALLEL
-    goal: _GOAL outline+ _END_GOAL
-    outline: _OUTLINE LINE _END_OUTLINE
-    path: _PATH LABEL (BLANK | TEXT) (block TEXT?)* _END_PATH
-    """,
-)
+FORM = TaggedForm(MULTIVERSE)

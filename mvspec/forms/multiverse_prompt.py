@@ -27,13 +27,4 @@ MULTIVERSE_PROMPT = Syntax(
     labels="tag",
 )
 
-FORM = TaggedForm(
-    MULTIVERSE_PROMPT,
-    """
-    block: _PARALLEL goal path+ conclusion _END_PARALLEL
-    goal: outline+
-    outline: OUTLINE LINE END_OUTLINE
-    path: PATH (TEXT | block)* END_PATH
-    """,
-    repaired_as=multiverse.FORM,
-)
+FORM = TaggedForm(MULTIVERSE_PROMPT, repaired_as=multiverse.FORM)

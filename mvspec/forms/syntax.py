@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
 
+from mvspec.law.automaton import FixedText
 from mvspec.law.limits import MAX_DEPTH
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import LABEL, Gen, Message, Parallel, Text, Think
@@ -90,11 +91,21 @@ class Syntax:
         return rf"[^<\n]*+(?:(?!{self.marker.pattern})<[^<\n]*+)*+"
 
     @cached_property
-    def run_pattern(self) -> str:
-        """Regular expression of a run of text without a tag, at least one character."""
-        raw = f"(?!{self.marker.pattern})<"
-        # Possessive repeats: a run ends at a tag or at the end, so backtracking can never help.
-        return f"(?:[^<]|{raw})[^<]*+(?:{raw}[^<]*+)*+"
+    def by_text(self) -> dict[str, Tag]:
+        """The tags by what is written for them, which are those that the form's marker finds."""
+        return {text: tag for text, tag in zip(self.tags, Tag, strict=True) if text[:1] == "<"}
+
+    @cached_property
+    def texts_after(self) -> dict[Tag, str]:
+        """The fixed text after each tag, where no other tag decides it."""
+        return {tag: self.after(tag) for tag in Tag}
+
+    @cached_property
+    def label_prefix(self) -> re.Pattern[str] | None:
+        """The fixed text after the tag of a path, with its label; None where none stands there."""
+        if self.labels != "text":
+            return None
+        return re.compile(self.after(Tag.PATH) + f"({LABEL.pattern})" + self.label_end)
 
     def written(self, tag: Tag, label: str = "") -> str:
         """Return the characters of `tag`; "" where the form does not write it."""
@@ -104,11 +115,11 @@ class Syntax:
 
     def after(self, tag: Tag) -> str:
         """Return the fixed text that follows `tag`, where no other tag decides it."""
-        if tag is Tag.END_THINK:
-            return self.after_think
-        if tag is Tag.OUTLINE:
-            return self.outline_gap
-        return _NEWLINE if tag in _BEFORE_TEXT else self.separator
+        return self.outline_gap if tag is Tag.OUTLINE else self._texts.after(tag)
+
+    @cached_property
+    def _texts(self) -> FixedText:
+        return FixedText(self.separator, self.after_think, self.label_end)
 
     def tag(self, tag: Tag, *, forced: bool = False, label: str = "") -> Piece:
         """Return `tag` as a piece."""
@@ -224,7 +235,6 @@ class Syntax:
 _NEWLINE = "\n"
 _LINE, _FORCED_LINE = Piece(_NEWLINE), Piece(_NEWLINE, None, True)
 _PLACE = {tag: place for place, tag in enumerate(Tag)}
-_BEFORE_TEXT = frozenset({Tag.THINK, Tag.PATH, Tag.CONCLUSION})
 
 
 def tag_texts(written: Mapping[Tag, str], others: str | None = None) -> tuple[str, ...]:

@@ -1,18 +1,18 @@
 """Tagged forms, whose text is the tree in its order: tags, and runs of text between them.
 
-Strict reading is a lark grammar over terminals that the form's `Syntax` gives. Recovery
-(mvspec/forms/recovery/) edits a malformed text into a canonical one, which the same parser then
-reads; the edits are the diagnostics, so nothing is lost silently.
+A strict reader takes the tags through the law's table of what may follow, and a text is canonical
+where it is the rendering of the tree that was read. Recovery (mvspec/forms/recovery/) edits a
+malformed text into a canonical one, which the same reader then reads; the edits are the
+diagnostics, so nothing is lost silently.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar, cast
-
-from lark import Lark, Token, Transformer
-from lark.exceptions import UnexpectedInput
+from itertools import islice
+from typing import Any, ClassVar
 
 from mvspec.errors import Diagnostic, ParseError, Source
 from mvspec.forms.can_hold import check_turn, hole_refusal, only_turn
@@ -21,6 +21,7 @@ from mvspec.forms.recovery.canonical import canonical_repairs
 from mvspec.forms.recovery.edits import apply
 from mvspec.forms.recovery.transcript import AlignedRepair
 from mvspec.forms.syntax import Syntax
+from mvspec.law.automaton import MOVES, Place
 from mvspec.law.tags import Tag
 from mvspec.tree.builder import number
 from mvspec.tree.ir import (
@@ -40,17 +41,6 @@ __all__ = ["WINDOW", "TaggedForm"]
 WINDOW = 1 << 16
 """Characters within which a strict parse looks for its error before it reads further."""
 
-RULES = """
-start: think? (TEXT | block)* TAIL?
-think: _THINK (TEXT | block)* _END_THINK
-conclusion: _CONCLUSION (BLANK | TEXT) _END_CONCLUSION
-"""
-"""The grammar that tagged forms share.
-
-Each adds its block, goal, outline and path. Tags with the fixed text after them (_THINK,
-_END_THINK, ...) and the tag-free runs (TEXT, TAIL, BLANK, LABEL, LINE) come from the `Syntax`.
-"""
-
 
 @dataclass(frozen=True)
 class TaggedForm:
@@ -58,12 +48,10 @@ class TaggedForm:
 
     Args:
         syntax: its tags and the fixed text around them.
-        rules: its block, goal, outline and path, in lark's notation.
         repaired_as: the canonical form, in which malformed texts are repaired; None for that one.
     """
 
     syntax: Syntax
-    rules: str
     repaired_as: TaggedForm | None = None
     readable: ClassVar[bool] = True
 
@@ -108,18 +96,17 @@ class TaggedForm:
         Raises:
             Mismatch: it is not canonical; recovery tells where it departs.
         """
-        fence = self.syntax.fence
+        whole, fence = text, self.syntax.fence
         if fence and f"{text}\n".startswith(f"{fence}\n"):
             if not text.endswith(f"\n{fence}") or len(text) < 2 * len(fence) + 1:
                 raise Mismatch("the fence is not closed")
             text = f"{Tag.THINK}{text[len(fence) : -len(fence)]}{Tag.END_THINK}"
         check_characters(text)
-        try:
-            # Its transformer makes the nodes as rules are reduced, so no tree of tokens is built.
-            return cast(Document, self._grammar.parse(text))
-        except UnexpectedInput:
-            pass
-        raise Mismatch("not of the form")
+        message = TreeReader(self.syntax).read(text)
+        # What the reader passed over is what rendering writes there, or the text is another.
+        if "".join([piece.text for piece in self.syntax.pieces(message)]) != whole:
+            raise Mismatch("not as the form writes it")
+        return document_of(message.body)
 
     def _first_violation(self, source: Source) -> Diagnostic:
         """Return the first violation of a text that is not canonical, in time linear in its offset.
@@ -129,32 +116,21 @@ class TaggedForm:
         """
         text, size = source.text, WINDOW
         while size < len(text):
-            beginning = Source(text[:size])
-            found = (
-                canonical_repairs(beginning, self.syntax)
-                if self._aligned is None
-                else iter(self._aligned.first_repairs(beginning))
-            )
-            first = next(found, None)
-            if first and first.code != "cut" and first.offset < size // 2:
-                return first
+            for first in islice(self._repairs(Source(text[:size]), whole=False), 1):
+                if first.code != "cut" and first.offset < size // 2:
+                    return first
             size *= 4
-        if self._aligned is not None:
-            return self._aligned.repair(source)[0][0]
-        return next(canonical_repairs(source, self.syntax))
+        return next(self._repairs(source))
+
+    def _repairs(self, source: Source, *, whole: bool = True) -> Iterator[Diagnostic]:
+        if self._aligned is None:
+            return canonical_repairs(source, self.syntax)
+        return iter(self._aligned.repair(source, whole=whole)[0])
 
     @cached_property
     def _aligned(self) -> AlignedRepair | None:
         canonical = self.repaired_as
         return canonical and AlignedRepair(self.syntax, canonical.syntax, canonical.read)
-
-    @cached_property
-    def _grammar(self) -> Lark:
-        rules = [RULES, self.rules]
-        for name, pattern in terminals(self.syntax).items():
-            escaped = pattern.replace("/", r"\/").replace("\n", r"\n")
-            rules.append(f"{name}: /{escaped}/")
-        return Lark("\n".join(rules), parser="lalr", transformer=_TreeBuilder(self.syntax))
 
 
 def render_pieces(document: Document | Message, syntax: Syntax) -> str:
@@ -169,125 +145,157 @@ def render_pieces(document: Document | Message, syntax: Syntax) -> str:
     return "".join(parts)
 
 
-def terminals(syntax: Syntax) -> dict[str, str]:
-    """Return the terminals of a form whose text is tags and runs between them.
+class _OpenBlock:
+    """Parts of a block so far, and the place that it is in."""
 
-    A tag stands with the fixed text after it, so that white space is read only where it is
-    text; one that bears a label is no filtered terminal: its name has no leading underscore.
+    def __init__(self, around: Place) -> None:
+        self.around = around
+        self.outlines: list[Outline] = []
+        self.paths: list[Path] = []
+        self.label = ""
+        self.conclusion = NO_CONCLUSION
+
+
+class TreeReader:
+    """Reader of one text, tag by tag: the law's table says which may come.
+
+    It passes over the text that the form fixes; whether that was there, rendering the tree tells.
     """
-    tag, run = syntax.marker.pattern, syntax.run_pattern
-    label = LABEL.pattern + syntax.label_end
-    line = syntax.line_pattern
-    lead = {"text": label, "tag": "", "none": syntax.written(Tag.OUTLINE)}[syntax.labels]
-    out = {
-        "TEXT": rf"(?!\n(?:{tag})){run}(?<=\n)(?=<)",
-        "TAIL": rf"(?:{run})\Z",
-        "BLANK": rf"\n(?={tag})",
-        "LABEL": label,
-        "LINE": lead + line + syntax.outline_gap,
-    }
-    for place, each in enumerate(Tag):
-        written = syntax.tags[place]
-        gap = syntax.after(each)
-        if each is Tag.END_PATH and syntax.path_gap != syntax.separator:
-            path = syntax.written(Tag.PATH)
-            gap = f"(?:{syntax.path_gap}(?={path})|{syntax.separator}(?!{path}))"
-        if written + gap:
-            name = each.name if "{}" in written else f"_{each.name}"
-            out[name] = written.replace("{}", LABEL.pattern) + gap
-    return out
-
-
-class _TreeBuilder(Transformer[Token, Document]):
-    """Makes nodes as rules are reduced; labels are checked where the grammar cannot count."""
 
     def __init__(self, syntax: Syntax) -> None:
-        super().__init__(visit_tokens=False)
         self.syntax = syntax
+        self.place = Place.TURN
+        self.bodies: list[list[Any]] = [[]]
+        self.blocks: list[_OpenBlock] = []
+        self.lead = ""  # the fixed text before the run of text at hand
 
-    def start(self, items: list[Any]) -> Document:
-        body = tuple(
-            text_of(item if item.type == "TAIL" else item[:-1]) if isinstance(item, Token) else item
-            for item in self._counted(items)
-        )
-        return document_of(body)
+    def read(self, text: str) -> Message:
+        """Return the turn of a text.
 
-    def _body(self, items: list[Any]) -> tuple[Any, ...]:
-        return tuple(
-            text_of(item[:-1]) if isinstance(item, Token) else item
-            for item in items
-            if not (isinstance(item, Token) and item.type == "BLANK")
-        )
+        Raises:
+            Mismatch: a tag may not come where it stands, or labels do not agree.
+        """
+        own, after = self.syntax.by_text, self.syntax.texts_after
+        numbered, prefix = self.syntax.labels == "tag", self.syntax.label_prefix
+        at = 0
+        for match in self.syntax.marker.finditer(text):
+            name, label = match.group(), ""
+            if numbered and name[-2].isdigit():
+                head, _, label = name[:-1].partition(" ")
+                name = head + " {}>"
+            tag = own.get(name)
+            if tag is None:
+                raise Mismatch(f"{name} is no tag of the form")
+            run = text[at : match.start()]
+            at = match.end()
+            following = MOVES[self.place].get(tag) or self.pass_unwritten(tag)
+            self.lead, lead = after[tag], self.lead
+            if tag is Tag.PARALLEL:
+                self.text(run[len(lead) : -1])
+                if len(self.blocks) == self.syntax.max_depth:
+                    raise Mismatch("too deep")
+                self.blocks.append(_OpenBlock(self.place))
+            elif tag is Tag.END_OUTLINE:
+                self.outline(run, label)
+            elif tag is Tag.END_GOAL:
+                self.end_goal(run)
+                following = Place.BETWEEN
+            elif tag is Tag.PATH:
+                if prefix:
+                    found = prefix.match(text, at)
+                    if not found:
+                        raise Mismatch("a path has no label")
+                    self.lead, label = found.group(0, 1)
+                self.blocks[-1].label = label
+                self.bodies.append([])
+            elif tag is Tag.END_PATH:
+                self.text(run[len(lead) : -1])
+                following = self.end_path()
+            elif tag is Tag.CONCLUSION:
+                self.bodies.append([])
+            elif tag is Tag.END_CONCLUSION:
+                self.text(run[len(lead) : -1])
+                self.blocks[-1].conclusion = Conclusion.trusted(body=tuple(self.bodies.pop()))
+            elif tag is Tag.END_PARALLEL:
+                following = self.end_block()
+            elif tag is Tag.THINK:
+                if at > len(name):
+                    raise Mismatch("the reasoning comes first")
+                self.bodies.append([])
+            elif tag is Tag.END_THINK:
+                self.text(run[len(lead) : -1])
+                self.bodies[0].append(Think.trusted(kind="think", body=self.counted()))
+            self.place = following
+        if self.place is not Place.TURN:
+            raise Mismatch("the text ends inside a construct")
+        self.text(text[at + len(self.lead) :])
+        return Message.trusted(role="assistant", body=self.counted())
 
-    def _counted(self, items: list[Any]) -> list[Any]:
-        """Give the blocks inside of blocks their numbers, where the form writes none."""
-        if self.syntax.labels != "none":
-            return items
-        return [
-            number(item) if isinstance(item, Parallel) and item.depth > 1 else item
-            for item in items
-        ]
+    def pass_unwritten(self, tag: Tag) -> Place:
+        """Take the tags that the form does not write before this one, and say where it leads."""
+        place = self.place
+        if place is Place.OPENED and not self.syntax.written(Tag.GOAL):
+            place = Place.GOAL
+        elif place is Place.GOAL and not self.syntax.written(Tag.END_GOAL):
+            self.end_goal("")
+            place = Place.BETWEEN
+        elif place is Place.JOINED and self.syntax.optional_join:
+            place = Place.CONCLUDED
+        if tag not in MOVES[place]:
+            raise Mismatch(f"{tag} may not come here")
+        return MOVES[place][tag]
 
-    def think(self, items: list[Any]) -> Think:
-        return Think.trusted(kind="think", body=self._body(self._counted(items)))
+    def text(self, text: str) -> None:
+        """Add a run of text, without what the form fixes around it."""
+        if text:
+            self.bodies[-1].append(text_of(text))
 
-    def outline(self, items: list[Token]) -> Outline:
-        if self.syntax.labels == "tag":
-            opening, line, closing = items
-            label = digits(opening)
-            if label != digits(closing):
-                raise Mismatch("an outline's tags differ")
-            return Outline.trusted(label=label, text=line[: -len(self.syntax.outline_gap)])
-        lead, text = items[0].split(self.syntax.label_end, 1)
-        gap = len(self.syntax.outline_gap)
-        # Without labels the outlines of a block are counted by `goal`.
-        label = lead if self.syntax.labels == "text" else "0"
-        return Outline.trusted(label=label, text=text[: len(text) - gap])
-
-    def goal(self, items: list[Outline]) -> Goal:
+    def counted(self) -> tuple[Any, ...]:
+        """Return the innermost body, its blocks inside of blocks numbered where no labels are."""
+        body = self.bodies.pop()
         if self.syntax.labels == "none":
-            items = [
-                Outline.trusted(label=str(k), text=each.text) for k, each in enumerate(items, 1)
+            body = [
+                number(item) if isinstance(item, Parallel) and item.depth > 1 else item
+                for item in body
             ]
-        labels = [outline.label for outline in items]
+        return tuple(body)
+
+    def outline(self, run: str, label: str) -> None:
+        gap = len(self.syntax.outline_gap)
+        line = run[gap : len(run) - gap]
+        if self.syntax.labels == "text":
+            label, _, line = line.partition(self.syntax.label_end)
+            if not LABEL.fullmatch(label):
+                raise Mismatch("an outline has no label")
+        if "\n" in line:
+            raise Mismatch("an outline is one line")
+        self.blocks[-1].outlines.append(Outline.trusted(label=label, text=line))
+
+    def end_goal(self, run: str) -> None:
+        outlines = self.blocks[-1].outlines
+        if self.syntax.labels == "none":
+            opening = self.syntax.written(Tag.OUTLINE)
+            lines = [line.removeprefix(opening) for line in run.split("\n") if line]
+            for label, line in enumerate(lines, 1):
+                outlines.append(Outline.trusted(label=str(label), text=line))
+        labels = [outline.label for outline in outlines]
         if self.syntax.counted and labels != [str(k + 1) for k in range(len(labels))]:
             raise Mismatch("labels do not count")
-        if len(set(labels)) < len(labels):
-            raise Mismatch("labels repeat")
-        return Goal.trusted(outlines=tuple(items))
+        if not labels or len(set(labels)) < len(labels):
+            raise Mismatch("labels lack or repeat")
 
-    def path(self, items: list[Any]) -> Path:
-        if self.syntax.labels == "none":
-            return Path.trusted(label="0", body=self._body(items))
-        label, *body = items
-        if self.syntax.labels == "tag":
-            closing = body.pop()
-            if digits(label) != digits(closing):
-                raise Mismatch("a path's tags differ")
-            return Path.trusted(label=digits(label), body=self._body(body))
-        return Path.trusted(label=label.removesuffix(self.syntax.label_end), body=self._body(body))
-
-    def conclusion(self, items: list[Any]) -> Conclusion:
-        return Conclusion.trusted(body=self._body(items))
-
-    def block(self, items: list[Any]) -> Parallel:
-        goal, *paths = items
-        conclusion = paths.pop() if isinstance(paths[-1], Conclusion) else NO_CONCLUSION
-        if self.syntax.labels == "none" and len(paths) == len(goal.outlines):
-            paths = [
-                Path.trusted(label=outline.label, body=path.body)
-                for outline, path in zip(goal.outlines, paths, strict=True)
-            ]
-        if [o.label for o in goal.outlines] != [p.label for p in paths]:
+    def end_path(self) -> Place:
+        block = self.blocks[-1]
+        expected = block.outlines[len(block.paths)].label
+        if self.syntax.labels != "none" and block.label != expected:
             raise Mismatch("labels differ")
-        if self.syntax.optional_join and not conclusion.body and len(items) > len(paths) + 1:
-            raise Mismatch("an empty conclusion is written")
-        inner = (item.depth for p in paths for item in p.body if isinstance(item, Parallel))
-        if max(inner, default=0) >= self.syntax.max_depth:
-            raise Mismatch("too deep")
-        return Parallel.trusted(goal=goal, paths=tuple(paths), conclusion=conclusion)
+        block.paths.append(Path.trusted(label=expected, body=tuple(self.bodies.pop())))
+        return Place.JOINED if len(block.paths) == len(block.outlines) else Place.BETWEEN
 
-
-def digits(tag: str) -> str:
-    """Return the label that stands in a tag."""
-    return tag[tag.index(" ") + 1 : tag.index(">")]
+    def end_block(self) -> Place:
+        block = self.blocks.pop()
+        goal = Goal.trusted(outlines=tuple(block.outlines))
+        self.bodies[-1].append(
+            Parallel.trusted(goal=goal, paths=tuple(block.paths), conclusion=block.conclusion)
+        )
+        return block.around

@@ -33,13 +33,4 @@ THREADWEAVER = Syntax(
     max_depth=1,
 )
 
-FORM = TaggedForm(
-    THREADWEAVER,
-    """
-    block: _PARALLEL goal path+ conclusion? _END_PARALLEL
-    goal: _GOAL outline+ _END_GOAL
-    outline: _OUTLINE LINE _END_OUTLINE
-    path: _PATH LABEL (BLANK | TEXT) _END_PATH
-    """,
-    repaired_as=multiverse.FORM,
-)
+FORM = TaggedForm(THREADWEAVER, repaired_as=multiverse.FORM)

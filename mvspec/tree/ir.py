@@ -239,7 +239,7 @@ class Parallel(Node):
 
     @classmethod
     def trusted(cls, **fields: Any) -> Self:
-        """Make a block of parts that a grammar has checked; its levels are counted."""
+        """Make a block of parts that a reader has checked; its levels are counted."""
         node = super().trusted(kind="parallel", **fields)
         inner = (item._depth for p in node.paths for item in p.body if isinstance(item, Parallel))
         object.__setattr__(node, "__pydantic_private__", {"_depth": 1 + max(inner, default=0)})

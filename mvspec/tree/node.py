@@ -150,7 +150,7 @@ class Node(BaseModel):
 
     @classmethod
     def trusted(cls, **fields: Any) -> Self:
-        """Make a node of fields that a grammar has checked: all of them, and none is verified.
+        """Make a node of fields that a reader has checked: all of them, and none is verified.
 
         Verifying is most of the time of parsing lines; law 1 holds the result equal to what the
         constructor makes.

@@ -127,6 +127,7 @@ FOUND = (  # by fuzzing: a tag that a label alone stood for is doubled
     "<Goal></Goal>2:<Path>2:",
     "<Path>\n1:\n</Goal></Path>1:<Path>1:",
     "<Goal>1:<Outline>1: a",
+    "<Think>\nx\n</Think>",  # in `curator`, which writes a fence
 )
 
 

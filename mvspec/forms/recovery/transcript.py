@@ -240,17 +240,22 @@ class AlignedRepair:
     canonical: Syntax
     read: Callable[[str], Document]
 
-    def repair(self, source: Source) -> tuple[tuple[Diagnostic, ...], Message]:
-        """Return the repairs that make a text canonical in its form, and the turn it then is."""
-        edits, message = self._edits(source.text)
+    def repair(
+        self, source: Source, *, whole: bool = True
+    ) -> tuple[tuple[Diagnostic, ...], Message]:
+        """Return the repairs that make a text canonical in its form, and the turn it then is.
+
+        Args:
+            whole: whether the text ends where it does; else no tag is sought that its end begins.
+        """
+        if whole:
+            edits, message = self._edits(source.text)
+        else:
+            edits, _, message = self._attempt(source.text, None)
         found = located(source, edits)
-        if found and found[0].code == "cut":
+        if not whole or (found and found[0].code == "cut"):
             return found, message
         return self._bare_join(source) or (found, message)
-
-    def first_repairs(self, source: Source) -> tuple[Diagnostic, ...]:
-        """Return the repairs of a text whose end does not matter, since it goes on behind it."""
-        return located(source, self._attempt(source.text, None)[0])
 
     def _bare_join(self, source: Source) -> tuple[tuple[Diagnostic, ...], Message] | None:
         """Return the repair of a text that ends in a conclusion of which nothing stands there.
