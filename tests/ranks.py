@@ -60,7 +60,6 @@ def fit(
 
 def run(arguments: list[str]) -> None:
     """Run `mvspec train`."""
-    torch.set_num_threads(1)
     command.main(arguments)
 
 
@@ -72,7 +71,6 @@ def rank(folder: Path, number: int, ports: list[int]) -> None:
             STRATEGY-RANK.json.
         ports: one for each strategy.
     """
-    torch.set_num_threads(1)
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": str(number), "NODE_RANK": "0", "WORLD_SIZE": "2",
     }  # fmt: skip

@@ -11,7 +11,6 @@ from itertools import islice, permutations
 from pathlib import Path
 
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -267,7 +266,6 @@ def test_two_rounds_make_a_model_that_is_asked(
 
     monkeypatch.chdir(tmp_path)
     Path("runtime").symlink_to(arithmetic_model().parent)
-    torch.set_num_threads(1)
 
     def run(command: str) -> None:
         result = CliRunner().invoke(app, command.split())
@@ -290,7 +288,7 @@ def test_two_rounds_make_a_model_that_is_asked(
             assert Document.from_json(json.dumps(known)) == solve(problem)
         run(f"compile {folder}/train.jsonl --tokenizer runtime/arithmetic_model -o {folder}/train")
         configs += ["--config", str(EXAMPLE / f"{config}.yaml")]
-        train(["fit", *configs])
+        train(["fit", *configs, "--trainer.precision", "32-true"])
         run(f"train export {folder}/checkpoints -o {built}/{made} --dtype bfloat16")
     capsys.readouterr()
     monkeypatch.setattr("sys.argv", f"evaluate.py {built}/model --task countdown --count 1".split())

@@ -155,7 +155,7 @@ def test_a_run_that_is_out_of_time_goes_on_from_its_checkpoint(
     rows = packed(mixture(how, "multiverse", 0, TINY), how, str(arithmetic_model()))
 
     def weights(folder: Path, seconds: float | None) -> dict[str, Any]:
-        for _ in range(40):
+        while True:  # each call takes a step at least
             try:
                 fit(settings.model, rows, folder, settings, how,
                     tokenizer=str(arithmetic_model()), tell=print, seconds=seconds)  # fmt: skip
@@ -223,7 +223,7 @@ def test_calls_at_once_train_one_base(tmp_path: Path) -> None:
         subprocess.Popen([*command, only], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         for only in ("autoregressive:0", "sequential:1")
     ]
-    assert [call.wait(300) for call in calls] == [0, 0]
+    assert [call.wait(900) for call in calls] == [0, 0]
     rows = Records(out / "results.jsonl").rows
     assert sorted(row["arm"] for row in rows if row["kind"] == "fit") == [
         "autoregressive", "base", "sequential",
@@ -239,7 +239,7 @@ def test_a_killed_comparison_goes_on_where_it_was(tmp_path: Path, settings: Sett
     process = subprocess.Popen([*command, "--workers", "1"], stderr=subprocess.DEVNULL)
     records = out / "results.jsonl"
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 900
         while not (records.exists() and records.read_bytes().count(b"\n") >= 3):
             assert process.poll() is None
             assert time.monotonic() < deadline

@@ -84,7 +84,10 @@ def address(site: Path) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@pytest.mark.skipif(
+    not (shutil.which("chromium") and shutil.which("chromedriver")),
+    reason="needs chromium and chromedriver",
+)
 def test_a_browser_requests_nothing_from_outside(address: str) -> None:
     webdriver = pytest.importorskip("selenium.webdriver")
     options = webdriver.ChromeOptions()

@@ -182,7 +182,6 @@ def final_weights(root: Path) -> dict[str, Tensor]:
 
 
 def test_a_killed_run_carries_on_bit_for_bit(compiled: Path, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
     main(["fit", "--config", str(config(compiled, tmp_path / "whole"))])
     path = config(compiled, tmp_path / "killed")
     checkpoints = tmp_path / "killed" / "checkpoints"
@@ -210,7 +209,6 @@ def test_a_killed_run_carries_on_bit_for_bit(compiled: Path, tmp_path: Path) -> 
 
 def test_ranks_train_as_one(compiled: Path) -> None:
     """Data-parallel, sharded, resumed from shards, and split: the same losses."""
-    torch.set_num_threads(1)
     whole = torch.tensor(ranks.fit(compiled, 2, None, devices=1))
     sockets = [socket.socket() for _ in range(4)]
     for each in sockets:
@@ -224,7 +222,7 @@ def test_ranks_train_as_one(compiled: Path) -> None:
     for process in both:
         process.start()
     for process in both:
-        process.join(240)
+        process.join(900)
     assert [process.exitcode for process in both] == [0, 0]
     for name, first in (("ddp", 0), ("fsdp", 0), ("resumed", 3), ("tensor", 0)):
         found = [
@@ -336,7 +334,6 @@ def test_the_staged_mix_is_one_configuration(
     compiled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    torch.set_num_threads(1)
     prompts = {
         "autoregressive": "Think step by step before answering.",
         "multiverse": "Think step by step and in parallel before answering.",
