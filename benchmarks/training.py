@@ -38,8 +38,8 @@ from transformers import AttentionInterface, AutoModelForCausalLM, LlamaConfig
 
 from mvspec.compiler import compile_document
 from mvspec.training import Batch, LanguageModel, LayoutData, Optimizer
-from mvspec.training.attention import ATTENTIONS
-from mvspec.training.throughput import step_flops
+from mvspec.training.logs import step_flops
+from mvspec.training.network import ATTENTIONS
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 

@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
-from mvspec.training import Checkpoints, LanguageModel, LayoutData, Optimizer, command
+from mvspec.cli import training_cli
+from mvspec.training import Checkpoints, LanguageModel, LayoutData, Optimizer
 from mvspec.training.checkpoint import newest_checkpoint
 
 STEPS = 6
@@ -60,7 +61,7 @@ def fit(
 
 def run(arguments: list[str]) -> None:
     """Run `mvspec train`."""
-    command.main(arguments)
+    training_cli.main(arguments)
 
 
 def rank(folder: Path, number: int, ports: list[int]) -> None:

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from mvspec.errors import VerifyError
-from mvspec.training.muon import MuonAdamW
-from mvspec.training.optimizer import Optimizer
+from mvspec.training.optimizer import MuonAdamW, Optimizer
 
 
 class Small(nn.Module):

@@ -33,15 +33,15 @@ from mvspec.errors import MvspecError, VerifyError
 from mvspec.runtime import TorchEngine
 from mvspec.training import (
     Batch,
+    BatchRow,
     CheckpointError,
     LanguageModel,
     LayoutData,
     Optimizer,
-    Row,
     export,
 )
 from mvspec.training.checkpoint import WholeCheckpoints, newest_checkpoint
-from mvspec.training.throughput import step_flops
+from mvspec.training.logs import step_flops
 
 TOKENIZER = chat_tokenizer()
 CONFIG: dict[str, Any] = {
@@ -400,7 +400,7 @@ def test_a_kill_while_a_checkpoint_is_written(tmp_path: Path) -> None:
 def test_operations_of_a_step_are_those_that_are_done() -> None:
     """6 operations a parameter and token in matrices, counted by torch as they run."""
     module = LanguageModel(CONFIG, TOKENIZER)
-    batch = Batch([Row(documents(1)[0], ("a",))])
+    batch = Batch([BatchRow(documents(1)[0], ("a",))])
     with FlopCounterMode(display=False) as counter:
         module.losses(batch).backward()  # type: ignore[no-untyped-call]
     by_kind = counter.get_flop_counts()["Global"]

@@ -16,10 +16,8 @@ from traces import CANONICAL
 import mvspec
 from mvspec.compiler import Layout, compile_document, concatenate, dense_mask
 from mvspec.errors import LimitExceeded, VerifyError
-from mvspec.training import Batch, CheckpointError, LayoutData, Row, Stage
-from mvspec.training.loader import Loader
-from mvspec.training.schedule import Schedule
-from mvspec.training.source import Source
+from mvspec.training import Batch, BatchRow, CheckpointError, LayoutData, MixtureStage
+from mvspec.training.data import BatchLoader, LayoutSource, RowSchedule
 from mvspec.tree.ir import Message
 
 TOKENIZER = chat_tokenizer()
@@ -37,13 +35,13 @@ SIZES = st.dictionaries(st.sampled_from("abcd"), st.integers(1, 40), min_size=1)
 def test_every_row_comes_once_an_epoch_in_another_order(
     sizes: dict[str, int], seed: int, epochs: int
 ) -> None:
-    schedule = Schedule(sizes, seed=seed)
+    schedule = RowSchedule(sizes, seed=seed)
     rows = [(source, row) for source, n in enumerate(sizes.values()) for row in range(n)]
     orders = []
     for epoch in range(epochs):
         order = [(int(a), int(b)) for a, b in zip(*schedule.order(epoch), strict=True)]
         assert sorted(order) == rows
-        again = Schedule(sizes, seed=seed).order(epoch)
+        again = RowSchedule(sizes, seed=seed).order(epoch)
         assert order == [(int(a), int(b)) for a, b in zip(*again, strict=True)]
         orders.append(order)
     if max(sizes.values()) > 12:  # fewer may come in the same order by chance
@@ -60,8 +58,10 @@ def test_shares_of_a_stage_are_exact_all_the_way(
 ) -> None:
     names = "abcd"[: len(weights)]
     ends = until[: len(weights)] if any(until[: len(weights)]) else weights
-    stage = Stage(dict(zip(names, weights, strict=True)), dict(zip(names, ends, strict=True)), rows)
-    which, _ = Schedule(dict.fromkeys(names, 7), [stage]).order(0)
+    stage = MixtureStage(
+        dict(zip(names, weights, strict=True)), dict(zip(names, ends, strict=True)), rows
+    )
+    which, _ = RowSchedule(dict.fromkeys(names, 7), [stage]).order(0)
     assert len(which) == rows
     first = np.array(weights) / sum(weights)
     last = np.array(ends) / sum(ends)
@@ -73,8 +73,12 @@ def test_shares_of_a_stage_are_exact_all_the_way(
 
 
 def test_stages_follow_one_another_and_sets_go_on() -> None:
-    stages = [Stage({"a": 1}, rows=3), Stage({"a": 1, "b": 1}, rows=4), Stage({"b": 1}, rows=2)]
-    schedule = Schedule({"a": 5, "b": 4}, stages, shuffle=False)
+    stages = [
+        MixtureStage({"a": 1}, rows=3),
+        MixtureStage({"a": 1, "b": 1}, rows=4),
+        MixtureStage({"b": 1}, rows=2),
+    ]
+    schedule = RowSchedule({"a": 5, "b": 4}, stages, shuffle=False)
     which, rows = schedule.order(0)
     assert which[:3].tolist() == [0, 0, 0]
     assert sorted(which[3:7].tolist()) == [0, 0, 1, 1]
@@ -88,21 +92,21 @@ def test_stages_follow_one_another_and_sets_go_on() -> None:
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        (Stage({"x": 1}), "no set is named x: there are a"),
-        (Stage({"a": 0}), "one is above 0"),
-        (Stage({"a": -1}), "from 0 up"),
-        (Stage(rows=0), "raise rows or passes"),
-        (Stage(passes=0.01), "raise rows or passes"),
+        (MixtureStage({"x": 1}), "no set is named x: there are a"),
+        (MixtureStage({"a": 0}), "one is above 0"),
+        (MixtureStage({"a": -1}), "from 0 up"),
+        (MixtureStage(rows=0), "raise rows or passes"),
+        (MixtureStage(passes=0.01), "raise rows or passes"),
     ],
 )
-def test_stages_that_are_none(stage: Stage, message: str) -> None:
+def test_stages_that_are_none(stage: MixtureStage, message: str) -> None:
     with pytest.raises(VerifyError, match=message):
-        Schedule({"a": 3}, [stage])
+        RowSchedule({"a": 3}, [stage])
 
 
-def loader(count: int, batch: int, rank: int = 0, ranks: int = 1, **more: Any) -> Loader:
-    source = Source("a", layouts(count))
-    return Loader([source], Schedule({"a": count}), batch, rank=rank, ranks=ranks, **more)
+def loader(count: int, batch: int, rank: int = 0, ranks: int = 1, **more: Any) -> BatchLoader:
+    source = LayoutSource("a", layouts(count))
+    return BatchLoader([source], RowSchedule({"a": count}), batch, rank=rank, ranks=ranks, **more)
 
 
 def names(batches: Any) -> list[str]:
@@ -153,7 +157,7 @@ def test_an_iterator_that_came_to_its_end_starts_with_the_next_epoch() -> None:
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=30), size=st.integers(5, 40))
 def test_packing_keeps_every_document(lengths: list[int], size: int) -> None:
     documents = [plain(n) for n in lengths]
-    source = Source("a", documents, length=size, pack=True, window=8)
+    source = LayoutSource("a", documents, length=size, pack=True, window=8)
     assert source.truncated == sum(n > size for n in lengths)
     found: dict[str, Layout] = {}
     for row in (source[i] for i in range(len(source))):
@@ -177,19 +181,19 @@ def plain(n: int) -> Layout:
 
 def test_documents_longer_than_a_row() -> None:
     documents = [plain(4), plain(9), plain(6)]
-    cut = Source("a", documents, length=6)
+    cut = LayoutSource("a", documents, length=6)
     assert (len(cut), cut.truncated, cut.dropped) == (3, 1, 0)
     assert cut[1].layout == documents[1].truncate(6)
-    left = Source("a", documents, length=6, too_long="drop")
+    left = LayoutSource("a", documents, length=6, too_long="drop")
     assert (len(left), left.truncated, left.dropped) == (2, 0, 1)
     with pytest.raises(LimitExceeded, match=r"a\[1\]: 9 tokens, more than length 6"):
-        Source("a", documents, length=6, too_long="error")
+        LayoutSource("a", documents, length=6, too_long="error")
     with pytest.raises(VerifyError, match="all 3 documents are too long"):
-        Source("a", documents, length=2, too_long="drop")
+        LayoutSource("a", documents, length=2, too_long="drop")
     with pytest.raises(VerifyError, match="'cut' is not one of truncate, drop, error"):
-        Source("a", documents, too_long="cut")
+        LayoutSource("a", documents, too_long="cut")
     with pytest.raises(VerifyError, match="give length"):
-        Source("a", documents, pack=True)
+        LayoutSource("a", documents, pack=True)
 
 
 def test_an_empty_set(tmp_path: Path) -> None:
@@ -212,7 +216,7 @@ def test_counts_of_a_batch(turn: Message, second: Message) -> None:
         return
     packed = concatenate(documents)
     size = len(packed) + 3
-    batch = Batch([Row(packed, ()), Row(documents[0], ())], size)
+    batch = Batch([BatchRow(packed, ()), BatchRow(documents[0], ())], size)
     seen = sum(int(dense_mask(layout).sum()) for layout in batch.layouts)
     padding = sum(int((layout.document_ids < 0).sum()) for layout in batch.layouts)
     assert batch.pairs == seen - padding
@@ -230,4 +234,4 @@ def test_counts_of_a_batch(turn: Message, second: Message) -> None:
 def test_degree_of_a_trace() -> None:
     layout = compile_document(mvspec.parse(CANONICAL), TOKENIZER)
     stages = mvspec.compiler.compile_stages(mvspec.parse(CANONICAL), TOKENIZER)
-    assert Batch([Row(layout, ())]).degrees[0] == pytest.approx(stages.parallelism(), rel=0.01)
+    assert Batch([BatchRow(layout, ())]).degrees[0] == pytest.approx(stages.parallelism(), rel=0.01)

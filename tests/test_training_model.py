@@ -29,21 +29,21 @@ from mvspec.law.limits import Limits
 from mvspec.runtime import Options, TorchEngine
 from mvspec.training import (
     Batch,
+    BatchRow,
     CheckpointError,
     Generations,
     LanguageModel,
     LayoutData,
-    Lora,
+    LoraAdapters,
     MetricsLogger,
     NotFinite,
     Optimizer,
-    Row,
     Throughput,
     export,
 )
 from mvspec.training.checkpoint import newest_checkpoint
 from mvspec.training.loss import head_loss
-from mvspec.training.tags import tag_words
+from mvspec.training.weights import tag_words
 
 PLAIN = chat_tokenizer(tokenizer=untagged_tokenizer())
 
@@ -194,7 +194,7 @@ def test_training_is_inference(kind: str, tmp_path: Path) -> None:
     module = trained(model, tmp_path, dtype="float64")
     document = mvspec.document(mvspec.user("What?"), mvspec.parse(CANONICAL).messages[0])
     layout = compile_document(document, TOKENIZER)
-    batch = Batch([Row(layout, ("a",))])
+    batch = Batch([BatchRow(layout, ("a",))])
     network = module.built()
     inputs = batch.inputs(torch.device("cpu"), module.mask(batch))
     with torch.inference_mode():
@@ -215,7 +215,7 @@ def test_training_is_inference(kind: str, tmp_path: Path) -> None:
     drawn = [i for i, logprob in enumerate(trace.logprobs) if logprob is not None]
     layout.loss_mask[:] = False
     layout.loss_mask[drawn] = True
-    loss = float(module.losses(Batch([Row(layout, ("b",))])).detach())
+    loss = float(module.losses(Batch([BatchRow(layout, ("b",))])).detach())
     assert loss == pytest.approx(-sum(trace.logprobs[i] or 0.0 for i in drawn), abs=1e-9)
 
 
@@ -293,7 +293,7 @@ def test_adapters_are_trained_kept_and_merged(tied: bool, tmp_path: Path) -> Non
 
     def fit(ckpt: Any = None) -> LanguageModel:
         module = LanguageModel(
-            str(path), deepcopy(PLAIN), add_tags=True, lora=Lora(rank=2, dropout=0.1),
+            str(path), deepcopy(PLAIN), add_tags=True, lora=LoraAdapters(rank=2, dropout=0.1),
             optimizer=Optimizer(lr=0.05),
         )  # fmt: skip
         callbacks = [] if ckpt else [checkpoints]
@@ -471,7 +471,10 @@ def test_a_bare_tokenizer_is_exported_too(tmp_path: Path) -> None:
 def test_half_precision_leaves_positions_alone(precision: Any, tmp_path: Path) -> None:
     """Lightning's bf16-true rounds every buffer, rotary frequencies too, if it is let."""
     module = LanguageModel(
-        CONFIG, TOKENIZER, dtype="bfloat16" if "true" in precision else "float32"
+        CONFIG,
+        TOKENIZER,
+        dtype="bfloat16" if "true" in precision else "float32",
+        attention="eager",  # sdpa's kernel for AMX fails under ATEN_CPU_CAPABILITY=default
     )
     data = LayoutData(documents(), documents(2), batch_size=6)
     run = trainer(tmp_path, precision=precision)
@@ -492,7 +495,7 @@ def test_compiled_layers_attend_as_the_mask_says(tmp_path: Path) -> None:
     plain = LanguageModel(given, TOKENIZER, attention="sdpa")
     networks = [module.built().eval() for module in (compiled, plain)]
     for layout in documents(3):
-        batch = Batch([Row(layout, ("a",))], 256)
+        batch = Batch([BatchRow(layout, ("a",))], 256)
         with torch.no_grad():
             found, wanted = (
                 network.hidden(batch.inputs(torch.device("cpu"), module.mask(batch)))

@@ -14,11 +14,11 @@ from torch import Tensor
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.masks import additive_mask, block_mask, pad_batch
 
-__all__ = ["Batch", "Inputs", "Row"]
+__all__ = ["Batch", "BatchRow", "BatchTensors"]
 
 
 @dataclass(frozen=True)
-class Row:
+class BatchRow:
     """One row of a batch.
 
     Args:
@@ -31,7 +31,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class BatchTensors:
     """A batch on the device where it is used.
 
     Args:
@@ -58,7 +58,9 @@ class Batch:
         pad_id: the token id of padding.
     """
 
-    def __init__(self, rows: Sequence[Row], length: int | None = None, *, pad_id: int = 0) -> None:
+    def __init__(
+        self, rows: Sequence[BatchRow], length: int | None = None, *, pad_id: int = 0
+    ) -> None:
         self.layouts = pad_batch([row.layout for row in rows], length, pad_id=pad_id)
         self.names = [row.names for row in rows]
 
@@ -105,7 +107,7 @@ class Batch:
             return block_mask(self.layouts, device=device)
         return additive_mask(self.layouts, dtype=dtype, device=device)
 
-    def inputs(self, device: torch.device, mask: Any) -> Inputs:
+    def inputs(self, device: torch.device, mask: Any) -> BatchTensors:
         """Return the tensors of the batch on a device, with its mask."""
         length = len(self.layouts[0])
         parents = [
@@ -118,7 +120,7 @@ class Batch:
             found: Tensor = torch.from_numpy(join(arrays)).to(device, non_blocking=True).long()
             return found
 
-        return Inputs(
+        return BatchTensors(
             ids=sent([layout.input_ids for layout in self.layouts], np.stack),
             positions=sent([layout.position_ids for layout in self.layouts], np.stack),
             mask=mask,

@@ -1,22 +1,428 @@
-"""Compiled sets as the data of a Lightning trainer."""
+"""Data of training: compiled sets, packed and mixed by stages, as resumable batches of a rank."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
-from mvspec.compiler.layout import Layout
+from mvspec.compiler.layout import Layout, concatenate
+from mvspec.compiler.packing import best_fit
 from mvspec.compiler.tokenizer import pad_id
-from mvspec.errors import VerifyError
-from mvspec.training.loader import Loader
-from mvspec.training.ranks import Ranks
-from mvspec.training.schedule import Schedule, Stage
-from mvspec.training.source import Documents, Source
+from mvspec.errors import LimitExceeded, VerifyError
+from mvspec.training.batch import Batch, BatchRow
+from mvspec.training.errors import CheckpointError
+from mvspec.training.parallel import DataRanks
 
-__all__ = ["LayoutData"]
+__all__ = [
+    "TOO_LONG",
+    "BatchLoader",
+    "LayoutData",
+    "LayoutSequence",
+    "LayoutSource",
+    "MixtureStage",
+    "RowSchedule",
+]
+
+
+@dataclass(frozen=True)
+class MixtureStage:
+    """A stretch of training with one mixture.
+
+    Args:
+        weights: the share of rows that each named set has, in any unit; by default each has its
+            share of all rows.
+        until: shares at the stage's end: they move there linearly; by default they stay.
+        rows: how many rows the stage has.
+        passes: where `rows` is not given: rows over those of all sets that the stage names.
+    """
+
+    weights: Mapping[str, float] | None = None
+    until: Mapping[str, float] | None = None
+    rows: int | None = None
+    passes: float = 1.0
+
+
+class RowSchedule:
+    """The rows of an epoch, stage by stage.
+
+    Within a set every row comes once before any comes again, in an order drawn anew for every
+    pass. Shares are kept exactly and evenly: no draw decides which set is next.
+
+    Args:
+        sizes: rows of each set, by name.
+        stages: one after the other; an epoch is all of them.
+        seed: of the order.
+        shuffle: whether rows are drawn in random order.
+
+    Raises:
+        VerifyError: a stage names a set that is not there, or has no row.
+
+    >>> stages = [MixtureStage({"a": 1}, rows=2), MixtureStage({"a": 1, "b": 1})]
+    >>> schedule = RowSchedule({"a": 4, "b": 2}, stages)
+    >>> len(schedule)
+    8
+    >>> [int(each) for each in schedule.order(0)[0]]
+    [0, 0, 0, 1, 0, 1, 0, 1]
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        stages: Sequence[MixtureStage] = (),
+        *,
+        seed: int = 0,
+        shuffle: bool = True,
+    ) -> None:
+        self.sizes = dict(sizes)
+        self.seed = seed
+        self.shuffle = shuffle
+        empty = [name for name, size in self.sizes.items() if not size]
+        if empty or not self.sizes:
+            raise VerifyError(
+                ", ".join(empty) or "data", "there is no row to train on: compile some, or leave it"
+            )
+        self.stages = [self._counts(i, stage) for i, stage in enumerate(stages or [MixtureStage()])]
+        self._per_epoch = np.sum([counts for counts, _ in self.stages], axis=0)
+
+    def __len__(self) -> int:
+        return int(self._per_epoch.sum())
+
+    def key(self) -> str:
+        """Return a text that is the same for the same order."""
+        each = [self.sizes, self.seed, self.shuffle, [counts.tolist() for counts, _ in self.stages]]
+        order = np.concatenate([which for _, which in self.stages]).tobytes()
+        digest = hashlib.sha256(json.dumps(each).encode() + order).hexdigest()
+        return f"order {digest[:12]} of {len(self):,} rows"
+
+    def order(self, epoch: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the set and the row of everything in an epoch, in order: both [rows]."""
+        which = np.concatenate([each for _, each in self.stages])
+        rows = np.empty(len(which), np.int64)
+        for source, size in enumerate(self.sizes.values()):
+            count = int(self._per_epoch[source])
+            first = epoch * count
+            taken = np.arange(first, first + count)
+            found = np.empty(count, np.int64)
+            for turn in range(first // size, -(-(first + count) // size)):
+                of_turn = taken // size == turn
+                found[of_turn] = self._permutation(source, turn, size)[taken[of_turn] % size]
+            rows[which == source] = found
+        return which, rows
+
+    def _permutation(self, source: int, turn: int, size: int) -> NDArray[np.int64]:
+        if not self.shuffle:
+            return np.arange(size)
+        return np.random.default_rng([self.seed, source, turn]).permutation(size)
+
+    def _counts(
+        self, index: int, stage: MixtureStage
+    ) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+        """Return a stage's number of rows of each set, and the set of each of its rows."""
+        names = list(self.sizes)
+        given = stage.weights or {name: float(size) for name, size in self.sizes.items()}
+        shares = []
+        for weights in (given, stage.until or given):
+            unknown = sorted(set(weights) - set(names))
+            if unknown:
+                raise VerifyError(
+                    f"stages[{index}]",
+                    f"no set is named {', '.join(unknown)}: there are {', '.join(names)}",
+                )
+            values = np.array([float(weights.get(name, 0)) for name in names])
+            if (values < 0).any() or not values.sum() > 0 or not np.isfinite(values).all():
+                raise VerifyError(
+                    f"stages[{index}]", "weights are numbers from 0 up, and one is above 0"
+                )
+            shares.append(values / values.sum())
+        used = (shares[0] > 0) | (shares[1] > 0)
+        total = sum(size for size, use in zip(self.sizes.values(), used, strict=True) if use)
+        count = round(stage.passes * total) if stage.rows is None else stage.rows
+        if count < 1:
+            raise VerifyError(f"stages[{index}]", "the stage has no row: raise rows or passes")
+        # Of each set the running sum of its share: its next row comes where that passes the
+        # next half, so shares are even at every point.
+        at = (np.arange(count) + 0.5) / count
+        sums = np.cumsum(shares[0][:, None] * (1 - at) + shares[1][:, None] * at, axis=1)
+        exact = sums[:, -1]
+        counts = np.floor(exact + 1e-9).astype(np.int64)
+        most = np.argsort(-(exact - counts), kind="stable")[: count - counts.sum()]
+        counts[most] += 1
+        times = [
+            np.interp(np.arange(each) + 0.5, np.concatenate([[0], running]), np.arange(count + 1))
+            for each, running in zip(counts, sums, strict=True)
+        ]
+        which = np.repeat(np.arange(len(names), dtype=np.int32), counts)
+        return counts, which[np.argsort(np.concatenate(times), kind="stable")]
+
+
+TOO_LONG = ("truncate", "drop", "error")
+"""What becomes of documents that are longer than a row."""
+
+
+class LayoutSequence(Protocol):
+    """Layouts by index: a list of them, or a `CompiledDataset`."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Layout: ...
+
+
+class LayoutSource:
+    """The rows of one set.
+
+    Args:
+        name: of the set.
+        documents: what it holds.
+        length: the most tokens of a row; None is no limit.
+        pack: fill rows with documents, best fit decreasing within windows of shuffled ones.
+        too_long: one of `TOO_LONG`: a truncated document is a valid layout.
+        seed: of the windows.
+        window: documents that are packed together: fewer keep the order more random, more waste
+            less.
+
+    Raises:
+        VerifyError: no row is left.
+        LimitExceeded: a document is too long, and `too_long` is "error".
+    """
+
+    def __init__(
+        self,
+        name: str,
+        documents: LayoutSequence,
+        *,
+        length: int | None = None,
+        pack: bool = False,
+        too_long: str = "truncate",
+        seed: int = 0,
+        window: int = 1024,
+    ) -> None:
+        if too_long not in TOO_LONG:
+            raise VerifyError("too_long", f"{too_long!r} is not one of {', '.join(TOO_LONG)}")
+        if pack and length is None:
+            raise VerifyError("pack", "packing needs a length: give length")
+        self.name = name
+        self.documents = documents
+        self.length = length
+        self.truncated = self.dropped = 0
+        """Documents that were longer than a row."""
+        lengths = _lengths(documents)
+        long = lengths > length if length else np.zeros(len(lengths), np.bool_)
+        kept = np.arange(len(lengths))
+        if long.any():
+            if too_long == "error":
+                first = int(long.argmax())
+                raise LimitExceeded(
+                    f"{self.names(first)[0]}: {lengths[first]} tokens, more than length {length}: "
+                    "raise length, or use too_long: truncate or drop"
+                )
+            if too_long == "drop":
+                self.dropped = int(long.sum())
+                kept = kept[~long]
+            else:
+                self.truncated = int(long.sum())
+        if not len(kept):
+            what = f"all {len(lengths)} documents are too long" if len(lengths) else "it is empty"
+            raise VerifyError(name, f"there is no row to train on: {what}")
+        self._rows: list[list[int]] | NDArray[np.int64] = kept
+        if pack:
+            sizes = np.minimum(lengths, length or 0)
+            mixed = np.random.default_rng([seed, len(kept)]).permutation(kept)
+            self._rows = []
+            for at in range(0, len(mixed), window):
+                some = mixed[at : at + window]
+                rows = best_fit(sizes[some].tolist(), length or 0)
+                self._rows += [some[row].tolist() for row in rows]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> BatchRow:
+        row = self._rows[index]
+        members = [int(row)] if isinstance(row, int | np.integer) else row
+        layouts = [self.documents[member] for member in members]
+        names = tuple(name for member in members for name in self.names(member))
+        if self.length is not None:
+            layouts = [
+                each if len(each) <= self.length else each.truncate(self.length) for each in layouts
+            ]
+        return BatchRow(layouts[0] if len(layouts) == 1 else concatenate(layouts), names)
+
+    def names(self, index: int) -> list[str]:
+        """Return the names of the records of a document, or of a row that was packed before."""
+        records = getattr(self.documents, "records", None)
+        return records(index) if records else [f"{self.name}[{index}]"]
+
+
+def _lengths(documents: LayoutSequence | Sequence[Any]) -> NDArray[np.int64]:
+    known: NDArray[np.int64] | None = getattr(documents, "lengths", None)
+    if known is not None:
+        return known
+    return np.array([len(documents[i]) for i in range(len(documents))], np.int64)
+
+
+_BLANK = -1
+"""The row of a rank that has none left: padding, which carries no loss."""
+
+
+class BatchLoader:
+    """The batches of one rank; what Lightning takes as a data loader.
+
+    Its state is a number: the batches of the epoch that were handed out. What workers have read
+    ahead does not count, so a resumed run sees exactly the batches that the killed one would have.
+    The last batch is smaller where rows do not come out even, so that no row is left out or
+    doubled.
+
+    Args:
+        sources: in the order of the schedule's sets.
+        schedule: which row comes when.
+        batch_size: rows of a rank in a step.
+        rank, ranks: of the data-parallel group.
+        length: tokens to pad rows to; by default the longest of the batch.
+        pad_id: the token id of padding.
+        workers: processes that read.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[LayoutSource],
+        schedule: RowSchedule,
+        batch_size: int,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        length: int | None = None,
+        pad_id: int = 0,
+        workers: int = 0,
+    ) -> None:
+        self.sources = sources
+        self.schedule = schedule
+        self.batch_size = batch_size
+        self.rank, self.ranks = rank, ranks
+        self.length, self.pad_id = length, pad_id
+        self.workers = workers
+        self.epoch = self.handed = 0
+        self._resumed: tuple[int, int] | None = None
+
+    def __len__(self) -> int:
+        return -(-len(self.schedule) // (self.batch_size * self.ranks))
+
+    @property
+    def sampler(self) -> BatchLoader:
+        """Whom Lightning tells of the epoch."""
+        return self
+
+    batch_sampler = sampler
+
+    def set_epoch(self, epoch: int) -> None:
+        """Take the number of the epoch whose batches come next."""
+        self.epoch = epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loader stands, and in what order of which data."""
+        return {
+            "epoch": self.epoch, "handed": self.handed, "batches": len(self), "order": self._order,
+        }  # fmt: skip
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where a loader stood.
+
+        Raises:
+            CheckpointError: it stood in the middle of another order: other data, stages, seed,
+                or rows of a step.
+        """
+        self.epoch, handed = state["epoch"], state["handed"]
+        batches = state.get("batches", len(self))  # of its own epoch; older ones do not say
+        if state["order"] != self._order and 0 < handed < batches:
+            raise CheckpointError(
+                "the checkpoint stands in the middle of an epoch over other data, stages, seed or "
+                f"rows of a step ({state['order']}, now {self._order}): use the same, or start "
+                "from an exported model"
+            )
+        self._resumed = self.epoch, handed
+
+    @property
+    def _order(self) -> str:
+        rows = self.batch_size * self.ranks
+        return f"{self.schedule.key()}, {rows} rows a step"
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _Epochs(self)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield an epoch's batches from number `start` on."""
+        keys = self._keys(epoch)[start:]
+        yield from DataLoader(
+            _Rows(self.sources, self.pad_id),
+            batch_sampler=keys,
+            collate_fn=self._collate,
+            num_workers=self.workers,
+        )
+
+    def _collate(self, rows: list[BatchRow]) -> Batch:
+        return Batch(rows, self.length, pad_id=self.pad_id)
+
+    def _keys(self, epoch: int) -> Any:
+        which, rows = self.schedule.order(epoch)
+        size = self.batch_size * self.ranks
+        keys = np.stack([which, rows], 1)
+        found: list[list[tuple[int, int]]] = []
+        for at in range(0, len(keys), size):
+            own = keys[at : at + size][self.rank :: self.ranks].tolist()
+            found.append([(a, b) for a, b in own] or [(0, _BLANK)])
+        return found
+
+
+class _Rows(Dataset[BatchRow]):
+    def __init__(self, sources: Sequence[LayoutSource], pad_id: int) -> None:
+        self.sources = sources
+        self.pad_id = pad_id
+
+    def __getitem__(self, key: tuple[int, int]) -> BatchRow:
+        source, row = key
+        if row == _BLANK:
+            none, no = np.zeros(0, np.int32), np.zeros(0, np.bool_)
+            hide = np.zeros((0, 0), np.int32)
+            blank = Layout(none, none, none, no, none, hide, hide)
+            return BatchRow(blank.padded(1, pad_id=self.pad_id), ())
+        return self.sources[source][row]
+
+
+class _Epochs:
+    """An iterator that starts over when the epoch has changed.
+
+    Lightning makes the iterator before it says which epoch it is, and keeps one that had come to
+    its end when the run was resumed there.
+    """
+
+    def __init__(self, loader: BatchLoader) -> None:
+        self._loader = loader
+        self._epoch = -1
+        self._batches: Iterator[Batch] = iter(())
+
+    def __iter__(self) -> _Epochs:
+        return self
+
+    def __next__(self) -> Batch:
+        loader = self._loader
+        if loader.epoch != self._epoch:
+            self._epoch = loader.epoch
+            resumed, start = loader._resumed or (-1, 0)
+            loader.handed = start if resumed == self._epoch else 0
+            loader._resumed = None
+            self._batches = loader.batches(self._epoch, loader.handed)
+        batch = next(self._batches)
+        loader.handed += 1
+        return batch
+
 
 Given = str | os.PathLike[str] | Sequence[Layout]
 
@@ -49,7 +455,7 @@ class LayoutData(LightningDataModule):
         validation: Any = None,
         test: Any = None,
         *,
-        stages: list[Stage] | None = None,
+        stages: list[MixtureStage] | None = None,
         batch_size: int = 1,
         length: int | None = None,
         pack: bool = False,
@@ -73,8 +479,8 @@ class LayoutData(LightningDataModule):
         self.seed = seed
         self.shuffle = shuffle
         self.workers = workers
-        self._sources: dict[str, list[Source]] = {}
-        self._loader: Loader | None = None
+        self._sources: dict[str, list[LayoutSource]] = {}
+        self._loader: BatchLoader | None = None
         self._resumed: dict[str, Any] | None = None
 
     @property
@@ -83,7 +489,7 @@ class LayoutData(LightningDataModule):
         module = getattr(self.trainer, "lightning_module", None)
         return getattr(module, "tokenizer", None)
 
-    def sources(self, split: str) -> list[Source]:
+    def sources(self, split: str) -> list[LayoutSource]:
         """Return the sets of "train", "validation" or "test"; none where none was given."""
         if split not in self._sources:
             given = self._given[split]
@@ -93,8 +499,8 @@ class LayoutData(LightningDataModule):
             ]
         return self._sources[split]
 
-    def _source(self, name: str, given: Given, split: str) -> Source:
-        documents: Documents
+    def _source(self, name: str, given: Given, split: str) -> LayoutSource:
+        documents: LayoutSequence
         if isinstance(given, str | os.PathLike):
             # Layouts in memory need no pyarrow.
             from mvspec.compiler.dataset import CompiledDataset
@@ -103,7 +509,7 @@ class LayoutData(LightningDataModule):
             name = os.fspath(given) if name == split else name
         else:
             documents = given
-        return Source(
+        return LayoutSource(
             name,
             documents,
             length=self.length,
@@ -131,7 +537,7 @@ class LayoutData(LightningDataModule):
                         print(f"mvspec: {source.name}: {count:,} documents longer than "
                               f"{self.length} tokens are {what}", flush=True)  # fmt: skip
 
-    def train_dataloader(self) -> Loader:
+    def train_dataloader(self) -> BatchLoader:
         """Return the batches of training."""
         sources = self.sources("train")
         if not sources:
@@ -140,7 +546,7 @@ class LayoutData(LightningDataModule):
         stages = self.stages
         if len(sizes) < len(sources):
             raise VerifyError("train", "two sets have the same name")
-        schedule = Schedule(sizes, stages, seed=self.seed, shuffle=self.shuffle)
+        schedule = RowSchedule(sizes, stages, seed=self.seed, shuffle=self.shuffle)
         self._loader = self._loader_of(sources, schedule, self.length if self.pack else None)
         if self._resumed is not None:
             self._loader.load_state_dict(self._resumed)
@@ -156,25 +562,27 @@ class LayoutData(LightningDataModule):
         if self._loader is not None and self._resumed is not None:
             self._loader.load_state_dict(self._resumed)
 
-    def val_dataloader(self) -> Loader | list[Any]:
+    def val_dataloader(self) -> BatchLoader | list[Any]:
         """Return the batches of validation."""
         return self._in_order("validation")
 
-    def test_dataloader(self) -> Loader | list[Any]:
+    def test_dataloader(self) -> BatchLoader | list[Any]:
         """Return the batches of the test."""
         return self._in_order("test")
 
-    def _in_order(self, split: str) -> Loader | list[Any]:
+    def _in_order(self, split: str) -> BatchLoader | list[Any]:
         sources = self.sources(split)
         if not sources:
             return []
-        schedule = Schedule({each.name: len(each) for each in sources}, shuffle=False)
+        schedule = RowSchedule({each.name: len(each) for each in sources}, shuffle=False)
         return self._loader_of(sources, schedule, None)
 
-    def _loader_of(self, sources: list[Source], schedule: Schedule, length: int | None) -> Loader:
-        ranks = Ranks.of(self.trainer)
+    def _loader_of(
+        self, sources: list[LayoutSource], schedule: RowSchedule, length: int | None
+    ) -> BatchLoader:
+        ranks = DataRanks.of(self.trainer)
         tokenizer = self.tokenizer
-        return Loader(
+        return BatchLoader(
             sources,
             schedule,
             self.batch_size,

@@ -1,13 +1,13 @@
-"""A causal language model as a Lightning module. It sees layouts, and knows no block."""
+"""The Lightning module: a step from a batch to changed weights."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -18,20 +18,85 @@ from torch import Tensor
 
 from mvspec.errors import VerifyError
 from mvspec.runtime import TorchEngine
-from mvspec.training.attention import ATTENTIONS
 from mvspec.training.batch import Batch
-from mvspec.training.checkpoint import WholeCheckpoints
-from mvspec.training.folder import EXPORTED, recipe
+from mvspec.training.checkpoint import EXPORTED, WholeCheckpoints, recipe
+from mvspec.training.errors import NotFinite
 from mvspec.training.loss import check_loss
-from mvspec.training.network import Network
+from mvspec.training.network import ATTENTIONS, LossNetwork
 from mvspec.training.optimizer import Optimizer
-from mvspec.training.parallel import parallelize
-from mvspec.training.ranks import Ranks
-from mvspec.training.step import Step
-from mvspec.training.tags import extend_tokenizer, own_copy
-from mvspec.training.weights import Lora, build_model, save_model, torch_dtype
+from mvspec.training.parallel import DataRanks, gradient_norm, parallelize, scale_gradients
+from mvspec.training.weights import (
+    LoraAdapters,
+    build_model,
+    extend_tokenizer,
+    own_copy,
+    save_model,
+    torch_dtype,
+)
 
-__all__ = ["LanguageModel"]
+__all__ = ["LanguageModel", "StepLoss"]
+
+
+class StepLoss:
+    """Sums the losses of batches; at its end their gradients are divided by all their tokens."""
+
+    def __init__(self) -> None:
+        self._read: list[tuple[Batch, Tensor]] = []
+
+    def add(self, batch: Batch, loss: Tensor) -> None:
+        """Add a batch and its summed loss, whose gradient is taken elsewhere."""
+        self._read.append((batch, loss.detach()))
+
+    def end(
+        self,
+        gradients: Sequence[Tensor],
+        ranks: DataRanks,
+        *,
+        batches: int,
+        clip: float | None,
+        number: int,
+    ) -> tuple[float, float]:
+        """Make gradients those of the mean over the tokens of all ranks and batches; clip them.
+
+        Args:
+            gradients: of summed losses, divided by `batches` and meant over the ranks.
+            ranks: that share the data.
+            batches: by whose number the trainer has divided.
+            clip: the most that the norm may be; None is no limit.
+            number: of the step, for messages.
+
+        Returns:
+            The loss of a token, and the norm before it was clipped.
+
+        Raises:
+            NotFinite: the loss or the gradient is not; gradients are as they were.
+        """
+        total = torch.stack([loss for _, loss in self._read]).sum()
+        tokens = sum(batch.loss_tokens for batch, _ in self._read)
+        share = gradient_norm(gradients) / ranks.count  # every rank has the whole norm
+        # Numbers meet the host once a step, here.
+        loss, count, norm = ranks.summed([total, tokens, share], total.device)
+        loss /= max(count, 1)
+        factor = ranks.count * batches / max(count, 1)
+        norm *= factor
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self._stop("gradient" if math.isfinite(loss) else "loss", number)
+        if clip is not None and norm > clip:
+            factor *= clip / norm
+        scale_gradients(gradients, factor)
+        return loss, norm
+
+    def _stop(self, what: str, number: int) -> NoReturn:
+        """Raise `NotFinite` on every rank, with the names that all of them know."""
+        bad = [batch for batch, loss in self._read if not bool(torch.isfinite(loss))]
+        some = bad if what == "loss" else [batch for batch, _ in self._read]
+        names = [name for batch in some for row in batch.names for name in row]
+        if torch.distributed.is_initialized():
+            of_all: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(of_all, names)
+            names = [name for each in of_all for name in each]
+        raise NotFinite(number, what, names)
+
 
 _ADAMW = Optimizer()
 
@@ -78,7 +143,7 @@ class LanguageModel(LightningModule):
         chunk: int | None = None,
         gradient_checkpointing: bool = False,
         compile: bool = False,
-        lora: Lora | None = None,
+        lora: LoraAdapters | None = None,
         optimizer: Optimizer = _ADAMW,
         seed: int = 0,
     ) -> None:
@@ -99,15 +164,15 @@ class LanguageModel(LightningModule):
         self.lora = lora
         self.optimizer = optimizer
         self.seed = seed
-        self.network: Network | None = None
-        self._step = Step()
+        self.network: LossNetwork | None = None
+        self._step = StepLoss()
         self._evaluated: list[tuple[Tensor, int]] = []
 
     # Building
 
     def setup(self, stage: str) -> None:
         """Let checkpoints appear whole or not at all; Lightning calls it."""
-        self._step = Step()
+        self._step = StepLoss()
         self._evaluated.clear()
         strategy = self.trainer.strategy
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
@@ -127,7 +192,7 @@ class LanguageModel(LightningModule):
             lora=self.lora,
             seed=self.seed,
         )
-        network = Network(
+        network = LossNetwork(
             model, loss=self.loss, chunk=self.chunk, kernel_options=self.kernel_options
         )
         if not self.lora:  # adapters stay in float32 beside weights in half precision
@@ -148,7 +213,7 @@ class LanguageModel(LightningModule):
         attached = self._trainer is not None
         return self.trainer.strategy.root_device if attached else torch.device("cpu")
 
-    def built(self) -> Network:
+    def built(self) -> LossNetwork:
         """Return the network, and build it where there is no trainer to do so."""
         self.configure_model()
         assert self.network is not None
@@ -184,7 +249,7 @@ class LanguageModel(LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Let dropout depend on seed, rank and step alone, so that a resumed run draws the same."""
-        words = [self.seed, Ranks.of(self._trainer).rank, self.current_epoch, batch_idx]
+        words = [self.seed, DataRanks.of(self._trainer).rank, self.current_epoch, batch_idx]
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -200,10 +265,10 @@ class LanguageModel(LightningModule):
             NotFinite: the loss or the gradient is not; no weight has changed.
         """
         trainer: Any = self.trainer
-        ended, self._step = self._step, Step()
+        ended, self._step = self._step, StepLoss()
         loss, norm = ended.end(
             [p.grad for p in self.parameters() if p.grad is not None],
-            Ranks.of(trainer),
+            DataRanks.of(trainer),
             batches=trainer.accumulate_grad_batches,
             clip=self.optimizer.clip,
             number=trainer.global_step,
@@ -290,7 +355,7 @@ class LanguageModel(LightningModule):
         if sums:
             losses, counts = zip(*sums, strict=True)
             total = [torch.stack(losses).sum(), sum(counts)]
-            loss, count = Ranks.of(self._trainer).summed(total, self.device)
+            loss, count = DataRanks.of(self._trainer).summed(total, self.device)
             mean = loss / max(count, 1)
             self.log(f"{split}/loss", mean, prog_bar=True)
             self.log(f"{split}/perplexity", math.exp(min(mean, 700.0)))

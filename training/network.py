@@ -1,4 +1,4 @@
-"""A transformers model and its loss as one module: inputs to a sum over tokens."""
+"""A transformers model and its loss as one module: tensors of a batch to a sum over tokens."""
 
 from __future__ import annotations
 
@@ -8,20 +8,77 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface
 
 from mvspec.compiler.models import check_model
 from mvspec.errors import Unsupported
-from mvspec.training.attention import FLEX
-from mvspec.training.batch import Inputs
+from mvspec.training.batch import BatchTensors
 from mvspec.training.loss import head_loss
 
-__all__ = ["Network"]
+__all__ = ["ATTENTIONS", "FLEX", "LossNetwork", "attend"]
+
+FLEX = "mvspec_flex"
+"""The name of `attend` in transformers' attention interface.
+
+Transformers' own "flex_attention" repeats keys for each query head where their number is no power
+of two, as Qwen2.5's is not, and keeps the log of every sum.
+"""
+
+ATTENTIONS = {"flex": FLEX, "sdpa": "sdpa", "eager": "eager"}
+"""How a model may attend, and what transformers calls it."""
+
+_compiled: Any = torch.compile(flex_attention)
+
+
+def attend(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: BlockMask,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    kernel_options: Mapping[str, Any] | None = None,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """Attend under a block mask; transformers calls it.
+
+    Args:
+        query: [batch, heads, n, dim]; key, value: [batch, key-value heads, n, dim].
+
+    Returns:
+        [batch, n, heads, dim].
+    """
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        # Rotated queries and keys are float32 then, values are not; FlexAttention wants one type.
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    # Inside a compiled layer it is a part of that layer's graph.
+    flex = flex_attention if torch.compiler.is_compiling() else _compiled
+    out: Tensor = flex(
+        query,
+        key,
+        value,
+        block_mask=attention_mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options=kernel_options,
+    )
+    return out.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(FLEX, attend)
+AttentionMaskInterface.register(FLEX, lambda *args, **kwargs: None)
+
 
 # Fields of a config that change logits after the head.
 _AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
 
 
-class Network(nn.Module):
+class LossNetwork(nn.Module):
     """What is sharded and compiled: it sees ids, positions, a mask, parents and targets.
 
     Args:
@@ -56,7 +113,7 @@ class Network(nn.Module):
         self.chunk = chunk
         self.kernel_options = dict(kernel_options or {})
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Network:
+    def _apply(self, fn: Any, recurse: bool = True) -> LossNetwork:
         """Move or convert the weights; buffers that are float32 stay so.
 
         The frequencies of rotary embeddings are such buffers: rounded to bfloat16, which
@@ -94,7 +151,7 @@ class Network(nn.Module):
         """Whether the model attends through FlexAttention."""
         return bool(self.base.config._attn_implementation == FLEX)
 
-    def hidden(self, inputs: Inputs) -> Tensor:
+    def hidden(self, inputs: BatchTensors) -> Tensor:
         """Return the last hidden states: [batch, n, width]."""
         options = {"kernel_options": self.kernel_options} if self.kernel_options else {}
         out = self.base.get_decoder()(
@@ -107,7 +164,7 @@ class Network(nn.Module):
         found: Tensor = out.last_hidden_state
         return found
 
-    def forward(self, inputs: Inputs) -> Tensor:
+    def forward(self, inputs: BatchTensors) -> Tensor:
         """Return the summed loss of the tokens with loss, from the logits at their parents."""
         hidden = self.hidden(inputs).flatten(0, 1).index_select(0, inputs.parents)
         head = self.base.get_output_embeddings()

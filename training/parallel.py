@@ -1,13 +1,17 @@
-"""A network over several devices: sharded (FSDP2), and its matrices split."""
+"""A network over several devices: its ranks, sharding (FSDP2), split matrices, gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -16,9 +20,77 @@ from torch.distributed.tensor.parallel import (
 )
 
 from mvspec.errors import Unsupported
-from mvspec.training.network import Network
+from mvspec.training.network import LossNetwork
 
-__all__ = ["parallelize"]
+__all__ = ["DataRanks", "gradient_norm", "parallelize", "scale_gradients"]
+
+
+@dataclass(frozen=True)
+class DataRanks:
+    """Those that read different rows; where matrices are split too, a mesh has more of them.
+
+    Args:
+        rank: this one's number among them.
+        count: how many they are.
+        group: of `torch.distributed`; None is all of it.
+    """
+
+    rank: int = 0
+    count: int = 1
+    group: Any = None
+
+    @classmethod
+    def of(cls, trainer: Trainer | None) -> DataRanks:
+        """Return those of a trainer; one where there is none."""
+        if trainer is None or trainer.world_size == 1:
+            return cls()
+        strategy: Any = trainer.strategy
+        kwargs = getattr(strategy, "distributed_sampler_kwargs", None) or {}
+        mesh = getattr(strategy, "_device_mesh", None)
+        return cls(
+            int(kwargs.get("rank", trainer.global_rank)),
+            int(kwargs.get("num_replicas", trainer.world_size)),
+            None if mesh is None else mesh["data_parallel"].get_group(),
+        )
+
+    def summed(self, values: Sequence[float | Tensor], device: torch.device) -> list[float]:
+        """Return numbers summed over the ranks, in one exchange; they meet the host here.
+
+        >>> DataRanks().summed([1, torch.tensor(2.5)], torch.device("cpu"))
+        [1.0, 2.5]
+        """
+        total = torch.stack(
+            [torch.as_tensor(value, dtype=torch.float64, device=device) for value in values]
+        )
+        if self.count > 1:
+            torch.distributed.all_reduce(total, group=self.group)
+        found: list[float] = total.tolist()
+        return found
+
+
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the norm of all gradients together, the same on every rank: float32 [].
+
+    >>> gradient_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])
+    tensor(5.)
+    """
+    # Tensors of one mesh at a time: those of different ones cannot be stacked.
+    by_mesh: dict[Any, list[Tensor]] = {}
+    for each in gradients:
+        by_mesh.setdefault(each.device_mesh if isinstance(each, DTensor) else None, []).append(each)
+    norms: list[Tensor] = []
+    for some in by_mesh.values():
+        norm = torch.nn.utils.get_total_norm(some)
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    return torch.stack([norm.float() for norm in norms]).norm() if norms else torch.zeros(())
+
+
+def scale_gradients(gradients: Sequence[Tensor], factor: float) -> None:
+    """Multiply gradients by a number, in place."""
+    parts = [each.to_local() if isinstance(each, DTensor) else each for each in gradients]
+    if parts:
+        torch._foreach_mul_(parts, factor)
+
 
 _STYLES: dict[str, type[ParallelStyle]] = {
     "q_proj": ColwiseParallel,
@@ -31,7 +103,7 @@ _STYLES: dict[str, type[ParallelStyle]] = {
 }
 
 
-def parallelize(network: Network, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
+def parallelize(network: LossNetwork, mesh: DeviceMesh, compute: torch.dtype | None = None) -> None:
     """Split matrices over the mesh's "tensor_parallel", and shard over its "data_parallel".
 
     Every decoder layer is a unit of FSDP2; embeddings, norm and head are the root's, so they are

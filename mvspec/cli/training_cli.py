@@ -17,10 +17,9 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 import mvspec.training
 from mvspec.errors import MvspecError, VerifyError
-from mvspec.training.checkpoint import newest_checkpoint
+from mvspec.training.checkpoint import export, newest_checkpoint
 from mvspec.training.data import LayoutData
-from mvspec.training.faults import CheckpointError
-from mvspec.training.folder import export
+from mvspec.training.errors import CheckpointError
 from mvspec.training.module import LanguageModel
 
 __all__ = ["CONFIGS", "TrainingCLI", "main"]
