@@ -38,30 +38,26 @@ from mvspec.curation import (  # noqa: E402
 from mvspec.curation.answers import StepsReply, schema_text  # noqa: E402
 from mvspec.curation.gemini import GeminiProvider  # noqa: E402
 from mvspec.curation.questions import instructions, parse_prompt  # noqa: E402
-from mvspec.curation.run import CurationTally, run_task  # noqa: E402
+from mvspec.curation.run import TaskRun  # noqa: E402
 from mvspec.curation.tasks import CurationTask  # noqa: E402
-from mvspec.data.sources import read  # noqa: E402
+from mvspec.data.sources import open_records  # noqa: E402
 
 
-async def measure(
-    folder: Path, url: str, source: Path, records: int
-) -> tuple[CurationTally, ModelClient, float]:
+async def measure(folder: Path, url: str, source: Path, records: int) -> tuple[TaskRun, float]:
     """Curate the source with all its records at once; return CPU seconds too."""
     store = CurationStore(folder / "answers.sqlite")
     gemini = GeminiProvider(base_url=url, key="key", timeout=600, connections=records)
-    caller = ModelClient(
+    client = ModelClient(
         gemini, store, budget=SpendingLimit(1e9), price=TokenPrice(0.3, 2.5), concurrency=records
     )
-    tally = CurationTally()
+    task = CurationTask(CurationOptions("m"))
+    run = TaskRun(open_records([str(source)], short=True), ChainFields(), task, client, store)
     before = time.process_time()
-    await run_task(
-        read(source), ChainFields(), CurationTask(CurationOptions("m")), caller, store,
-        tally, concurrency=records,
-    )  # fmt: skip
+    await run.run(records)
     used = time.process_time() - before
     await gemini.aclose()
     store.close()
-    return tally, caller, used
+    return run, used
 
 
 async def bare(url: str, source: Path, records: int) -> float:
@@ -71,7 +67,10 @@ async def bare(url: str, source: Path, records: int) -> float:
         ModelRequest(
             "parse", "m", instructions("parse"), parse_prompt(chain), schema_text(StepsReply)
         )
-        for chain in (read_chain(row, ChainFields()) for row in read(source))
+        for chain in (
+            read_chain(record, ChainFields())
+            for record in open_records([str(source)], short=True).read()
+        )
     ]
     before = time.process_time()
     await asyncio.gather(*map(gemini.ask, requests))
@@ -101,12 +100,12 @@ def main() -> None:
         assert it.stdout is not None
         url = f"http://127.0.0.1:{it.stdout.readline().strip()}"
         start = time.perf_counter()
-        tally, caller, used = asyncio.run(measure(Path(name), url, source, given.records))
+        run, used = asyncio.run(measure(Path(name), url, source, given.records))
         seconds = time.perf_counter() - start
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         alone = asyncio.run(bare(url, source, given.records))
         it.kill()
-    calls = caller.traffic.calls
+    calls = run.client.traffic.calls
     print(
         f"{os.cpu_count()} cores, {given.records} records of {size // given.records:,} characters\n"
     )
@@ -117,8 +116,8 @@ def main() -> None:
         f"| {1000 * alone:.2f} ms | {peak:,.0f} MB "
         f"| {seconds:.0f} s |"
     )
-    if tally.accepted != given.records:
-        raise SystemExit(f"{tally.accepted} of {given.records} accepted: {tally}")
+    if run.tally.accepted != given.records:
+        raise SystemExit(f"{run.tally.accepted} of {given.records} accepted: {run.tally}")
 
 
 if __name__ == "__main__":

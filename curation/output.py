@@ -6,14 +6,12 @@ So the files do not depend on concurrency, on retries, or on how often the run w
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mvspec.curation.client import UNIT
-from mvspec.curation.run import UndecidedRecord
 from mvspec.curation.store import CurationStore
 from mvspec.data.records import InputError
 from mvspec.data.resume import replaced
@@ -96,10 +94,10 @@ def write_quarantine(folder: Path, store: CurationStore) -> None:
     write_lines(folder / QUARANTINE, entries, keep_empty=False)
 
 
-def write_unfinished(folder: Path, unfinished: Sequence[UndecidedRecord]) -> None:
+def write_unfinished(folder: Path, unfinished: Iterable[dict[str, str]]) -> None:
     """Write the records that this run could not decide, with the reason."""
-    order = sorted(unfinished, key=lambda each: (each.place, each.record))
-    write_lines(folder / UNFINISHED, map(asdict, order), keep_empty=False)
+    order = sorted(unfinished, key=lambda each: (each["place"], each["record"]))
+    write_lines(folder / UNFINISHED, order, keep_empty=False)
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]], *, keep_empty: bool = True) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ from mvspec.curation.structure import (
     runs_of,
 )
 
-__all__ = ["AnswerEvent", "Ask", "ChainQuarantined", "ChainQuestions", "CurationOptions",
+__all__ = ["Ask", "ChainQuarantined", "ChainQuestions", "CurationOptions",
            "RetriedQuestion", "frame_prompt", "group_prompt", "instructions", "judge_prompt",
            "parse_prompt", "rewrite_prompt"]  # fmt: skip
 
@@ -191,27 +191,6 @@ class ChainQuarantined(Exception):
 
 
 @dataclass
-class AnswerEvent:
-    """One answer, and what was wrong with it.
-
-    Args:
-        step: that asked.
-        where: the block and path that it was about, as `block 1, path 2`.
-        attempt: from 0.
-        key: of the request, in the store.
-        check: what the answer did not pass; "" where it passed.
-        problem: why.
-    """
-
-    step: str
-    where: str
-    attempt: int
-    key: str
-    check: str = ""
-    problem: str = ""
-
-
-@dataclass
 class RetriedQuestion:
     """A step's question about one thing, asked again with the reason for each refused answer.
 
@@ -220,14 +199,15 @@ class RetriedQuestion:
         base: the request without prompt, schema and attempt.
         where: what it is about, for people.
         attempts: answers that may be refused before the record is.
-        log: its events.
+        log: its answers: step, where, attempt (from 0), key of the request in the store, check that
+            the answer did not pass ("" where it passed), and problem.
     """
 
     ask: Ask
     base: ModelRequest
     where: str
     attempts: int
-    log: list[AnswerEvent] = field(default_factory=list)
+    log: list[dict[str, Any]] = field(default_factory=list)
     tries: int = 0
     blocked: int = 0
     reasons: list[str] = field(default_factory=list)
@@ -259,7 +239,10 @@ class RetriedQuestion:
         """Return the next answer, whole or cut."""
         request = replace(self.base, prompt=prompt, schema=schema, attempt=self.tries)
         answer = await self.ask(request)
-        self.log.append(AnswerEvent(self.base.step, self.where, self.tries, request.key))
+        self.log.append({
+            "step": request.step, "where": self.where, "attempt": self.tries, "key": request.key,
+            "check": "", "problem": "",
+        })  # fmt: skip
         return answer
 
     def refuse(self, check: str, reason: str) -> None:
@@ -285,7 +268,7 @@ class RetriedQuestion:
             self._count("empty", "there was no text in the answer")
 
     def _count(self, check: str, reason: str) -> None:
-        self.log[-1].check, self.log[-1].problem = check, reason
+        self.log[-1] |= {"check": check, "problem": reason}
         self.tries += 1
         if self.tries > self.attempts:
             where = f"{self.where}: " if self.where else ""
@@ -320,8 +303,8 @@ class ChainQuestions:
         return made
 
     def history(self) -> list[dict[str, Any]]:
-        """Return all events, question by question in the order in which they were opened."""
-        return [asdict(event) for question in self.opened for event in question.log]
+        """Return all answers, question by question in the order in which they were opened."""
+        return [dict(event) for question in self.opened for event in question.log]
 
 
 def _said(error: ValidationError) -> str:

@@ -6,13 +6,12 @@ import hashlib
 import heapq
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from mvspec.curation.client import UNIT, dollars
+from mvspec.curation.client import UNIT
 from mvspec.curation.store import CurationStore
 from mvspec.data.measure import count_words, measure
 from mvspec.data.resume import replaced
@@ -20,91 +19,65 @@ from mvspec.law.metrics import Corpus
 from mvspec.tree.ir import Document
 from mvspec.view.notebook import tree_html
 
-__all__ = ["REPORT", "CurationReport", "find", "write_report"]
+__all__ = ["REPORT", "curation_report", "write_report"]
 
 REPORT = "report.html"
 SUMMARY = "report.json"
+
+MEASURED = ("blocks", "parallelism", "parallelism_with_blocks", "coverage", "paths_per_block",
+            "depth")  # fmt: skip
 
 SAMPLE = 20
 """Records that people are shown of each kind, unless they ask for more."""
 
 
-@dataclass
-class CurationReport:
-    """Counts of the verdicts of a folder.
+def curation_report(store: CurationStore) -> dict[str, Any]:
+    """Count the verdicts of a folder, as report.json has them.
 
-    Args:
-        accepted, quarantined: records, the latter by the check that they did not pass.
-        refused: answers that a check sent back, by check; of all records.
-        records_refused: records with at least one such answer, by check.
-        answers: by step.
-        cost: of the answers that the verdicts rest on.
-        corpus: how parallel the documents are, counted in words.
-        sentences, rewritten: of the documents' sources.
+    Returns:
+        records, of these accepted and quarantined (by the check that they did not pass); answers by
+        step; answers and records that a check has refused; the cost of the answers that the
+        verdicts rest on; how parallel the documents are, counted in words.
     """
-
-    accepted: int = 0
-    quarantined: Counter[str] = field(default_factory=Counter)
-    refused: Counter[str] = field(default_factory=Counter)
-    records_refused: Counter[str] = field(default_factory=Counter)
-    answers: Counter[str] = field(default_factory=Counter)
-    cost: int = 0
-    corpus: Corpus = field(default_factory=Corpus)
-    sentences: int = 0
-    rewritten: int = 0
-    distance: float = 0.0
-
-    @property
-    def records(self) -> int:
-        """All records with a verdict."""
-        return self.accepted + self.quarantined.total()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the counts as report.json has them."""
-        corpus = self.corpus.to_dict()
-        names = ("parallelism", "parallelism_with_blocks", "coverage", "paths_per_block", "depth")
-        return {
-            "records": self.records,
-            "accepted": self.accepted,
-            "yield": self.accepted / self.records if self.records else None,
-            "quarantined": dict(sorted(self.quarantined.items())),
-            "answers": dict(sorted(self.answers.items())),
-            "answers_refused": dict(sorted(self.refused.items())),
-            "records_refused": dict(sorted(self.records_refused.items())),
-            "dollars": self.cost / UNIT,
-            "sentences": self.sentences,
-            "sentences_rewritten": self.rewritten,
-            "mean_distance": self.distance / self.accepted if self.accepted else None,
-            "blocks": corpus["blocks"],
-            **{name: corpus[name] for name in names},
-        }
-
-
-def find(outcomes: Iterable[dict[str, Any]], store: CurationStore) -> CurationReport:
-    """Count verdicts."""
-    found = CurationReport()
-    for outcome in outcomes:
+    quarantined, answers, refused, records_refused = (Counter[str]() for _ in range(4))
+    corpus = Corpus()
+    accepted = cost = sentences = rewritten = 0
+    distance = 0.0
+    for outcome in store.outcomes():
         history = outcome["history"]
-        found.answers.update(event["step"] for event in history)
+        answers.update(event["step"] for event in history)
         checks = [event["check"] for event in history if event["check"]]
-        found.refused.update(checks)
-        found.records_refused.update(set(checks))
-        found.cost += store.costs(sorted({event["key"] for event in history}))
+        refused.update(checks)
+        records_refused.update(set(checks))
+        cost += store.costs(sorted({event["key"] for event in history}))
         if outcome["code"]:
-            found.quarantined[outcome["code"]] += 1
+            quarantined[outcome["code"]] += 1
             continue
-        found.accepted += 1
-        if "document" in outcome:
-            document = Document.model_validate(outcome["document"])
-            found.corpus += measure(document, count_words)
-            provenance = outcome["provenance"]
-            found.sentences += provenance["sentences"]
-            found.rewritten += len(provenance["rewritten"])
-            found.distance += provenance["distance"]
-    return found
+        accepted += 1
+        corpus += measure(Document.model_validate(outcome["document"]), count_words)
+        provenance = outcome["provenance"]
+        sentences += provenance["sentences"]
+        rewritten += len(provenance["rewritten"])
+        distance += provenance["distance"]
+    records = accepted + quarantined.total()
+    measured = corpus.to_dict()
+    return {
+        "records": records,
+        "accepted": accepted,
+        "yield": accepted / records if records else None,
+        "quarantined": dict(sorted(quarantined.items())),
+        "answers": dict(sorted(answers.items())),
+        "answers_refused": dict(sorted(refused.items())),
+        "records_refused": dict(sorted(records_refused.items())),
+        "dollars": cost / UNIT,
+        "sentences": sentences,
+        "sentences_rewritten": rewritten,
+        "mean_distance": distance / accepted if accepted else None,
+        **{name: measured[name] for name in MEASURED},
+    }
 
 
-def write_report(folder: Path, store: CurationStore, sample: int = SAMPLE) -> CurationReport:
+def write_report(folder: Path, store: CurationStore, sample: int = SAMPLE) -> dict[str, Any]:
     """Write report.json, and report.html with a sample of records before and after.
 
     The sample is drawn by the hash of the records' names: the same for the same records.
@@ -112,9 +85,9 @@ def write_report(folder: Path, store: CurationStore, sample: int = SAMPLE) -> Cu
     Args:
         sample: so many documents, and so many records of the quarantine.
     """
-    found = find(store.outcomes(), store)
+    found = curation_report(store)
     with replaced(folder / SUMMARY) as file:
-        file.write(json.dumps(found.to_dict(), indent=2) + "\n")
+        file.write(json.dumps(found, indent=2) + "\n")
     kinds = [
         heapq.nsmallest(
             sample, (each for each in store.outcomes() if bool(each["code"]) is bad), key=_hash
@@ -162,7 +135,7 @@ a.download='judged.jsonl';a.click()};
 """
 
 
-def _page(found: CurationReport, shown: list[dict[str, Any]], bad: list[dict[str, Any]]) -> str:
+def _page(found: dict[str, Any], shown: list[dict[str, Any]], bad: list[dict[str, Any]]) -> str:
     samples = "".join(_sample(number, outcome) for number, outcome in enumerate(shown))
     given_up = "".join(map(_given_up, bad))
     save = '<p><button id="save">Save what I have judged</button></p>' if shown else ""
@@ -172,28 +145,26 @@ def _page(found: CurationReport, shown: list[dict[str, Any]], bad: list[dict[str
 <h1>mvspec curate</h1>
 <section>{_tables(found)}</section>
 <h2>Documents, before and after</h2>
-<p>{len(shown)} of {found.accepted:,}, drawn by the hash of their names.
+<p>{len(shown)} of {found["accepted"]:,}, drawn by the hash of their names.
 Highlighted sentences were written anew.</p>
 {save}{samples}
 <h2>Quarantine</h2>
-<p>{len(bad)} of {found.quarantined.total():,}; quarantine.jsonl has all answers.</p>
+<p>{len(bad)} of {sum(found["quarantined"].values()):,}; quarantine.jsonl has all answers.</p>
 {given_up}
 {f"<script>{_SCRIPT}</script>" if shown else ""}
 </body></html>
 """
 
 
-def _tables(found: CurationReport) -> str:
-    counts = found.to_dict()
-
+def _tables(found: dict[str, Any]) -> str:
     def shown(name: str, spec: str) -> str:
-        return "-" if counts[name] is None else format(counts[name], spec)
+        return "-" if found[name] is None else format(found[name], spec)
 
     whole = [
         ("records", shown("records", ",")),
         ("documents", shown("accepted", ",")),
         ("yield", shown("yield", ".1%")),
-        ("cost", dollars(found.cost)),
+        ("cost", f"${found['dollars']:,.4f}"),
         ("sentences", shown("sentences", ",")),
         ("  written anew", shown("sentences_rewritten", ",")),
         ("edit distance, mean", shown("mean_distance", ".3f")),
@@ -202,12 +173,14 @@ def _tables(found: CurationReport) -> str:
         ("degree of parallelism, mean", shown("parallelism", ".3f")),
         ("coverage", shown("coverage", ".1%")),
     ]
+    refused, records, given_up = (
+        Counter(found[name]) for name in ("answers_refused", "records_refused", "quarantined")
+    )
     checks = [
-        (check, *(f"{counted[check]:,}" for counted in
-                  (found.refused, found.records_refused, found.quarantined)))
-        for check in sorted({*found.refused, *found.quarantined})
-    ]  # fmt: skip
-    steps = [(step, f"{number:,}") for step, number in found.answers.most_common()]
+        (check, f"{refused[check]:,}", f"{records[check]:,}", f"{given_up[check]:,}")
+        for check in sorted({*refused, *given_up})
+    ]
+    steps = [(step, f"{number:,}") for step, number in Counter(found["answers"]).most_common()]
     return (
         _table(("", "all"), whole)
         + _table(("check", "answers refused", "in records", "records given up"), checks)

@@ -424,6 +424,6 @@ def test_the_room_needs_no_torch() -> None:
     program = (
         "import sys\n"
         "for name in ('torch', 'transformers'): sys.modules[name] = None\n"
-        "import mvspec.curation.job, mvspec.cli.curate"
+        "import mvspec.curation.run, mvspec.cli.curate"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -38,11 +38,10 @@ from mvspec.curation import (
     read_chain,
 )
 from mvspec.curation.gemini import GeminiProvider
-from mvspec.curation.job import CurationRun, run
 from mvspec.curation.output import write_documents
 from mvspec.curation.questions import Ask
 from mvspec.curation.report import write_report
-from mvspec.curation.run import CurationTally, UndecidedRecord, run_task
+from mvspec.curation.run import CurationRun, CurationTally, TaskRun
 from mvspec.curation.tasks import CurationTask
 from mvspec.data.records import Fields, InputError
 from mvspec.data.sources import open_records
@@ -456,7 +455,7 @@ def test_mistakes_are_said_before_anything_is_sent(
         for name, folder, options, said in wrongs:
             given = CurationRun((name,), curation, base_url=server.url, **options)
             with pytest.raises(InputError, match=re.escape(said)):
-                run(given, folder, None, print)
+                given.run(folder, None, print)
         assert not server.seen
     assert not new.exists()
 
@@ -494,7 +493,7 @@ def test_a_disk_that_fails_ends_the_run_and_is_said(tmp_path: Path) -> None:
         caller = ModelClient(Scripted(), store, budget=SpendingLimit(None))
         records = open_records([str(source)], short=True)
         task = CurationTask(CurationOptions("m"))
-        await run_task(records, ChainFields(), task, caller, store, CurationTally(), concurrency=3)
+        await TaskRun(records, ChainFields(), task, caller, store).run(3)
 
     with pytest.raises(InputError, match=re.escape("answers.sqlite")):
         asyncio.run(all())
@@ -515,15 +514,17 @@ def test_an_error_of_our_own_costs_one_record(tmp_path: Path) -> None:
         caller = ModelClient(Scripted(), store, budget=SpendingLimit(None))
         records = open_records([str(source)], short=True)
         task = Wrong(CurationOptions("m"))
-        await run_task(records, ChainFields(), task, caller, store, tally, concurrency=3)
+        await TaskRun(records, ChainFields(), task, caller, store, tally).run(3)
 
     asyncio.run(all())
     store.close()
     assert tally.accepted == 2
     assert tally.unfinished == [
-        UndecidedRecord(
-            "r1", "chains.jsonl:2", "internal error, please report it: KeyError: 'a bug'"
-        )
+        {
+            "record": "r1",
+            "place": "chains.jsonl:2",
+            "reason": "internal error, please report it: KeyError: 'a bug'",
+        }
     ]
 
 
@@ -571,7 +572,7 @@ def test_chaos_ends_with_verdicts(tmp_path: Path) -> None:
         tally = CurationTally()
         records = open_records([str(source)], short=True)
         task = CurationTask(CurationOptions("m", attempts=1))
-        await run_task(records, ChainFields(), task, caller, store, tally, concurrency=16)
+        await TaskRun(records, ChainFields(), task, caller, store, tally).run(16)
         await gemini.aclose()
         return tally
 
@@ -606,14 +607,12 @@ def test_reports_take_names_and_texts_as_text(tmp_path: Path) -> None:
     async def all() -> None:
         caller = ModelClient(Scripted(), store, budget=SpendingLimit(None))
         task = CurationTask(given.curation)
-        await run_task(
-            given.records(), ChainFields(), task, caller, store, CurationTally(), concurrency=3
-        )
+        await TaskRun(given.records(), ChainFields(), task, caller, store).run(3)
 
     asyncio.run(all())
     found = write_report(tmp_path, store)
     store.close()
-    assert (found.accepted, found.quarantined) == (2, {"tag": 1})
+    assert (found["accepted"], found["quarantined"]) == (2, {"tag": 1})
     page = (tmp_path / "report.html").read_text("utf-8")
     assert "<script>alert" not in page
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 5
@@ -622,11 +621,12 @@ def test_reports_take_names_and_texts_as_text(tmp_path: Path) -> None:
 def test_progress_says_records_yield_cost_and_time() -> None:
     tally = CurationTally(records=60, accepted=30, share=0.25)
     tally.quarantined["group"] += 10
-    store: Any = None
-    caller = ModelClient(Scripted(), store, budget=SpendingLimit(20, 5 * 10**12))
+    none: Any = None
+    caller = ModelClient(Scripted(), none, budget=SpendingLimit(20, 5 * 10**12))
     caller.traffic.calls, caller.traffic.in_flight = 240, 16
     caller.traffic.failures["HTTP 503"] = 3
-    assert progress_line(tally, caller, 3600) == (
+    run = TaskRun(none, none, none, caller, none, tally)
+    assert progress_line(run, 3600) == (
         "40 records (25%), yield 75%, $5.0000 of $20.0000, "
         "240 calls, 16 on their way, 3 failed, 3 h 00 min left"
     )

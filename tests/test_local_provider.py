@@ -23,8 +23,8 @@ from mvspec.curation import (
     read_chain,
 )
 from mvspec.curation.answers import JudgementReply, schema_text
-from mvspec.curation.job import CurationRun
 from mvspec.curation.local import LocalProvider
+from mvspec.curation.run import CurationRun
 from mvspec.data.records import Record
 
 SCHEMA = json.dumps(

@@ -18,10 +18,8 @@ from mvspec.cli.options import from_options, needs
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mvspec.curation.client import ModelClient
     from mvspec.curation.estimate import CurationEstimate
-    from mvspec.curation.job import CurationRun
-    from mvspec.curation.run import CurationTally
+    from mvspec.curation.run import CurationRun, TaskRun
 
 __all__ = ["curate"]
 
@@ -124,9 +122,8 @@ def curate(
         )
     with needs("curate", "curate"):
         from mvspec.curation import ChainFields, CurationOptions, TokenPrice
-        from mvspec.curation.job import CurationRun
-        from mvspec.curation.job import dry_run as estimated
         from mvspec.curation.process import outlived
+        from mvspec.curation.run import CurationRun
     curation = from_options(
         CurationOptions,
         given,
@@ -141,7 +138,7 @@ def curate(
         price=None if price is None else TokenPrice.parse(price),
     )
     if output is None or dry_run:
-        print_table(estimate_table(asyncio.run(estimated(job)), price is not None))
+        print_table(estimate_table(asyncio.run(job.dry_run()), price is not None))
         return
     folder = output
     raise typer.Exit(outlived(lambda gone: carry_out(job, folder, gone)))
@@ -149,18 +146,16 @@ def curate(
 
 def carry_out(job: CurationRun, folder: Path, gone: int | None = None) -> int:
     """Carry out a run, show what it came to, and return the exit status."""
-    from mvspec.curation.job import run
-
-    tally, caller = run(job, folder, gone, tell, progress)
-    if caller.abandoned:
+    run = job.run(folder, gone, tell, progress)
+    if run.client.abandoned:
         return 1
-    print_table(summary_table(tally, caller, folder))
-    if caller.stopped:
-        tell(f"stopped: {caller.stopped}")
+    print_table(summary_table(run, folder))
+    if run.client.stopped:
+        tell(f"stopped: {run.client.stopped}")
         tell("the same command goes on from here")
-    if caller.stopped == "interrupted":
+    if run.client.stopped == "interrupted":
         return 130
-    return 1 if tally.quarantined or tally.unfinished else 0
+    return 1 if run.tally.quarantined or run.tally.unfinished else 0
 
 
 OFTEN, SELDOM = 0.5, 30.0
@@ -168,7 +163,7 @@ OFTEN, SELDOM = 0.5, 30.0
 
 
 @asynccontextmanager
-async def progress(tally: CurationTally, caller: ModelClient) -> AsyncIterator[None]:
+async def progress(run: TaskRun) -> AsyncIterator[None]:
     """Say on standard error how far a run is: a line that changes, or in a log one now and then."""
     from rich.console import Console
 
@@ -179,10 +174,10 @@ async def progress(tally: CurationTally, caller: ModelClient) -> AsyncIterator[N
     async def repeat() -> None:
         while True:
             await asyncio.sleep(OFTEN if live else SELDOM)
-            line = progress_line(tally, caller, time.monotonic() - start)
+            line = progress_line(run, time.monotonic() - start)
             if not live:
                 console.print(line, soft_wrap=True)
-            elif not caller.stopped:
+            elif not run.client.stopped:
                 console.file.write(f"\r\x1b[K{line[: console.width - 1]}")
                 console.file.flush()
 
@@ -197,11 +192,11 @@ async def progress(tally: CurationTally, caller: ModelClient) -> AsyncIterator[N
                 console.file.flush()
 
 
-def progress_line(tally: CurationTally, caller: ModelClient, seconds: float) -> str:
+def progress_line(run: TaskRun, seconds: float) -> str:
     """Return records, yield, cost, calls and time left in one line."""
     from mvspec.curation.client import dollars
 
-    budget, traffic = caller.budget, caller.traffic
+    tally, budget, traffic = run.tally, run.client.budget, run.client.traffic
     share = f" ({tally.share:.0%})" if tally.share else ""
     rate = f"{tally.accepted / tally.decided:.0%}" if tally.decided else "-"
     limit = "" if budget.limit is None else f" of {dollars(budget.limit)}"
@@ -225,13 +220,13 @@ def _left(share: float, seconds: float) -> str:
     return f", {hours} h {minutes:02} min left" if hours else f", {minutes} min left"
 
 
-def summary_table(tally: CurationTally, caller: ModelClient, folder: Path) -> Table:
+def summary_table(run: TaskRun, folder: Path) -> Table:
     """Return what a run came to."""
     from mvspec.curation.client import dollars
     from mvspec.curation.output import QUARANTINE, UNFINISHED
 
     table = plain_table("", str(folder))
-    budget, traffic = caller.budget, caller.traffic
+    tally, budget, traffic = run.tally, run.client.budget, run.client.traffic
     table.add_row("records", f"{tally.records:,}")
     if tally.resumed:
         table.add_row("  decided before", f"{tally.resumed:,}", style="dim")
