@@ -29,7 +29,7 @@ import synthetic
 
 from mvspec.trace import Trace, TracedThread
 from mvspec.view.record_view import AUTHORS
-from mvspec.view.turns import lay_words
+from mvspec.view.token_view import lay_words
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -25,7 +25,7 @@ from mvspec.cli import app
 from mvspec.data.records import Record
 from mvspec.view import page
 from mvspec.view.page import Page, is_page
-from mvspec.view.records import sheet_of
+from mvspec.view.records import view_of
 
 
 class Reader(HTMLParser):
@@ -62,7 +62,7 @@ class Reader(HTMLParser):
 def page_of(folder: Path, records: list[Record], title: str = "t") -> str:
     with Page(folder / "page.html", title) as writer:
         for record in records:
-            sheet = sheet_of(record)
+            sheet = view_of(record)
             writer.add(*sheet.lines(), sheet.index())
     return (folder / "page.html").read_text("utf-8")
 

@@ -18,7 +18,7 @@ from traces import CANONICAL, TRACES
 
 import mvspec
 from mvspec.compiler import compile_document, dense_mask
-from mvspec.compiler.pages import lay_tokens
+from mvspec.compiler.token_view import lay_tokens
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.data.measure import measure
 from mvspec.data.records import Fields, Record
@@ -28,24 +28,24 @@ from mvspec.forms.recovery.edits import apply
 from mvspec.tree.ir import Document, Message
 from mvspec.view.record_view import (
     AUTHORS,
-    Branch,
-    Leaf,
-    Run,
-    Sheet,
-    SheetThread,
+    RecordView,
+    TokenRun,
+    TreeBranch,
+    TreeLeaf,
+    ViewedThread,
     hidden,
     ramps,
     units,
 )
-from mvspec.view.records import sheet_of
-from mvspec.view.traces import trace_sheet
-from mvspec.view.turns import lay_words, words
+from mvspec.view.records import view_of
+from mvspec.view.token_view import lay_words, words
+from mvspec.view.traces import trace_view
 
 TOKENIZER = chat_tokenizer()
 VOCABULARY = Vocabulary.of(TOKENIZER)
 
 
-def expanded(runs: list[Run]) -> tuple[list[int], list[int], list[int]]:
+def expanded(runs: list[TokenRun]) -> tuple[list[int], list[int], list[int]]:
     """Thread, author and position of each token."""
     threads: list[int] = []
     authors: list[int] = []
@@ -57,7 +57,7 @@ def expanded(runs: list[Run]) -> tuple[list[int], list[int], list[int]]:
     return threads, authors, positions
 
 
-def mask(threads: list[SheetThread], runs: list[Run]) -> np.ndarray[Any, Any]:
+def mask(threads: list[ViewedThread], runs: list[TokenRun]) -> np.ndarray[Any, Any]:
     """Who sees whom, by the sheet's intervals, as the page draws it."""
     owners = expanded(runs)[0]
     seen = np.tril(np.ones((len(owners), len(owners)), dtype=np.bool_))
@@ -73,10 +73,10 @@ def in_units(text: str, start: int, stop: int) -> str:
     return data[2 * start : 2 * stop].decode("utf-16-le", "surrogatepass")
 
 
-def leaves(nodes: tuple[Branch | Leaf, ...]) -> list[Leaf]:
-    out: list[Leaf] = []
+def leaves(nodes: tuple[TreeBranch | TreeLeaf, ...]) -> list[TreeLeaf]:
+    out: list[TreeLeaf] = []
     for node in nodes:
-        out += [node] if isinstance(node, Leaf) else leaves(node.children)
+        out += [node] if isinstance(node, TreeLeaf) else leaves(node.children)
     return out
 
 
@@ -109,7 +109,7 @@ def test_a_document_in_words(document: Document) -> None:
     assert [in_units(pages.text, *leaf) for leaf in leaves(pages.tree)] == texts
     assert sum(pages.widths) == units(pages.text)
     assert sum(run.size for run in pages.runs) == len(pages.widths)
-    sheet = Sheet("a", "a", "document", runs=pages.runs, threads=pages.threads)
+    sheet = RecordView("a", "a", "document", runs=pages.runs, threads=pages.threads)
     metrics = measure(document, lambda text: len(words(text)))
     prompts = sum(len(words(t.text)) for m in document.messages if m.role != "assistant"
                   for t in m.body if isinstance(t, mvspec.Text))  # fmt: skip
@@ -152,7 +152,7 @@ def test_a_chat_in_tokens() -> None:
     pages = lay_tokens(document, VOCABULARY)
     layout = compile_document(document, TOKENIZER)
     assert expanded(pages.runs)[2] == layout.position_ids.tolist()
-    roles = [node.title for node in pages.tree if isinstance(node, Branch)]
+    roles = [node.title for node in pages.tree if isinstance(node, TreeBranch)]
     assert roles == ["system", "user", "assistant", "user"]
     assert [in_units(pages.text, *leaf) for leaf in leaves(pages.tree)] == [
         "Hm", "Hm", "Hm\n", "One.", "Two.", "é?",
@@ -162,12 +162,12 @@ def test_a_chat_in_tokens() -> None:
 def test_holes_are_counted_in_words() -> None:
     document = mvspec.document(mvspec.assistant("A ", mvspec.gen("x")))
     record = Record("a", document.to_json(), "json")
-    sheet = sheet_of(record, lay=lambda each: lay_tokens(each, VOCABULARY))
+    sheet = view_of(record, lay=lambda each: lay_tokens(each, VOCABULARY))
     assert sheet.unit == "words"
     (message,) = sheet.tree
-    assert isinstance(message, Branch)
+    assert isinstance(message, TreeBranch)
     hole = message.children[1]
-    assert isinstance(hole, Branch)
+    assert isinstance(hole, TreeBranch)
     assert (hole.kind, hole.title, hole.text) == ("gen", "x", "at most 256 tokens")
 
 
@@ -178,7 +178,7 @@ def test_a_trace_is_its_layout(kind: str) -> None:
     engine, document, options = RUNS[kind]
     trace = engine.run(document, options).trace
     row = json.loads(trace.model_dump_json(exclude_none=True))
-    sheet = trace_sheet("a", "a:1", row)
+    sheet = trace_view("a", "a:1", row)
     threads, authors, positions = expanded(sheet.runs)
     assert threads == list(trace.thread_ids)
     assert [AUTHORS[author] for author in authors] == list(trace.authors)
@@ -198,9 +198,9 @@ def test_a_trace_is_its_layout(kind: str) -> None:
 
 
 def test_a_run_that_shared_says_that_its_mask_is_another() -> None:
-    facts = dict(trace_sheet("a", "a:1", row(share=3)).facts)
+    facts = dict(trace_view("a", "a:1", row(share=3)).facts)
     assert facts["share"] == "paths read each other every 3 tokens: not in the mask"
-    assert "share" not in dict(trace_sheet("a", "a:1", row(share=0)).facts)
+    assert "share" not in dict(trace_view("a", "a:1", row(share=0)).facts)
 
 
 def row(**more: Any) -> dict[str, Any]:
@@ -240,10 +240,10 @@ def row(**more: Any) -> dict[str, Any]:
 )
 def test_what_is_no_trace_says_where(change: dict[str, Any], where: str) -> None:
     with pytest.raises(VerifyError) as error:
-        trace_sheet("a", "a:1", row(**change))
+        trace_view("a", "a:1", row(**change))
     assert where in str(error.value)
     record = Record("a:1", row(**change), "value")
-    sheet = sheet_of(record)
+    sheet = view_of(record)
     assert (sheet.verdict, sheet.diagnostics[0].code) == ("unread", "not-a-trace")
     assert where in sheet.diagnostics[0].message
     assert json.loads(sheet.source or "") == row(**change)
@@ -262,7 +262,7 @@ JSON = st.recursive(
 )
 def test_no_trace_stops_the_viewer(changes: dict[str, Any]) -> None:
     value = row(**changes)
-    sheet = sheet_of(Record("a:1", value, "value"))
+    sheet = view_of(Record("a:1", value, "value"))
     for line in sheet.lines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     json.dumps(sheet.index(), allow_nan=False)
@@ -270,7 +270,7 @@ def test_no_trace_stops_the_viewer(changes: dict[str, Any]) -> None:
 
 def test_threads_that_nest_too_deep_are_no_trace() -> None:
     threads = [{"id": n, "parent": n - 1, "block": n} if n else {"id": 0} for n in range(5000)]
-    sheet = sheet_of(Record("a:1", row(threads=threads), "value"))
+    sheet = view_of(Record("a:1", row(threads=threads), "value"))
     assert "threads[33]: blocks nest deeper than 32" in sheet.diagnostics[0].message
 
 
@@ -279,7 +279,7 @@ def test_a_trace_by_its_threads() -> None:
                {"id": 3, "parent": 2, "block": 1, "label": "2.1"},
                {"id": 4, "parent": 0, "block": 2, "label": "1"}]  # fmt: skip
     owners = [0, 1, 2, 3, 2, 4, 0]
-    sheet = trace_sheet("a", "a:1", {
+    sheet = trace_view("a", "a:1", {
         **row(threads=threads, thread_ids=owners, form="untagged"),
         "token_texts": list("abcdefg"),
         "position_ids": [0, 1, 1, 2, 3, 4, 5], "authors": ["model"] * 7,
@@ -288,8 +288,8 @@ def test_a_trace_by_its_threads() -> None:
         "forward_tokens": [1] * 7,
     })  # fmt: skip
 
-    def told(node: Branch | Leaf) -> Any:
-        if isinstance(node, Leaf):
+    def told(node: TreeBranch | TreeLeaf) -> Any:
+        if isinstance(node, TreeLeaf):
             return sheet.text[node.start : node.stop]
         return [node.title or node.kind, sheet.text[node.start : node.stop],
                 *map(told, node.children)]  # fmt: skip
@@ -308,7 +308,7 @@ def test_turns_of_a_trace_share_their_diagnostics() -> None:
     value = row(token_texts=texts, thread_ids=[0] * 3, position_ids=[0, 1, 2], ids=[0] * 3,
                 logprobs=[None] * 3, authors=["model", "prompt", "model"],
                 forward_ids=[0, -1, 1])  # fmt: skip
-    sheet = trace_sheet("a", "a:1", value)
+    sheet = trace_view("a", "a:1", value)
     assert sheet.verdict == "malformed"
     assert sheet.source == texts[0] + texts[2]
     assert {d.line for d in sheet.diagnostics} > {1, 2}
@@ -317,7 +317,7 @@ def test_turns_of_a_trace_share_their_diagnostics() -> None:
 
 
 def test_a_logprob_that_is_no_number_is_left_out() -> None:
-    sheet = trace_sheet("a", "a:1", row(logprobs=[float("-inf"), float("nan")]))
+    sheet = trace_view("a", "a:1", row(logprobs=[float("-inf"), float("nan")]))
     assert list(sheet.logprobs) == [None, None]
     assert "logprobs" not in json.loads(sheet.lines()[1])
 
@@ -326,14 +326,14 @@ def test_a_field_may_be_nested_deep() -> None:
     deep: Any = 1
     for _ in range(900):
         deep = {"a": deep}
-    sheet = sheet_of(Record("a", {"output": "Hi", "deep": deep}, "value"))
+    sheet = view_of(Record("a", {"output": "Hi", "deep": deep}, "value"))
     assert sheet.fields[0][0] == "deep"
     assert json.loads(sheet.lines()[0])[0] == "Hi"
 
 
 @given(mutated())
 def test_any_text_has_a_sheet(text: str) -> None:
-    sheet = sheet_of(Record("a.txt", text))
+    sheet = view_of(Record("a.txt", text))
     searched, rest = sheet.lines()
     assert searched.isascii()
     assert "\n" not in searched + rest
@@ -350,7 +350,7 @@ def test_any_text_has_a_sheet(text: str) -> None:
 
 @pytest.mark.parametrize("each", TRACES, ids=lambda each: each.name)
 def test_repairs_are_shown(each: Any) -> None:
-    sheet = sheet_of(Record(each.name, each.text))
+    sheet = view_of(Record(each.name, each.text))
     assert tuple(d.code for d in sheet.diagnostics if d.severity == "error") == each.codes
     assert sheet.text == each.repaired
     assert sheet.verdict == ("ok" if not each.codes else "cut" if each.codes == ("cut",)
@@ -360,7 +360,7 @@ def test_repairs_are_shown(each: Any) -> None:
 @given(st.lists(nasty(), min_size=3, max_size=3))
 def test_sheets_of_nasty_texts(texts: list[str]) -> None:
     value = row(token_texts=texts[:2], threads=[{"id": 0, "title": texts[2]}], model=texts[2])
-    sheet = trace_sheet(texts[0], texts[1], value)
+    sheet = trace_view(texts[0], texts[1], value)
     searched, rest = sheet.lines()
     assert json.loads(searched)[0] == texts[0] + texts[1]
     assert (searched + rest).isascii()
@@ -383,7 +383,7 @@ def test_rows_are_what_they_hold(tmp_path: Path) -> None:
     ]  # fmt: skip
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n", "utf-8")
-    sheets = [sheet_of(record) for record in read(file).checked(heads=True)]
+    sheets = [view_of(record) for record in read(file).checked(heads=True)]
     assert [sheet.kind for sheet in sheets] == [
         "settings", "text", "document", "trace", "sample", "sample", "sample", "sample",
         "text", "text", "text",
@@ -410,7 +410,7 @@ def test_other_forms_keep_their_text(form: str) -> None:
                             conclusion="Both.")  # fmt: skip
     think = [mvspec.think(block)] if form == "curator" else [block]
     text = mvspec.render(mvspec.assistant(*think), form)
-    sheet = sheet_of(Record("a", text, fields=Fields(form)))
+    sheet = view_of(Record("a", text, fields=Fields(form)))
     assert sheet.verdict == "ok"
     assert text in (sheet.text, sheet.source)
     assert [thread.label for thread in sheet.threads] == ["", "1", "2"]
@@ -419,5 +419,5 @@ def test_other_forms_keep_their_text(form: str) -> None:
 def test_nasty_names_and_fields() -> None:
     for text in NASTY:
         record = Record(text, {"id": text, text: text, "output": "Answer"}, "value")
-        sheet = sheet_of(record)
+        sheet = view_of(record)
         assert (text, text) in sheet.fields

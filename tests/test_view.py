@@ -20,10 +20,10 @@ import mvspec
 from mvspec.data.sources import read
 from mvspec.errors import MvspecError
 from mvspec.shown import visible
-from mvspec.view.page import Page
+from mvspec.view.page import RecordPage
 from mvspec.view.record_view import AUTHORS
-from mvspec.view.records import sheet_of
-from mvspec.view.turns import lay_words
+from mvspec.view.records import view_of
+from mvspec.view.token_view import lay_words
 
 selenium = pytest.importorskip("selenium")
 
@@ -149,9 +149,9 @@ def write(path: Path, rows: list[Any], title: str = "records") -> Path:
     """Write rows as JSONL and a page of them."""
     data = path.with_suffix(".jsonl")
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    with Page(path, title) as page:
+    with RecordPage(path, title) as page:
         for record in read(data).checked(heads=True):
-            sheet = sheet_of(record)
+            sheet = view_of(record)
             page.add(*sheet.lines(), sheet.index())
     return path
 

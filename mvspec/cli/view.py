@@ -17,8 +17,8 @@ from mvspec.data.parallel_map import ordered_map
 from mvspec.data.records import Fields, Record
 from mvspec.data.sources import open_records
 from mvspec.forms.multiverse import MULTIVERSE
-from mvspec.view.page import Page, own_output
-from mvspec.view.records import Lay, sheet_of
+from mvspec.view.page import RecordPage, own_output
+from mvspec.view.records import LayDocument, view_of
 
 __all__ = ["view"]
 
@@ -52,7 +52,7 @@ def view(
     lay = _tokens(tokenizer) if tokenizer else None
     verdicts: Counter[str] = Counter()
     source = open_records(inputs, Fields(form, field))
-    with reading_bar(source, heads=True) as found, Page(path, title or name) as page:
+    with reading_bar(source, heads=True) as found, RecordPage(path, title or name) as page:
         make = partial(made, lay=lay)
         # A tokenizer works in threads of its own.
         for searched, rest, index in ordered_map(
@@ -68,9 +68,9 @@ def view(
     raise typer.Exit(1 if unread else 0)
 
 
-def made(record: Record, lay: Lay | None) -> Made:
+def made(record: Record, lay: LayDocument | None) -> Made:
     """Return a record as the page holds it."""
-    sheet = sheet_of(record, lay)
+    sheet = view_of(record, lay)
     return *sheet.lines(), sheet.index()
 
 
@@ -78,9 +78,9 @@ def _size(record: Record) -> int:
     return int(record.size)
 
 
-def _tokens(tokenizer: str) -> Lay:
+def _tokens(tokenizer: str) -> LayDocument:
     with needs("engine", "view --tokenizer"):
-        from mvspec.compiler.pages import lay_tokens
+        from mvspec.compiler.token_view import lay_tokens
         from mvspec.compiler.tokenizer import load_vocabulary
     with as_given():
         vocabulary = load_vocabulary(tokenizer)

@@ -27,6 +27,11 @@ function number(value, digits = 0) {
   return digits ? value.toFixed(digits) : grouped.format(value);
 }
 
+// A degree of parallelism, rounded as `mvspec stats` rounds it.
+function degree(value) {
+  return value.toFixed(3);
+}
+
 function counted(value, noun) {
   return `${number(value)} ${noun}${value === 1 ? "" : "s"}`;
 }

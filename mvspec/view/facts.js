@@ -25,7 +25,7 @@ function showFacts(record) {
   if (own) {
     facts.push([record.unit, `${number(own)}`, `${number(forced)} of them forced`]);
     facts.push(["critical path", number(record.critical)]);
-    facts.push(["parallelism", (own / record.critical).toFixed(2)]);
+    facts.push(["degree of parallelism", degree(record.parallelism)]);
   }
   const blocks = new Set(record.threads.slice(1).map((thread) => thread[3])).size;
   if (blocks) {

@@ -17,7 +17,7 @@ from mvspec.data.records import InputError
 from mvspec.errors import Unsupported
 from mvspec.shown import visible
 from mvspec.view.layout_svg import hexadecimal, layout_svg, side_of
-from mvspec.view.mask_image import HIDDEN, MaskArrays, Picture, document_starts, draw
+from mvspec.view.mask_image import HIDDEN, MaskArrays, MaskImage, document_starts, draw
 
 __all__ = ["layout_html", "layout_png", "write_pictures"]
 
@@ -78,13 +78,13 @@ def caption(layout: MaskArrays) -> str:
     return ", ".join(parts + ([f"{padding:,} of padding"] if padding else []))
 
 
-def scale_note(layout: MaskArrays, picture: Picture) -> str:
+def scale_note(layout: MaskArrays, picture: MaskImage) -> str:
     """Return how many tokens a cell stands for; "" for one."""
     size = -(-len(layout) // (len(picture.edges) - 1))
     return f"A cell is up to {size} × {size} tokens, mixed in proportion." if size > 1 else ""
 
 
-def _legend(layout: MaskArrays, picture: Picture) -> str:
+def _legend(layout: MaskArrays, picture: MaskImage) -> str:
     labels = picture.stretches.labels()
     known: dict[str, str] = {}
     for label, colour in zip(labels, picture.stretches.colours.tolist(), strict=True):
@@ -115,7 +115,7 @@ def _documents(layout: MaskArrays) -> str:
     return " or document" if int(layout.document_ids.max(initial=0)) > 0 else ""
 
 
-def _data(layout: MaskArrays, picture: Picture, tokenizer: Any) -> dict[str, Any]:
+def _data(layout: MaskArrays, picture: MaskImage, tokenizer: Any) -> dict[str, Any]:
     stretches = picture.stretches
     at = stretches.starts[:-1]
     loss = np.flatnonzero(np.diff(layout.loss_mask.astype(np.int8), prepend=0))

@@ -11,7 +11,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from mvspec.view.mask_image import MaskArrays, Picture
+from mvspec.view.mask_image import MaskArrays, MaskImage
 
 __all__ = ["hexadecimal", "layout_svg", "png_uri", "side_of"]
 
@@ -31,7 +31,7 @@ def side_of(cells: int) -> int:
     return cells * max(1, round(WIDTH / cells))
 
 
-def layout_svg(layout: MaskArrays, picture: Picture) -> str:
+def layout_svg(layout: MaskArrays, picture: MaskImage) -> str:
     """Return mask, positions and loss; its `.mask` takes the pointer, its `.cross` shows it."""
     side = side_of(len(picture.edges) - 1)
     left, top, track, gap = 46, 34, 7, 3
@@ -82,7 +82,7 @@ def layout_svg(layout: MaskArrays, picture: Picture) -> str:
     )
 
 
-def _curve(layout: MaskArrays, picture: Picture, side: int) -> str:
+def _curve(layout: MaskArrays, picture: MaskImage, side: int) -> str:
     """Draw positions over indices, each path in its colour, on the line of plain causal text."""
     n = len(layout)
     x, y = side / n, CURVE / max(1, int(layout.position_ids.max()) + 1)

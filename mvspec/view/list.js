@@ -39,7 +39,7 @@ class RecordList extends EventTarget {
   item(at) {
     const record = this.record(at);
     const [name, , verdict, right, label, lead, tokens, parallelism, blocks] = this.index[record];
-    const numbers = tokens ? [`${number(tokens)}`, `×${parallelism.toFixed(2)}`, blocks ? counted(blocks, "block") : ""] : [];
+    const numbers = tokens ? [`${number(tokens)}`, `×${degree(parallelism)}`, blocks ? counted(blocks, "block") : ""] : [];
     return element("div", { role: "option", id: `record-${record}`, class: "item", "data-record": record,
       "aria-selected": String(record === this.chosen), "aria-setsize": this.length, "aria-posinset": at + 1 },
       element("div", { class: "first" }, quoted(name, { class: "name" }), verdict === "ok" || !verdict ? null : badge(verdict), judged(right)),

@@ -1,7 +1,8 @@
-"""What the threads of a run write, while they write it: a column for each."""
+"""Columns of a terminal, one for each thread of a run, while the threads write."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from threading import RLock
@@ -21,8 +22,8 @@ from mvspec.events import (
     TakenBack,
     Written,
 )
-from mvspec.shown import excerpt
-from mvspec.view.column import Column, one_line
+from mvspec.law.tags import TAG
+from mvspec.shown import excerpt, visible
 from mvspec.view.terminal import TEXT_LIMIT
 
 __all__ = ["LiveColumns"]
@@ -44,11 +45,106 @@ MARKS = ("", "· ", "✓ ")
 """Before the name of a thread that writes, that is idle, and that has ended."""
 
 
+KEPT = 20_000
+"""Characters of a thread that are kept, about: its newest."""
+
+
 @dataclass(slots=True)
-class Run:
+class LiveThread:
+    """A thread on the screen.
+
+    Args:
+        parent: the column that forked it; None at the root.
+        paths: the live columns that it waits for.
+        pieces: its newest tokens: what each says, and who wrote it.
+        tokens, holes: how many it has written and filled.
+        step: of its newest token.
+        ended: whether it waits for the join of its block.
+    """
+
+    label: str = ""
+    title: str = ""
+    parent: LiveThread | None = None
+    paths: dict[int, LiveThread] = field(default_factory=dict)
+    pieces: list[tuple[str, str]] = field(default_factory=list)
+    tokens: int = 0
+    holes: int = 0
+    step: int = 0
+    ended: bool = False
+
+    @property
+    def name(self) -> str:
+        """Its label, after its parent's where that is no part of it, and its title."""
+        name, at = self.label, self.parent
+        while at is not None and at.label:
+            name = name if name.startswith(at.label + ".") else f"{at.label} › {name}"
+            at = at.parent
+        return one_line(f"{name} {self.title}".strip() or "root")
+
+    @property
+    def text(self) -> str:
+        return "".join(text for text, _ in self.pieces)
+
+    def header(self, text: str) -> int:
+        """Where the thread's own text begins: its label and title are in its name."""
+        label, title = re.escape(self.label), re.escape(visible(self.title))
+        plain = rf"\n{label}\. (?:{title}\n)?"  # as prose without tags has it
+        found = self.parent and re.match(rf"\s*<Path>\s*{label}: *|{plain}", text)
+        return found.end() if found else 0
+
+    def write(self, text: str, author: str) -> None:
+        self.pieces.append((visible(text), author))
+        self.tokens += 1
+        if self.tokens % 512 == 0:
+            # Seldom, since lines that lose their beginning break elsewhere.
+            over = len(self.text) - KEPT
+            count = 0
+            while over > 0:
+                over -= len(self.pieces[count][0])
+                count += 1
+            del self.pieces[:count]
+
+    def take_back(self, count: int) -> None:
+        del self.pieces[-count:]
+        self.tokens -= count
+
+    def lines(self, console: Console, width: int, count: int, style: str) -> list[Text]:
+        """Return the newest lines that say something, wrapped."""
+        text = self.text
+        start = len(text)
+        for _ in range(4 * count):  # most lines may be blank, or a tag
+            start = max(0, text.rfind("\n", 0, start))
+        start = max(start, self.header(text))
+        shown = Text(text[start:], style)
+        at = len(text) - start
+        for piece, author in reversed(self.pieces):
+            if at <= 0:
+                break
+            if author == "engine":
+                shown.stylize("dim", max(0, at - len(piece)), at)
+            at -= len(piece)
+        found: list[Text] = []
+        for line in reversed(shown.split("\n", allow_blank=True)):
+            if len(found) < count and TAG.sub("", line.plain).strip():
+                found += reversed(line.wrap(console, width, overflow="fold"))
+        return found[:count][::-1]
+
+    def walk(self) -> Iterator[LiveThread]:
+        yield self
+        for path in self.paths.values():
+            yield from path.walk()
+
+
+def one_line(text: str) -> str:
+    """Return a text in one line, control codes made visible."""
+    return visible(text).replace("\n", "␊")
+
+
+@dataclass(slots=True)
+class LiveRun:
     """One run: its threads, and its newest step."""
 
-    columns: dict[int, Column] = field(default_factory=lambda: {0: Column()})
+    columns: dict[int, LiveThread] = field(default_factory=lambda: {0: LiveThread()})
     step: int = 0
 
 
@@ -72,7 +168,7 @@ class LiveColumns:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
-        self.runs: dict[str, Run] = {}
+        self.runs: dict[str, LiveRun] = {}
         self._lock = RLock()  # a thread of rich's own draws
         self._live: Live | None = None
         if self.console.is_interactive:
@@ -109,7 +205,7 @@ class LiveColumns:
     def _take(self, event: Event) -> list[str]:
         """Change what is shown; return what a log says of it."""
         several = len(self.runs) > 1
-        run = self.runs.setdefault(event.request, Run())
+        run = self.runs.setdefault(event.request, LiveRun())
         where = f"{one_line(event.request)}: " if several else ""
         if isinstance(event, Finished):
             del self.runs[event.request]
@@ -126,7 +222,7 @@ class LiveColumns:
                 column.take_back(count)
             case Forked(paths=paths, labels=labels, titles=titles):
                 for thread, label, title in zip(paths, labels, titles, strict=True):
-                    run.columns[thread] = Column(label, title, column, step=event.forward)
+                    run.columns[thread] = LiveThread(label, title, column, step=event.forward)
                     column.paths[thread] = run.columns[thread]
             case Joined(paths=paths):
                 for path in paths:
@@ -149,7 +245,7 @@ class LiveColumns:
         """Yield the lines of the screen: who waits, then the others in a grid."""
         several = len(self.runs) > 1
         waiting: list[str] = []
-        live: list[tuple[str, str, Column]] = []
+        live: list[tuple[str, str, LiveThread]] = []
         for request, run in self.runs.items():
             for column in run.columns[0].walk():
                 name = f"{one_line(request)}: {column.name}" if several else column.name
@@ -188,7 +284,7 @@ class LiveColumns:
 
 
 def _cell(
-    console: Console, mark: str, name: str, column: Column, width: int, tall: int
+    console: Console, mark: str, name: str, column: LiveThread, width: int, tall: int
 ) -> list[Text]:
     """Return the head of a thread and the end of its text."""
     count = f" {column.tokens:,}"
@@ -208,7 +304,7 @@ def _short(text: str) -> str:
     return excerpt(text, TEXT_LIMIT).replace("\n", "␊")
 
 
-def _ended(path: Column) -> str:
+def _ended(path: LiveThread) -> str:
     """Return what a log says of a path: its text too, if no hole of it was told before."""
     text = path.text
     text = text[path.header(text) :].strip().removesuffix("</Path>").strip()

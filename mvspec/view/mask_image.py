@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 __all__ = [
     "CELLS",
     "MaskArrays",
-    "Picture",
-    "Stretches",
+    "MaskImage",
+    "PathStretches",
     "document_starts",
     "draw",
     "find_stretches",
@@ -53,7 +53,7 @@ class MaskArrays(Protocol):
 
 
 @dataclass(frozen=True)
-class Picture:
+class MaskImage:
     """The mask of a layout as an image, a row for each query and a column for each key.
 
     Args:
@@ -68,10 +68,10 @@ class Picture:
     edges: NDArray[np.int64]
     seen: Colours
     tracks: NDArray[np.uint8]
-    stretches: Stretches
+    stretches: PathStretches
 
 
-def draw(layout: MaskArrays, cells: int = CELLS) -> Picture:
+def draw(layout: MaskArrays, cells: int = CELLS) -> MaskImage:
     """Draw the mask of a layout; O((cells + runs) x cells) time, whatever its length.
 
     What q sees has the colour of the path that it reads; what a block hides from it is grey;
@@ -92,7 +92,7 @@ def draw(layout: MaskArrays, cells: int = CELLS) -> Picture:
     mixed = seen[..., None] * keys[None]
     mixed += (past - seen)[..., None] * np.array(HIDDEN)
     mixed += (1 - past)[..., None] * np.array(PAGE)
-    return Picture(_bytes(mixed), edges, seen, _bytes(keys), stretches)
+    return MaskImage(_bytes(mixed), edges, seen, _bytes(keys), stretches)
 
 
 def _bytes(colours: Colours) -> NDArray[np.uint8]:
@@ -158,7 +158,7 @@ def _stretches(
 
 
 @dataclass(frozen=True)
-class Stretches:
+class PathStretches:
     """Stretches of tokens of one path, in which positions rise by one.
 
     Args:
@@ -180,7 +180,7 @@ class Stretches:
         ]
 
 
-def find_stretches(layout: MaskArrays) -> Stretches:
+def find_stretches(layout: MaskArrays) -> PathStretches:
     """Find the paths of a layout from its intervals alone.
 
     What the second path may not see is the first. A block of one path hides nothing, and so does
@@ -210,7 +210,7 @@ def find_stretches(layout: MaskArrays) -> Stretches:
             numbers[level, block] = np.searchsorted(seconds, hi[block]) + 1
     colours = _colours(numbers)
     colours[layout.document_ids[at] < 0] = HIDDEN
-    return Stretches(starts, numbers, colours)
+    return PathStretches(starts, numbers, colours)
 
 
 def _colours(numbers: NDArray[np.int32]) -> Colours:

@@ -15,7 +15,7 @@ from importlib.resources import files
 from mvspec.shown import excerpt, visible
 from mvspec.trace import Result, Trace
 from mvspec.tree.node import Node
-from mvspec.view.terminal import Entry, entry
+from mvspec.view.terminal import OutlineEntry, entry
 from mvspec.view.timeline_image import timeline_svg
 
 __all__ = ["HTML_LIMIT", "panel_html", "result_html", "text_html", "trace_html", "tree_html"]
@@ -56,8 +56,8 @@ def panel_html(title: str, facts: Iterable[tuple[str, str]], bodies: Iterable[st
 
 def text_html(text: str, title: str = "", limit: int | None = HTML_LIMIT) -> str:
     """Return a text with a title, as part of a panel."""
-    said = Entry("text", "", text)
-    return _html(Entry("node", title, "", (said,)) if title else said, limit)
+    said = OutlineEntry("text", "", text)
+    return _html(OutlineEntry("node", title, "", (said,)) if title else said, limit)
 
 
 @cache
@@ -69,7 +69,7 @@ def _framed(inside: str) -> str:
     return f'<div class="mvspec"><style>\n{_style()}</style>{inside}</div>'
 
 
-def _html(item: Entry, limit: int | None) -> str:
+def _html(item: OutlineEntry, limit: int | None) -> str:
     shown = escape(excerpt(item.text, limit))
     if not item.title:
         return f'<div class="t" dir="auto">{shown}</div>'

@@ -24,7 +24,7 @@ from typing import IO, Any
 from mvspec.data.records import InputError
 from mvspec.shown import visible
 
-__all__ = ["MARK", "Page", "is_page", "style"]
+__all__ = ["MARK", "RecordPage", "is_page", "style"]
 
 MARK = '<meta name="generator" content="mvspec view">'
 """What tells a page from a file that is somebody else's."""
@@ -41,7 +41,7 @@ SCRIPTS = (
 STYLES = ("colours", "tree", "page")
 
 
-class Page:
+class RecordPage:
     """A page that is being written; it gets its name when it is whole.
 
     Args:
@@ -49,10 +49,10 @@ class Page:
         title: what it is called.
 
     >>> import tempfile
-    >>> from mvspec.view.record_view import Sheet
+    >>> from mvspec.view.record_view import RecordView
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with Page(Path(folder, "a.html"), "<b>") as page:
-    ...         page.add(*Sheet("a", "a:1", "text", text="Hi").lines(), ["a"])
+    ...     with RecordPage(Path(folder, "a.html"), "<b>") as page:
+    ...         page.add(*RecordView("a", "a:1", "text", text="Hi").lines(), ["a"])
     ...     "&lt;b&gt;" in Path(folder, "a.html").read_text()
     True
     """
@@ -68,14 +68,14 @@ class Page:
         self.tail = ""
         self.file: IO[str] | None = None
 
-    def __enter__(self) -> Page:
+    def __enter__(self) -> RecordPage:
         self.file = self.partial.open("w", encoding="utf-8", newline="\n")
         head, self.tail = _frame(self.title)
         self.file.write(head)
         return self
 
     def add(self, searched: str, rest: str, index: list[Any]) -> None:
-        """Add a record: the two lines of `Sheet.lines`, and what the list knows of it."""
+        """Add a record: the two lines of `RecordView.lines`, and what the list knows of it."""
         self.index.append(index)
         self.group += (searched, rest)
         self.weight += len(searched) + len(rest)

@@ -13,6 +13,7 @@ class SheetRecord {
   constructor(number, index, searched, rest) {
     Object.assign(this, rest);
     [this.name, this.kind, this.verdict, this.right, this.label] = index;
+    this.parallelism = index[7];
     this.codes = index[9];
     this.number = number;
     [this.text, this.source] = searched;

@@ -1,6 +1,6 @@
 """A record as the page shows it: text, tree, tokens with their threads and positions, repairs.
 
-A sheet is what the viewer knows of a record, whatever it was made from. Token i is
+A `RecordView` is what the viewer knows of a record, whatever it was made from. Token i is
 `text[sum(widths[:i]):][:widths[i]]`; runs of tokens say which thread owns them, who wrote them and
 at which positions they sit. Offsets and widths count UTF-16 units, as the page's script does.
 """
@@ -18,11 +18,11 @@ from mvspec.law.tags import TAG
 __all__ = [
     "AUTHORS",
     "FINISHES",
-    "Branch",
-    "Leaf",
-    "Run",
-    "Sheet",
-    "SheetThread",
+    "RecordView",
+    "TokenRun",
+    "TreeBranch",
+    "TreeLeaf",
+    "ViewedThread",
     "hidden",
     "units",
 ]
@@ -42,7 +42,7 @@ SNIPPET = 160
 """Characters of a record that the list of records shows, at most."""
 
 
-class SheetThread(NamedTuple):
+class ViewedThread(NamedTuple):
     """The root thread, or one path; as in a trace."""
 
     label: str = ""
@@ -51,7 +51,7 @@ class SheetThread(NamedTuple):
     block: int = -1
 
 
-class Run(NamedTuple):
+class TokenRun(NamedTuple):
     """Tokens of one thread and one author, at positions that rise by one."""
 
     thread: int
@@ -60,8 +60,8 @@ class Run(NamedTuple):
     position: int
 
 
-class Leaf(NamedTuple):
-    """A text of the tree: the characters [start, stop) of the sheet's text."""
+class TreeLeaf(NamedTuple):
+    """A text of the tree: the characters [start, stop) of the view's text."""
 
     start: int
     stop: int
@@ -70,7 +70,7 @@ class Leaf(NamedTuple):
         return [self.start, self.stop]
 
 
-class Branch(NamedTuple):
+class TreeBranch(NamedTuple):
     """A node of the tree that holds others.
 
     Args:
@@ -85,7 +85,7 @@ class Branch(NamedTuple):
     text: str
     start: int
     stop: int
-    children: tuple[Branch | Leaf, ...] = ()
+    children: tuple[TreeBranch | TreeLeaf, ...] = ()
 
     def row(self) -> list[Any]:
         inside = [child.row() for child in self.children]
@@ -93,7 +93,7 @@ class Branch(NamedTuple):
 
 
 @dataclass(slots=True)
-class Sheet:
+class RecordView:
     """One record for the page.
 
     Args:
@@ -126,9 +126,9 @@ class Sheet:
     text: str = ""
     source: str | None = None
     unit: str = "words"
-    tree: tuple[Branch | Leaf, ...] = ()
-    threads: list[SheetThread] = field(default_factory=lambda: [SheetThread()])
-    runs: list[Run] = field(default_factory=list)
+    tree: tuple[TreeBranch | TreeLeaf, ...] = ()
+    threads: list[ViewedThread] = field(default_factory=lambda: [ViewedThread()])
+    runs: list[TokenRun] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
     diagnostics: tuple[Diagnostic, ...] = ()
     places: Sequence[int] = ()
@@ -154,16 +154,19 @@ class Sheet:
             reached = max(reached, stop)
         return length
 
+    @property
+    def parallelism(self) -> float:
+        """The degree of parallelism, which the page rounds wherever it shows it."""
+        return self.tokens / self.critical_path if self.tokens else 1.0
+
     def index(self) -> list[Any]:
         """Return what the list of records knows of it."""
-        tokens, critical = self.tokens, self.critical_path
         lead = TAG.sub(" ", (self.lead or self.text or self.source or "")[: 3 * SNIPPET])
         blocks = len({thread.block for thread in self.threads} - {-1})
         codes = list(dict.fromkeys(each.code for each in self.diagnostics))
         return [
             self.name, self.kind, self.verdict, self.right, self.label,
-            " ".join(lead.split())[:SNIPPET], tokens,
-            round(tokens / critical, 3) if critical else 1, blocks, codes,
+            " ".join(lead.split())[:SNIPPET], self.tokens, self.parallelism, blocks, codes,
         ]  # fmt: skip
 
     def lines(self) -> tuple[str, str]:
@@ -197,15 +200,16 @@ def _diagnostic(each: Diagnostic) -> dict[str, object]:
     return {**each.record(), "end": each.end}
 
 
-def hidden(threads: Sequence[SheetThread], runs: Iterable[Run]) -> list[list[int]]:
+def hidden(threads: Sequence[ViewedThread], runs: Iterable[TokenRun]) -> list[list[int]]:
     """Return for each thread the tokens that it may not see: lo, hi, lo, hi, ...
 
     In the order of the surface form the siblings before a path stand together, from the first
     token of the block's paths up to the first of its own: one interval a level, of which no
     token of the path sees any (law, rule 3).
 
-    >>> threads = [SheetThread(), SheetThread("1", "", 0, 0), SheetThread("2", "", 0, 0)]
-    >>> hidden(threads, [Run(0, 2, 5, 0), Run(1, 2, 3, 5), Run(2, 2, 4, 5), Run(0, 2, 1, 9)])
+    >>> threads = [ViewedThread(), ViewedThread("1", "", 0, 0), ViewedThread("2", "", 0, 0)]
+    >>> runs = [(0, 2, 5, 0), (1, 2, 3, 5), (2, 2, 4, 5), (0, 2, 1, 9)]
+    >>> hidden(threads, [TokenRun(*run) for run in runs])
     [[], [], [5, 8]]
     """
     first: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""Records as sheets: what a row is, what is wrong with it, and what else it says."""
+"""Records as views: what a row is, what is wrong with it, and what else it says."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from mvspec.forms import FORMS, JSON
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.trace import VERSION_1
 from mvspec.tree.ir import Document
-from mvspec.view.record_view import Sheet, units
-from mvspec.view.traces import FIELDS, trace_sheet
-from mvspec.view.turns import Pages, lay_words
+from mvspec.view.record_view import RecordView, units
+from mvspec.view.token_view import TokenView, lay_words
+from mvspec.view.traces import FIELDS, trace_view
 
-__all__ = ["Lay", "sheet_of"]
+__all__ = ["LayDocument", "view_of"]
 
-Lay = Callable[[Document], Pages]
+LayDocument = Callable[[Document], TokenView]
 """Lays a document out in tokens, in the form multiverse; words need no tokenizer."""
 
 
-def sheet_of(record: Record, lay: Lay | None = None) -> Sheet:
-    """Return the sheet of a record; never raises on what a record holds.
+def view_of(record: Record, lay: LayDocument | None = None) -> RecordView:
+    """Return the view of a record; never raises on what a record holds.
 
     Args:
         lay: counts in tokens where there is a tokenizer.
 
-    >>> sheet_of(Record("a.txt", "<Think>\\nHm")).verdict
+    >>> view_of(Record("a.txt", "<Think>\\nHm")).verdict
     'cut'
     """
     if record.trouble is not None:
@@ -40,30 +40,30 @@ def sheet_of(record: Record, lay: Lay | None = None) -> Sheet:
     shown = None
     try:
         if record.kind == "settings":
-            sheet = Sheet("settings", record.place, "settings", "", lead="of the evaluation")
+            view = RecordView("settings", record.place, "settings", "", lead="of the evaluation")
         elif record.kind == "trace":
-            sheet = trace_sheet(_name(record), record.place, record.value)
+            view = trace_view(_name(record), record.place, record.value)
         else:
-            sheet = _document_sheet(record, lay)
+            view = _document_view(record, lay)
     except (MvspecError, RecursionError) as error:
         return _unread(record, (Diagnostic(0, 0, 1, 1, "not-a-trace", str(error)),))
     if record.path and record.kind != "chat" and record.fields.field in (None, "."):
-        shown, sheet.kind = str(record.path[0]), "sample"
+        shown, view.kind = str(record.path[0]), "sample"
     elif record.kind == "trace":
         row = {key: row[key] for key in row if key not in FIELDS and key not in VERSION_1}
-    _say(sheet, row, shown, record)
-    return sheet
+    _say(view, row, shown, record)
+    return view
 
 
 def _name(record: Record) -> str:
-    if record.name == record.place:  # the head of a sheet says the folder too
+    if record.name == record.place:  # the head of a view says the folder too
         return re.split(r"[/\\]", record.place)[-1]
     row = record.row or {}
     parts = [f"{name} {row[name]}" for name in ("sample", "cap") if type(row.get(name)) is int]
     return " ".join([record.name, *parts])
 
 
-def _document_sheet(record: Record, lay: Lay | None) -> Sheet:
+def _document_view(record: Record, lay: LayDocument | None) -> RecordView:
     reading = record.read(recover=True)
     document, found = reading.document, reading.diagnostics
     if document is None:
@@ -82,17 +82,17 @@ def _document_sheet(record: Record, lay: Lay | None) -> Sheet:
     text = record.kind in ("text", "apr")
     kind = "text" if text and record.form != JSON else "document"
     unusual = () if found else warnings(record, reading)
-    sheet = Sheet(_name(record), record.place, kind, verdict, unit=unit)
-    sheet.diagnostics = found + unusual
-    sheet.text, sheet.tree, sheet.threads = pages.text, pages.tree, pages.threads
-    sheet.runs, sheet.widths, sheet.ids = pages.runs, pages.widths, pages.ids
+    view = RecordView(_name(record), record.place, kind, verdict, unit=unit)
+    view.diagnostics = found + unusual
+    view.text, view.tree, view.threads = pages.text, pages.tree, pages.threads
+    view.runs, view.widths, view.ids = pages.runs, pages.widths, pages.ids
     if kind == "document":
-        return sheet
+        return view
     if pages.text != record.text:
-        sheet.source = record.text
+        view.source = record.text
     if own is syntax:
-        sheet.places = places(record.text, sheet.diagnostics)
-    return sheet
+        view.places = places(record.text, view.diagnostics)
+    return view
 
 
 def places(text: str, diagnostics: Sequence[Diagnostic]) -> list[int]:
@@ -116,16 +116,16 @@ def places(text: str, diagnostics: Sequence[Diagnostic]) -> list[int]:
     return out
 
 
-def _unread(record: Record, found: tuple[Diagnostic, ...]) -> Sheet:
+def _unread(record: Record, found: tuple[Diagnostic, ...]) -> RecordView:
     text = record.text if isinstance(record.value, str) else ""
     if not text and record.row is not None:
         text = _json(record.row)
-    sheet = Sheet(_name(record), record.place, "text", "unread", source=text, diagnostics=found)
-    sheet.lead = found[0].message if found else ""
-    return sheet
+    view = RecordView(_name(record), record.place, "text", "unread", source=text, diagnostics=found)
+    view.lead = found[0].message if found else ""
+    return view
 
 
-def _say(sheet: Sheet, row: dict[str, Any], shown: str | None, record: Record) -> None:
+def _say(view: RecordView, row: dict[str, Any], shown: str | None, record: Record) -> None:
     """Add what a row says beside its text: its label, whether it is right, its other fields."""
     own = "messages" if shown is None else shown
     if record.kind == "chat":
@@ -134,12 +134,12 @@ def _say(sheet: Sheet, row: dict[str, Any], shown: str | None, record: Record) -
         if key == own or (record.kind == "text" and value == record.value):
             continue
         if key in COLUMNS["right"] and isinstance(value, bool | int | float):
-            sheet.right = value == 1 if sheet.right is None else sheet.right
-        if key in COLUMNS["group"] and isinstance(value, str) and not sheet.label:
-            sheet.label = value
+            view.right = value == 1 if view.right is None else view.right
+        if key in COLUMNS["group"] and isinstance(value, str) and not view.label:
+            view.label = value
         if key in COLUMNS["question"] and isinstance(value, str):
-            sheet.lead = value
-        sheet.fields.append((str(key), value if isinstance(value, str) else _json(value)))
+            view.lead = value
+        view.fields.append((str(key), value if isinstance(value, str) else _json(value)))
 
 
 def _json(value: Any) -> str:

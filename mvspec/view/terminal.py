@@ -34,7 +34,7 @@ from mvspec.tree.node import Node
 __all__ = [
     "MIN_COLUMN",
     "TEXT_LIMIT",
-    "Entry",
+    "OutlineEntry",
     "entry",
     "least_width",
     "tree_rich",
@@ -64,7 +64,7 @@ _STYLES = {
 }
 
 
-class Entry(NamedTuple):
+class OutlineEntry(NamedTuple):
     """One line of the outline that every view prints.
 
     Args:
@@ -77,40 +77,42 @@ class Entry(NamedTuple):
     kind: str
     title: str
     text: str = ""
-    children: tuple[Entry, ...] = ()
+    children: tuple[OutlineEntry, ...] = ()
 
 
-def entry(node: Node) -> Entry:
+def entry(node: Node) -> OutlineEntry:
     """Return the outline of a node; a goal's lines become the titles of their paths."""
     match node:
         case Text(text=text):
-            return Entry("text", "", text)
+            return OutlineEntry("text", "", text)
         case Gen():
-            return Entry("gen", f"gen {node.name}", _terms(node))
+            return OutlineEntry("gen", f"gen {node.name}", _terms(node))
         case Outline(label=label, text=text):
-            return Entry("path", f"outline {label}", text)
+            return OutlineEntry("path", f"outline {label}", text)
         case Parallel(goal=goal, paths=paths, conclusion=conclusion):
             number = f"{len(paths)} path{'s' * (len(paths) != 1)}"
             branches = tuple(
                 entry(path)._replace(text=outline.text)
                 for outline, path in zip(goal.outlines, paths, strict=True)
             )
-            return Entry("parallel", f"parallel, {number}", "", (*branches, entry(conclusion)))
+            return OutlineEntry(
+                "parallel", f"parallel, {number}", "", (*branches, entry(conclusion))
+            )
     below = tuple(entry(child) for child in node.children)
     match node:
         case Document():
-            return Entry("document", "document", "", below)
+            return OutlineEntry("document", "document", "", below)
         case Message(role=role):
-            return Entry("message", role, "", below)
+            return OutlineEntry("message", role, "", below)
         case Think():
-            return Entry("think", "think", "", below)
+            return OutlineEntry("think", "think", "", below)
         case Path(label=label):
-            return Entry("path", f"path {label}", "", below)
+            return OutlineEntry("path", f"path {label}", "", below)
         case Conclusion():
-            return Entry("conclusion", "conclusion", "", below)
+            return OutlineEntry("conclusion", "conclusion", "", below)
         case Goal():
-            return Entry("parallel", "goal", "", below)
-    return Entry("node", type(node).__name__.lower(), "", below)
+            return OutlineEntry("parallel", "goal", "", below)
+    return OutlineEntry("node", type(node).__name__.lower(), "", below)
 
 
 def _terms(hole: Gen) -> str:
@@ -144,7 +146,7 @@ def tree_text(node: Node, limit: int | None = TEXT_LIMIT) -> str:
     return "\n".join(_lines(entry(node), limit))
 
 
-def _lines(item: Entry, limit: int | None) -> Iterator[str]:
+def _lines(item: OutlineEntry, limit: int | None) -> Iterator[str]:
     shown = excerpt(item.text, limit)
     head = f"{item.title}: {shown}" if item.title and shown else item.title or shown
     yield from head.split("\n")
@@ -166,7 +168,7 @@ def least_width(node: Node) -> int:
     return _least(entry(node))
 
 
-def _least(item: Entry) -> int:
+def _least(item: OutlineEntry) -> int:
     below = (_least(child) + INDENT for child in item.children)
     return max(below, default=MIN_TEXT)
 
@@ -187,7 +189,7 @@ def tree_rich(node: Node, limit: int | None = TEXT_LIMIT) -> Tree:
     return _branch(item, limit)
 
 
-def _branch(item: Entry, limit: int | None) -> Tree:
+def _branch(item: OutlineEntry, limit: int | None) -> Tree:
     tree = Tree(_styled(item, limit), guide_style="dim")
     for child in item.children:
         if _forks(child):
@@ -197,11 +199,11 @@ def _branch(item: Entry, limit: int | None) -> Tree:
     return tree
 
 
-def _forks(item: Entry) -> bool:
+def _forks(item: OutlineEntry) -> bool:
     return item.kind == "parallel" and sum(child.kind == "path" for child in item.children) > 1
 
 
-def _styled(item: Entry, limit: int | None) -> Styled:
+def _styled(item: OutlineEntry, limit: int | None) -> Styled:
     line = Styled(visible(item.title), _STYLES.get(item.kind, ""), overflow="fold")
     if item.text:
         line.append(": " if item.title else "", "default")
@@ -212,7 +214,7 @@ def _styled(item: Entry, limit: int | None) -> Styled:
 class _Block:
     """A block: a column for each path where the width allows, else a tree like any other."""
 
-    def __init__(self, item: Entry, limit: int | None) -> None:
+    def __init__(self, item: OutlineEntry, limit: int | None) -> None:
         self.item = item
         self.limit = limit
 

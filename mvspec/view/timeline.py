@@ -1,17 +1,282 @@
-"""The timeline of a run in a terminal: a row for each thread, over the forwards of the model."""
+"""The timeline of a run: what each thread did, over the forwards of the model.
+
+A token of the model covers the forward that it came out of. Forced tokens come out of none: they
+are a mark where they were written, at the end of a forward. A thread that is there and writes
+nothing is idle: the model reads what was forced, it is not the thread's turn, or it has ended and
+its siblings have not.
+
+The rows are what every drawing of it reads: `timeline_text` here for a terminal, and
+timeline_image.py for SVG and PNG.
+"""
 
 from __future__ import annotations
 
 import textwrap
-from itertools import groupby
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import groupby, pairwise
+from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from mvspec.trace import Trace
-from mvspec.view.gantt import LOOKS, Grid, captions, cells_of, clock, fitted, shown, ticks
+from mvspec.shown import visible
+from mvspec.trace import Trace, TracedThread
+from mvspec.view.record_view import FINISHES
 
-__all__ = ["timeline_text"]
+__all__ = [
+    "LOOKS",
+    "ForwardGrid",
+    "TimelineBar",
+    "TimelineLook",
+    "TimelineRow",
+    "captions",
+    "cells_of",
+    "clock",
+    "fitted",
+    "shown",
+    "ticks",
+    "timeline_text",
+]
+
+FINEST = 6
+"""Columns of one forward, at most."""
+
+EXCERPT = 160
+"""Characters of a bar's text that are kept."""
+
+
+class TimelineLook(NamedTuple):
+    """How a cell looks in a terminal, on a light and on a dark page, and what it means."""
+
+    glyph: str
+    style: str
+    light: str
+    dark: str
+    meaning: str
+
+
+LOOKS = {
+    "model": TimelineLook("█", "blue", "#3b82f6", "#60a5fa", "model"),
+    "engine": TimelineLook("▒", "yellow", "#f97316", "#fb923c", "forced"),
+    "both": TimelineLook("▓", "cyan", "", "", "model and forced"),
+    "prompt": TimelineLook("░", "", "#94a3b8", "#64748b", "prompt"),
+    "wait": TimelineLook("─", "dim", "#64748b", "#94a3b8", "waits for paths"),
+    "fork": TimelineLook("├", "dim", "", "", ""),
+    "join": TimelineLook("┤", "dim", "", "", ""),
+    "idle": TimelineLook("·", "dim", "#94a3b8", "#64748b", "writes nothing"),
+    "": TimelineLook(" ", "", "", "", ""),
+}
+
+
+@dataclass(slots=True)
+class TimelineBar:
+    """What a thread did from one boundary of forwards to another.
+
+    Args:
+        kind: an author, "wait" (for paths), or "open" (for paths that never joined).
+        start, stop: boundary b is the beginning of forward b; equal for a mark.
+    """
+
+    kind: str
+    start: int
+    stop: int
+    tokens: int = 0
+    text: str = ""
+
+
+@dataclass(slots=True)
+class TimelineRow:
+    """All that a thread did; `block` is the bar of its parent that waits for it."""
+
+    thread: TracedThread
+    depth: int
+    block: TimelineBar | None = None
+    bars: list[TimelineBar] = field(default_factory=list)
+
+    def name(self, cells: int = 1_000) -> str:
+        """Return label and title in at most so many columns of a terminal."""
+        label = _line(self.thread.label)
+        if len(label) > max(9, cells // 2):  # the end of a label tells it from its siblings'
+            label = "…" + label[-max(8, cells // 2 - 1) :]
+        return fitted(f"{label} {_line(self.thread.title)}".strip(), cells) or (
+            "path" if self.depth else "root"
+        )
+
+    @property
+    def start(self) -> int:
+        return self.bars[0].start if self.bars else self.block.start if self.block else 0
+
+    @property
+    def stop(self) -> int:
+        return self.bars[-1].stop if self.bars else self.start
+
+
+def _line(text: str) -> str:
+    return visible(text).replace("\n", "␊")
+
+
+def fitted(text: str, cells: int) -> str:
+    """Return `text` in at most so many columns of a terminal, with … where it is cut."""
+    return text if cell_len(text) <= cells else set_cell_size(text, cells - 1) + "…"
+
+
+def _rows(trace: Trace) -> list[TimelineRow]:
+    """Return a row for each thread, paths below their parent."""
+    rows: list[TimelineRow] = []
+    for thread in trace.threads:
+        rows.append(
+            TimelineRow(thread, 0 if thread.parent is None else rows[thread.parent].depth + 1)
+        )
+    blocks: dict[int, TimelineBar] = {}
+    columns = zip(
+        trace.thread_ids, trace.authors, trace.forward_ids, trace.token_texts, strict=True
+    )
+    for owner, run in groupby(columns, key=lambda token: token[0]):
+        for number, path in trace.chain(owner):
+            if number not in blocks:
+                above = rows[trace.threads[path].parent or 0]
+                blocks[number] = TimelineBar("wait", above.stop, above.stop)
+                above.bars.append(blocks[number])
+            rows[path].block = blocks[number]
+        bars = rows[owner].bars
+        for _, author, step, text in run:
+            start, stop = max(0, step + (author != "model")), step + 1
+            if not bars or bars[-1].kind != author or start > bars[-1].stop:
+                if bars and bars[-1].kind == "prompt":
+                    bars[-1].stop = start  # it was read until here
+                bars.append(TimelineBar(author, start, stop))
+            bars[-1].stop = max(bars[-1].stop, stop)
+            bars[-1].tokens += 1
+            if len(bars[-1].text) < EXCERPT:
+                bars[-1].text += text
+        for number, _ in trace.chain(owner):
+            blocks[number].stop = max(blocks[number].stop, bars[-1].stop)
+    below: dict[int | None, list[TimelineRow]] = {}
+    for row in rows:
+        below.setdefault(row.thread.parent, []).append(row)
+        if trace.finish == "interrupted" and row.bars and row.bars[-1].kind == "wait":
+            row.bars[-1].kind = "open"
+
+    ordered: list[TimelineRow] = []
+    stack = [rows[0]] if rows else []
+    while stack:
+        ordered.append(stack.pop())
+        stack += reversed(below.get(ordered[-1].thread.id, []))
+    return ordered
+
+
+def shown(trace: Trace, limit: int) -> tuple[list[TimelineRow], str]:
+    """Return the rows that there is room for, outermost first, and what to say of the others."""
+    rows = _rows(trace)
+    order = sorted(range(len(rows)), key=lambda index: rows[index].depth)
+    left = [rows[index] for index in order[limit:]]
+    tokens = sum(bar.tokens for row in left for bar in row.bars)
+    note = f"… {len(left):,} more thread{'s' * (len(left) > 1)} with {tokens:,} tokens"
+    return [rows[index] for index in sorted(order[:limit])], note if left else ""
+
+
+class ForwardGrid(NamedTuple):
+    """Columns for forwards: some for each forward, or one for some."""
+
+    forwards: int
+    columns: int
+
+    @classmethod
+    def of(cls, forwards: int, room: int) -> ForwardGrid:
+        forwards = max(1, forwards)
+        return cls(forwards, min(FINEST, room // forwards) * forwards or room)
+
+    @property
+    def fine(self) -> bool:
+        return self.columns >= 2 * self.forwards
+
+    def first(self, boundary: int) -> int:
+        """The column that begins at a boundary."""
+        return min(boundary * self.columns // self.forwards, self.columns - 1)
+
+    def last(self, boundary: int) -> int:
+        """The column that ends at a boundary."""
+        wide = max(1, self.columns // self.forwards)
+        return min(max(0, boundary - 1) * self.columns // self.forwards + wide, self.columns) - 1
+
+
+def cells_of(row: TimelineRow, grid: ForwardGrid) -> list[str]:
+    """Return the kind of each column of a row; "" where there is nothing."""
+    found: list[set[str]] = [set() for _ in range(grid.columns)]
+    free = 0  # the first column after the last mark
+    for index, bar in enumerate(row.bars):
+        first, last = grid.first(bar.start), grid.last(bar.stop)
+        if bar.start == bar.stop:
+            if bar.kind in ("wait", "open"):
+                continue
+            # At a thread's end it stands before the join, like all that the thread did.
+            ends = index and index + 1 == len(row.bars)
+            last = first = last if ends else min(max(first, free), grid.last(bar.start + 1))
+            free = first + 1
+        for column in range(first, max(first, last) + 1):
+            found[column].add(bar.kind)
+    for start, stop in _gaps(row):
+        for column in range(grid.first(start), grid.last(stop) + 1):
+            found[column].add("idle")
+    cells = [_kind(each, grid.fine) for each in found]
+    for bar in row.bars:
+        if bar.kind in ("wait", "open") and bar.start < bar.stop:
+            span = range(grid.first(bar.start), grid.last(bar.stop) + 1)
+            waits = [column for column in span if cells[column] == "wait"]
+            if len(waits) > 1 and bar.kind == "wait":
+                cells[waits[-1]] = "join"
+            if waits:
+                cells[waits[0]] = "fork"
+    return cells
+
+
+def _gaps(row: TimelineRow) -> Iterator[tuple[int, int]]:
+    """Yield the boundaries between which a thread is there and writes nothing."""
+    edges = [(bar.start, bar.stop) for bar in row.bars]
+    if row.block is not None:
+        edges.insert(0, (row.block.start, row.block.start))
+        if row.block.kind == "wait":
+            edges.append((row.block.stop, row.block.stop))
+    for (_, start), (stop, _) in pairwise(edges):
+        if start < stop:
+            yield start, stop
+
+
+def _kind(found: set[str], fine: bool) -> str:
+    if "model" in found and not fine:
+        return "both" if "engine" in found else "model"
+    ranked = ("engine", "prompt", "model", "wait", "open", "idle")
+    kind = next((kind for kind in ranked if kind in found), "")
+    return "wait" if kind == "open" else kind
+
+
+def ticks(forwards: int, most: int) -> list[int]:
+    """Return the boundaries that an axis names, at most about so many."""
+    steps = (base * 10**power for power in range(12) for base in (1, 2, 5))
+    return list(range(0, forwards + 1, next(step for step in steps if forwards <= step * most)))
+
+
+def clock(trace: Trace, boundary: int) -> str:
+    """Return the seconds at a boundary, with more digits for a short run."""
+    total = trace.forward_seconds[-1] if trace.forward_seconds else 0.0
+    digits = 3 if total < 1 else 2 if total < 10 else 1 if total < 100 else 0
+    return f"{trace.forward_seconds[boundary - 1] if boundary else 0.0:.{digits}f}"
+
+
+def captions(trace: Trace) -> tuple[str, str]:
+    """Return the totals of a run: its tokens, and its speed."""
+    seconds = trace.seconds or (trace.forward_seconds[-1] if trace.forward_seconds else 0.0)
+    speed = f"{len(trace.forward_seconds):,} forwards in {seconds:,.1f} s"
+    if seconds:
+        speed += f", {trace.answer / seconds:,.0f} tokens/s"
+    parts = (speed, _line(trace.model), FINISHES[trace.finish])
+    return (
+        f"{trace.answer:,} tokens ({trace.authors.count('engine'):,} forced) on a critical path "
+        f"of {trace.critical_path:,}: parallelism {trace.parallelism:.2f}",
+        "; ".join(part for part in parts if part),
+    )
+
 
 ROWS = 40
 """Threads that are shown; the outermost come first."""
@@ -47,7 +312,7 @@ def timeline_text(trace: Trace, width: int = 80) -> Text:
         for row, indent in zip(rows, indents, strict=True)
     ]
     left = max(map(cell_len, ["forwards", *names]))
-    grid = Grid.of(len(trace.forward_seconds), width - left - 1)
+    grid = ForwardGrid.of(len(trace.forward_seconds), width - left - 1)
     out = Text(no_wrap=True, overflow="crop")
     kinds: set[str] = set()
     for row, name in zip(rows, names, strict=True):

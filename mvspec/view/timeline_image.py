@@ -17,11 +17,11 @@ from mvspec.data.records import InputError
 from mvspec.errors import Unsupported
 from mvspec.shown import visible
 from mvspec.trace import Trace
-from mvspec.view.gantt import (
+from mvspec.view.timeline import (
     EXCERPT,
     LOOKS,
-    Grid,
-    Row,
+    ForwardGrid,
+    TimelineRow,
     captions,
     cells_of,
     clock,
@@ -45,7 +45,7 @@ TOP = 88
 """Pixels above the rows."""
 
 
-class Box(NamedTuple):
+class DrawnBox(NamedTuple):
     """A filled rectangle; `title` is what the pointer shows."""
 
     look: str
@@ -56,7 +56,7 @@ class Box(NamedTuple):
     title: str = ""
 
 
-class Line(NamedTuple):
+class DrawnLine(NamedTuple):
     look: str
     x: float
     y: float
@@ -64,7 +64,7 @@ class Line(NamedTuple):
     to_y: float
 
 
-class Label(NamedTuple):
+class DrawnText(NamedTuple):
     """A line of text on (x, y), cut after `room` pixels where that is not 0."""
 
     look: str
@@ -74,10 +74,10 @@ class Label(NamedTuple):
     room: float = 0
 
 
-def _drawing(trace: Trace) -> tuple[int, int, list[Box | Line | Label]]:
+def _drawing(trace: Trace) -> tuple[int, int, list[DrawnBox | DrawnLine | DrawnText]]:
     """Return width, height and shapes of the timeline, in pixels, the undermost first."""
     rows, note = shown(trace, ROWS)
-    grid = Grid.of(len(trace.forward_seconds), WIDTH // 2)
+    grid = ForwardGrid.of(len(trace.forward_seconds), WIDTH // 2)
     names = [row.name(34) for row in rows]
     indents = [min(14 * row.depth, 112) for row in rows]
     # A guess of 7 pixels a letter; what is wider still is cut at the edge of its column.
@@ -87,37 +87,40 @@ def _drawing(trace: Trace) -> tuple[int, int, list[Box | Line | Label]]:
     scale = unit * grid.columns / grid.forwards  # and of a forward
     bottom = TOP + TALL * len(rows)
     width = max(left + round(unit * grid.columns) + 34, 640)
-    shapes: list[Box | Line | Label] = []
+    shapes: list[DrawnBox | DrawnLine | DrawnText] = []
     kinds: set[str] = set()
     for tick in ticks(len(trace.forward_seconds), max(1, int(unit * grid.columns / 56))):
         x = left + tick * scale
-        shapes.append(Line("grid", x, TOP, x, bottom + 4))
-        shapes.append(Label("tick", x, bottom + 18, f"{tick:,}"))
-        shapes.append(Label("tick", x, bottom + 34, clock(trace, tick)))
+        shapes.append(DrawnLine("grid", x, TOP, x, bottom + 4))
+        shapes.append(DrawnText("tick", x, bottom + 18, f"{tick:,}"))
+        shapes.append(DrawnText("tick", x, bottom + 34, clock(trace, tick)))
     for index, (row, name, indent) in enumerate(zip(rows, names, indents, strict=True)):
         y, cells = TOP + TALL * index, cells_of(row, grid)
         kinds |= {kind for kind, _, _ in _runs(cells)}
         if index % 2:
-            shapes.append(Box("band", 12, y, width - 24, TALL))
+            shapes.append(DrawnBox("band", 12, y, width - 24, TALL))
         look = "text" if row.depth else "bold"
-        shapes.append(Label(look, 20 + indent, y + 14, name, left - 26 - indent))
+        shapes.append(DrawnText(look, 20 + indent, y + 14, name, left - 26 - indent))
         shapes += _bars(cells, grid, left, y, unit)
     for boundary, above, below in _links(rows):
         x, centre = left + boundary * scale, TOP + TALL // 2
-        shapes.append(Line("wait", x, centre + TALL * above, x, centre + TALL * below))
+        shapes.append(DrawnLine("wait", x, centre + TALL * above, x, centre + TALL * below))
     for index, row in enumerate(rows):
         y = TOP + TALL * index
-        shapes.append(Box("over", 12, y, width - 24, TALL, _summary(trace, row)))
+        shapes.append(DrawnBox("over", 12, y, width - 24, TALL, _summary(trace, row)))
     kinds |= {"model", "engine"} if "both" in kinds else set()
     at = 20
     for kind in (kind for kind in LOOKS if kind in kinds and LOOKS[kind].light):
-        shapes += _bars([kind], Grid(1, 1), at, 57, 14)
-        shapes.append(Label("dim", at + 20, 71, LOOKS[kind].meaning))
+        shapes += _bars([kind], ForwardGrid(1, 1), at, 57, 14)
+        shapes.append(DrawnText("dim", at + 20, 71, LOOKS[kind].meaning))
         at += 44 + 6 * len(LOOKS[kind].meaning)
     first, second = (fitted(line, 96) for line in captions(trace))
-    shapes += [Label("bold", 20, 26, first), Label("dim", 20, 45, second)]
-    shapes += [Label("dim", 20, bottom + 18, "forwards"), Label("dim", 20, bottom + 34, "seconds")]
-    shapes += [Label("dim", 20, bottom + 54, note)] * bool(note)
+    shapes += [DrawnText("bold", 20, 26, first), DrawnText("dim", 20, 45, second)]
+    shapes += [
+        DrawnText("dim", 20, bottom + 18, "forwards"),
+        DrawnText("dim", 20, bottom + 34, "seconds"),
+    ]
+    shapes += [DrawnText("dim", 20, bottom + 54, note)] * bool(note)
     return width, bottom + (68 if note else 48), shapes
 
 
@@ -131,24 +134,26 @@ def _runs(cells: list[str]) -> Iterator[tuple[str, int, int]]:
         start = stop
 
 
-def _bars(cells: list[str], grid: Grid, left: int, y: int, unit: float) -> Iterator[Box | Line]:
+def _bars(
+    cells: list[str], grid: ForwardGrid, left: int, y: int, unit: float
+) -> Iterator[DrawnBox | DrawnLine]:
     each = grid.columns // grid.forwards
     for kind, start, stop in _runs(cells):
         x, end = left + start * unit, left + stop * unit
         if kind in ("wait", "idle"):
-            yield Line(kind, x, y + TALL / 2, end, y + TALL / 2)
+            yield DrawnLine(kind, x, y + TALL / 2, end, y + TALL / 2)
             continue
-        yield Box("model" if kind == "both" else kind, x, y + 4, end - x, 12)
+        yield DrawnBox("model" if kind == "both" else kind, x, y + 4, end - x, 12)
         if kind == "both" and stop - start == 1:
-            yield Box("engine", x, y + 4, min(3, end - x + 1), 12)
+            yield DrawnBox("engine", x, y + 4, min(3, end - x + 1), 12)
         elif kind == "both":
-            yield Box("engine", x, y + 11, end - x, 5)
+            yield DrawnBox("engine", x, y + 11, end - x, 5)
         if kind == "model" and each * unit >= 6:  # wide enough to tell one token from the next
             for column in range(start + each - start % each, stop, each):
-                yield Line("cut", left + column * unit, y + 4, left + column * unit, y + 16)
+                yield DrawnLine("cut", left + column * unit, y + 4, left + column * unit, y + 16)
 
 
-def _links(rows: list[Row]) -> Iterator[tuple[int, int, int]]:
+def _links(rows: list[TimelineRow]) -> Iterator[tuple[int, int, int]]:
     """Yield every fork and join as (boundary, row of the parent, row of the last path)."""
     lowest = {id(row.block): number for number, row in enumerate(rows) if row.block}
     for number, row in enumerate(rows):
@@ -159,7 +164,7 @@ def _links(rows: list[Row]) -> Iterator[tuple[int, int, int]]:
                     yield bar.stop, number, lowest[id(bar)]
 
 
-def _summary(trace: Trace, row: Row) -> str:
+def _summary(trace: Trace, row: TimelineRow) -> str:
     own = [bar for bar in row.bars if bar.kind in ("engine", "model")]
     forced = sum(bar.tokens for bar in own if bar.kind == "engine")
     start, stop = clock(trace, row.start), clock(trace, row.stop)
@@ -212,14 +217,14 @@ def timeline_svg(trace: Trace) -> str:
     parts = []
     for shape in shapes:
         match shape:
-            case Box(look, x, y, w, h, title):
+            case DrawnBox(look, x, y, w, h, title):
                 inside = f"><title>{escape(title)}</title></rect>" if title else "/>"
                 parts.append(
                     f'<rect class="{look}" x="{x:g}" y="{y:g}" width="{w:g}" height="{h:g}"{inside}'
                 )
-            case Line(look, x, y, to_x, to_y):
+            case DrawnLine(look, x, y, to_x, to_y):
                 parts.append(f'<path class="{look}" d="M{x:.1f} {y:g}L{to_x:.1f} {to_y:g}"/>')
-            case Label(look, x, y, text, room):
+            case DrawnText(look, x, y, text, room):
                 frame = f'<svg x="{x:g}" y="{y - 14:g}" width="{room:g}" height="{TALL}">'
                 at = 'y="14"' if room else f'x="{x:g}" y="{y:g}"'
                 part = f'<text class="{look}" {at}>{escape(text)}</text>'
@@ -279,12 +284,12 @@ def _write_png(file: Path, trace: Trace) -> None:
         colour = own["page"] if shape.look == "cut" else colours.get(shape.look, own["dim"])
         style: dict[str, Any] = {"color": colour, "alpha": faint, "zorder": order}
         match shape:
-            case Box(_, x, y, w, h):
+            case DrawnBox(_, x, y, w, h):
                 axes.add_patch(Rectangle((x, y), w, h, linewidth=0, **style))
-            case Line(look, x, y, to_x, to_y):
+            case DrawnLine(look, x, y, to_x, to_y):
                 dots = (0, (1, 2)) if look == "idle" else "-"
                 axes.plot((x, to_x), (y, to_y), linewidth=0.9, linestyle=dots, **style)
-            case Label(look, x, y, text):
+            case DrawnText(look, x, y, text):
                 style["ha"] = "center" if look == "tick" else "left"
                 style["weight"] = "bold" if look == "bold" else "normal"
                 axes.text(x, y, text, size=7.9, parse_math=False, **style)

@@ -14,10 +14,19 @@ from mvspec.errors import Diagnostic, Source, VerifyError
 from mvspec.forms import FORMS
 from mvspec.law.limits import MAX_DEPTH
 from mvspec.trace import Trace
-from mvspec.view.record_view import AUTHORS, FINISHES, Branch, Leaf, Run, Sheet, SheetThread, units
-from mvspec.view.turns import trees
+from mvspec.view.record_view import (
+    AUTHORS,
+    FINISHES,
+    RecordView,
+    TokenRun,
+    TreeBranch,
+    TreeLeaf,
+    ViewedThread,
+    units,
+)
+from mvspec.view.token_view import trees
 
-__all__ = ["FIELDS", "FINISHES", "thread_tree", "trace_sheet"]
+__all__ = ["FIELDS", "FINISHES", "thread_tree", "trace_view"]
 
 FIELDS = frozenset(Trace.model_fields)
 """Fields of a trace."""
@@ -26,8 +35,8 @@ UNUSED = ("document", "holes")
 """Fields that are not looked at: the tree is that of the text."""
 
 
-def trace_sheet(name: str, place: str, value: dict[str, Any]) -> Sheet:
-    """Return the sheet of a trace.
+def trace_view(name: str, place: str, value: dict[str, Any]) -> RecordView:
+    """Return the view of a trace.
 
     Args:
         value: the object that a line of JSON holds.
@@ -35,43 +44,43 @@ def trace_sheet(name: str, place: str, value: dict[str, Any]) -> Sheet:
     Raises:
         VerifyError: it is no trace; the address says where.
 
-    >>> trace_sheet("a", "a:1", {"ids": [5], "token_texts": ["Hi", "!"]})
+    >>> trace_view("a", "a:1", {"ids": [5], "token_texts": ["Hi", "!"]})
     Traceback (most recent call last):
     mvspec.errors.VerifyError: token_texts has 2 of 1 tokens
     """
     trace = Trace.from_dict({key: each for key, each in value.items() if key not in UNUSED})
     texts, n = trace.token_texts, len(trace)
     authors = [AUTHORS.index(author) for author in trace.authors]
-    sheet = Sheet(name, place, "trace", unit="tokens", text="".join(texts))
-    sheet.threads = _threads(trace)
-    sheet.widths = [units(text) for text in texts]
+    view = RecordView(name, place, "trace", unit="tokens", text="".join(texts))
+    view.threads = _threads(trace)
+    view.widths = [units(text) for text in texts]
     offsets = map(sub, trace.position_ids, range(n))
     places = zip(trace.thread_ids, authors, offsets, range(n), strict=True)
     for (thread, author, offset), group in groupby(places, key=itemgetter(0, 1, 2)):
         places_here = [index for _, _, _, index in group]
         position = offset + places_here[0]
-        sheet.runs.append(Run(thread, author, len(places_here), position))
-    sheet.ids, sheet.ends = trace.ids, trace.forward_seconds
-    sheet.steps = trace.forward_ids if sheet.ends else ()
-    sheet.logprobs = [p if p is not None and isfinite(p) else None for p in trace.logprobs]
-    sheet.facts = list(_facts(trace))
-    _read(sheet, texts, authors, trace.form)
-    if trace.finish == "interrupted" and sheet.verdict == "ok":
-        sheet.verdict = "cut"
-    return sheet
+        view.runs.append(TokenRun(thread, author, len(places_here), position))
+    view.ids, view.ends = trace.ids, trace.forward_seconds
+    view.steps = trace.forward_ids if view.ends else ()
+    view.logprobs = [p if p is not None and isfinite(p) else None for p in trace.logprobs]
+    view.facts = list(_facts(trace))
+    _read(view, texts, authors, trace.form)
+    if trace.finish == "interrupted" and view.verdict == "ok":
+        view.verdict = "cut"
+    return view
 
 
-def _threads(trace: Trace) -> list[SheetThread]:
+def _threads(trace: Trace) -> list[ViewedThread]:
     if not trace.threads:
         raise VerifyError("threads", "is empty: the root is missing")
-    threads: list[SheetThread] = []
+    threads: list[ViewedThread] = []
     depths: list[int] = []
     for each in trace.threads:
         depths.append(0 if each.parent is None else depths[each.parent] + 1)
         if depths[-1] > MAX_DEPTH:
             raise VerifyError(f"threads[{each.id}]", f"blocks nest deeper than {MAX_DEPTH}")
         parent = -1 if each.parent is None else each.parent
-        threads.append(SheetThread(each.label, each.title, parent, each.block))
+        threads.append(ViewedThread(each.label, each.title, parent, each.block))
     return threads
 
 
@@ -92,7 +101,7 @@ def _facts(trace: Trace) -> Iterator[tuple[str, str]]:
         yield "form", trace.form
 
 
-def _read(sheet: Sheet, texts: Sequence[str], authors: Sequence[int], form: str) -> None:
+def _read(view: RecordView, texts: Sequence[str], authors: Sequence[int], form: str) -> None:
     """Read the assistant's turns as the form says, and set tree, verdict and diagnostics.
 
     A turn that is not well-formed, or whose form writes no tags, is shown by its threads.
@@ -100,35 +109,35 @@ def _read(sheet: Sheet, texts: Sequence[str], authors: Sequence[int], form: str)
     spans = list(_turns(texts, authors))
     syntax = FORMS[form].syntax if form in FORMS else None
     readable = syntax is not None and syntax.tagged and syntax.ordered
-    tree: list[Branch | Leaf] = []
+    tree: list[TreeBranch | TreeLeaf] = []
     own = "".join(text for author, text, _ in spans if author)
     source, before = Source(own), 0
     firm = True
     for author, text, start in spans:
         stop = start + units(text)
         if not author:
-            tree.append(Branch("message", "prompt", "", start, stop, (Leaf(start, stop),)))
+            tree.append(TreeBranch("message", "prompt", "", start, stop, (TreeLeaf(start, stop),)))
             continue
-        inside: tuple[Branch | Leaf, ...] | None = None
+        inside: tuple[TreeBranch | TreeLeaf, ...] | None = None
         if readable and syntax is not None:
             document, found, cut = read_text(text, form, recover=True)
             if cut:
-                sheet.verdict = "cut" if sheet.verdict == "ok" else sheet.verdict
+                view.verdict = "cut" if view.verdict == "ok" else view.verdict
             elif found:
-                sheet.verdict = "malformed"
-            sheet.diagnostics += tuple(_moved(each, source, before) for each in found)
-            sheet.places = [*sheet.places, *[stop] * len(found)]  # what was cut lacks its end
+                view.verdict = "malformed"
+            view.diagnostics += tuple(_moved(each, source, before) for each in found)
+            view.places = [*view.places, *[stop] * len(found)]  # what was cut lacks its end
             if document is not None and (cut or not found):
                 (message,) = document.messages
                 inside = tuple(_clipped(trees(message, syntax, start), stop))
         firm &= inside is not None
         before += len(text)
-        tree.append(Branch("message", "assistant", "", start, stop, inside or ()))
-    sheet.tree = tuple(tree) if firm else thread_tree(sheet)
-    sheet.places = sheet.places if firm else ()
-    sheet.lead = own
-    if sheet.diagnostics and sheet.text != own:
-        sheet.source = own
+        tree.append(TreeBranch("message", "assistant", "", start, stop, inside or ()))
+    view.tree = tuple(tree) if firm else thread_tree(view)
+    view.places = view.places if firm else ()
+    view.lead = own
+    if view.diagnostics and view.text != own:
+        view.source = own
 
 
 def _moved(each: Diagnostic, source: Source, by: int) -> Diagnostic:
@@ -147,42 +156,42 @@ def _turns(texts: Sequence[str], authors: Sequence[int]) -> Iterator[tuple[bool,
         at, place = stop, place + units(text)
 
 
-def _clipped(nodes: Sequence[Branch | Leaf], stop: int) -> Iterator[Branch | Leaf]:
+def _clipped(nodes: Sequence[TreeBranch | TreeLeaf], stop: int) -> Iterator[TreeBranch | TreeLeaf]:
     """Yield the nodes of a cut text's tree that begin before its end."""
     for node in nodes:
         if node.start >= stop and node.stop > node.start:
             continue
         node = node._replace(stop=min(node.stop, stop))
-        if isinstance(node, Branch):
+        if isinstance(node, TreeBranch):
             node = node._replace(children=tuple(_clipped(node.children, stop)))
         yield node
 
 
-def thread_tree(sheet: Sheet) -> tuple[Branch | Leaf, ...]:
+def thread_tree(view: RecordView) -> tuple[TreeBranch | TreeLeaf, ...]:
     """Return what each thread wrote, tags and all, with the paths of a block side by side.
 
     Args:
-        sheet: its text, widths, threads and runs.
+        view: its text, widths, threads and runs.
     """
     ends = [0]
-    for width in sheet.widths:
+    for width in view.widths:
         ends.append(ends[-1] + width)
     root = _Open("", "", "", 0)
     opened = [root]
     chain: list[int] = []  # the paths that are open, outermost first
     at = 0
-    for run in sheet.runs:
+    for run in view.runs:
         wanted: list[int] = []
         thread = run.thread
         while thread > 0:
             wanted.insert(0, thread)
-            thread = sheet.threads[thread].parent
+            thread = view.threads[thread].parent
         common = 0
         while chain[common : common + 1] == wanted[common : common + 1] != []:
             common += 1
         del chain[common:], opened[1 + common :]
         for path in wanted[common:]:
-            label, title, _, block = sheet.threads[path]
+            label, title, _, block = view.threads[path]
             made = _Open("path", label, title, ends[at])
             opened[-1].block(block, ends[at]).children.append(made)
             chain.append(path)
@@ -191,7 +200,7 @@ def thread_tree(sheet: Sheet) -> tuple[Branch | Leaf, ...]:
         for node in opened:
             node.stop = ends[stop]
         if ends[stop] > ends[at]:
-            opened[-1].children.append(Leaf(ends[at], ends[stop]))
+            opened[-1].children.append(TreeLeaf(ends[at], ends[stop]))
         at = stop
     return root.branch().children
 
@@ -206,7 +215,7 @@ class _Open:
     start: int
     stop: int = 0
     number: int = -1  # of a block
-    children: list[_Open | Leaf] = field(default_factory=list)
+    children: list[_Open | TreeLeaf] = field(default_factory=list)
 
     def block(self, number: int, start: int) -> _Open:
         """Return the block of this number: the last child, or else a new one."""
@@ -216,8 +225,10 @@ class _Open:
         self.children.append(_Open("parallel", "", "", start, number=number))
         return self.block(number, start)
 
-    def branch(self) -> Branch:
+    def branch(self) -> TreeBranch:
         """Return the node as it stays."""
-        inside = tuple(each if isinstance(each, Leaf) else each.branch() for each in self.children)
+        inside = tuple(
+            each if isinstance(each, TreeLeaf) else each.branch() for each in self.children
+        )
         stop = max([self.stop, *(each.stop for each in inside)])
-        return Branch(self.kind, self.title, self.text, self.start, stop, inside)
+        return TreeBranch(self.kind, self.title, self.text, self.start, stop, inside)

@@ -1,4 +1,4 @@
-"""Documents as sheets: the pieces of a rendering, counted in words, and the tree over them."""
+"""Documents as tokens of a view: the pieces of a rendering, counted in words, and the tree over them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mvspec.forms.syntax import Piece, Syntax
 from mvspec.law.automaton import TagReader
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Document, Message, Parallel, Text
-from mvspec.view.record_view import AUTHORS, Branch, Leaf, Run, SheetThread, units
+from mvspec.view.record_view import AUTHORS, TokenRun, TreeBranch, TreeLeaf, ViewedThread, units
 from mvspec.view.terminal import entry
 
-__all__ = ["Pages", "lay_words", "trees", "words"]
+__all__ = ["TokenView", "lay_words", "trees", "words"]
 
 _WORD = re.compile(r"[^ \t\r\n]+[ \t\r\n]*|[ \t\r\n]+")
 _OPENS = {
@@ -36,18 +36,18 @@ def words(text: str) -> list[str]:
 
 
 @dataclass(slots=True)
-class Pages:
-    """What a document is laid out as; the parts of a `Sheet` of the same names."""
+class TokenView:
+    """What a document is laid out as; the parts of a `RecordView` of the same names."""
 
     text: str = ""
-    tree: tuple[Branch | Leaf, ...] = ()
-    threads: list[SheetThread] = field(default_factory=lambda: [SheetThread()])
-    runs: list[Run] = field(default_factory=list)
+    tree: tuple[TreeBranch | TreeLeaf, ...] = ()
+    threads: list[ViewedThread] = field(default_factory=lambda: [ViewedThread()])
+    runs: list[TokenRun] = field(default_factory=list)
     widths: list[int] = field(default_factory=list)
     ids: Sequence[int] = ()
 
 
-def trees(message: Message, syntax: Syntax, start: int = 0) -> tuple[Branch | Leaf, ...]:
+def trees(message: Message, syntax: Syntax, start: int = 0) -> tuple[TreeBranch | TreeLeaf, ...]:
     """Return the tree of an assistant's turn over the characters of its rendering.
 
     Args:
@@ -64,7 +64,7 @@ class _Tree:
 
     def __init__(self, message: Message, start: int) -> None:
         self.at = start
-        self.levels: list[list[Branch | Leaf]] = [[]]
+        self.levels: list[list[TreeBranch | TreeLeaf]] = [[]]
         self.opened: list[tuple[str, str, str, int]] = []
         # Paths come in the order of their blocks; those of inner blocks in between.
         self.blocks = message.walk(Parallel)
@@ -77,10 +77,10 @@ class _Tree:
             self.event(piece.tag, stop)
         elif piece.hole is not None:
             item = entry(piece.hole)
-            hole = Branch("gen", piece.hole.name, item.text, self.at, stop)
+            hole = TreeBranch("gen", piece.hole.name, item.text, self.at, stop)
             self.levels[-1].append(hole)
         elif piece.content and not self.in_outline:
-            self.levels[-1].append(Leaf(self.at, stop))
+            self.levels[-1].append(TreeLeaf(self.at, stop))
         self.at = stop
 
     def event(self, tag: Tag, stop: int) -> None:
@@ -98,12 +98,12 @@ class _Tree:
         elif tag.closes and tag.partner in _OPENS:
             inside = tuple(self.levels.pop())
             kind, title, text, start = self.opened.pop()
-            self.levels[-1].append(Branch(kind, title, text, start, stop, inside))
+            self.levels[-1].append(TreeBranch(kind, title, text, start, stop, inside))
             if tag is Tag.END_PARALLEL:
                 self.paths.pop()
 
 
-def lay_words(document: Document, syntax: Syntax = MULTIVERSE) -> Pages:
+def lay_words(document: Document, syntax: Syntax = MULTIVERSE) -> TokenView:
     """Lay a document out in words: the law on a unit that needs no tokenizer.
 
     The machine places every word as if it were a token; a tag is one word.
@@ -113,36 +113,36 @@ def lay_words(document: Document, syntax: Syntax = MULTIVERSE) -> Pages:
 
     >>> import mvspec
     >>> block = mvspec.parallel(mvspec.branch("A", "x y"), mvspec.branch("B", "z"))
-    >>> pages = lay_words(mvspec.document(mvspec.assistant(block)))
-    >>> [thread.label for thread in pages.threads], sum(run.size for run in pages.runs)
+    >>> view = lay_words(mvspec.document(mvspec.assistant(block)))
+    >>> [thread.label for thread in view.threads], sum(run.size for run in view.runs)
     (['', '1', '2'], 40)
     """
-    laid = _Laid(Pages())
+    laid = _Laid(TokenView())
     for message in document.messages:
         start = laid.chars
         if message.role == "assistant":
             inside = trees(message, syntax, start)
             laid.turn(message, syntax)
             if has_prompt(document):  # its end is a token that has no text
-                laid.pages.widths.append(0)
-                add_run(laid.pages.runs, Run(0, AUTHORS.index("model"), 1, laid.position))
+                laid.view.widths.append(0)
+                add_run(laid.view.runs, TokenRun(0, AUTHORS.index("model"), 1, laid.position))
                 laid.position += 1
         else:
             for part in message.body:
                 if isinstance(part, Text):
                     laid.words(part.text, 0, AUTHORS.index("prompt"), laid.position)
-            inside = (Leaf(start, laid.chars),) if laid.chars > start else ()
-        branch = Branch("message", message.role, "", start, laid.chars, inside)
-        laid.pages.tree += (branch,)
-    laid.pages.text = "".join(laid.parts)
-    return laid.pages
+            inside = (TreeLeaf(start, laid.chars),) if laid.chars > start else ()
+        branch = TreeBranch("message", message.role, "", start, laid.chars, inside)
+        laid.view.tree += (branch,)
+    laid.view.text = "".join(laid.parts)
+    return laid.view
 
 
 @dataclass(slots=True)
 class _Laid:
     """Words, placed one after the other."""
 
-    pages: Pages
+    view: TokenView
     parts: list[str] = field(default_factory=list)
     chars: int = 0
     position: int = 0
@@ -154,8 +154,8 @@ class _Laid:
         self.parts.append(text)
         widths = [units(word) for word in found]
         self.chars += sum(widths)
-        self.pages.widths += widths
-        add_run(self.pages.runs, Run(thread, author, len(found), position))
+        self.view.widths += widths
+        add_run(self.view.runs, TokenRun(thread, author, len(found), position))
         if thread == 0:
             self.position = position + len(found)
         return len(found)
@@ -175,14 +175,14 @@ class _Laid:
                 reader.take(tag)
             if tag is Tag.END_GOAL:
                 for outline, thread in zip(next(blocks).goal.outlines, here.paths, strict=True):
-                    names[thread] = len(self.pages.threads)
-                    path = SheetThread(outline.label, outline.text, names[here], self.blocks)
-                    self.pages.threads.append(path)
+                    names[thread] = len(self.view.threads)
+                    path = ViewedThread(outline.label, outline.text, names[here], self.blocks)
+                    self.view.threads.append(path)
                 self.blocks += 1
         self.position = law.here.position
 
 
-def add_run(runs: list[Run], run: Run) -> None:
+def add_run(runs: list[TokenRun], run: TokenRun) -> None:
     """Add a run, to the one before where it goes on there."""
     if not run.size:
         return

@@ -13,13 +13,13 @@ from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.tree.ir import Document, Parallel, Path, Text
-from mvspec.view.record_view import AUTHORS, Branch, Leaf, Run, SheetThread, units
-from mvspec.view.turns import Pages, add_run, trees
+from mvspec.view.record_view import AUTHORS, TokenRun, TreeBranch, TreeLeaf, ViewedThread, units
+from mvspec.view.token_view import TokenView, add_run, trees
 
 __all__ = ["lay_tokens"]
 
 
-def lay_tokens(document: Document, vocabulary: Vocabulary) -> Pages:
+def lay_tokens(document: Document, vocabulary: Vocabulary) -> TokenView:
     """Lay a document out in tokens, in the form `multiverse`.
 
     Args:
@@ -31,14 +31,14 @@ def lay_tokens(document: Document, vocabulary: Vocabulary) -> Pages:
     """
     stages = compile_stages(document, vocabulary)
     tokens, positions = stages.tokens, stages.layout.position_ids
-    pages = Pages(text="".join(part.text for part in stages.segments))
+    view = TokenView(text="".join(part.text for part in stages.segments))
     stream = DecodeStream(skip_special_tokens=False)
     texts = [stream.step(vocabulary.backend, id) or "" for id in tokens.ids.tolist()]
-    if "".join(texts) != pages.text:
+    if "".join(texts) != view.text:
         raise Unsupported("the tokenizer's tokens do not add up to the text")
-    pages.ids = tokens.ids.tolist()
-    pages.widths = [units(text) for text in texts]
-    pages.tree = tuple(_messages(document, pages.text))
+    view.ids = tokens.ids.tolist()
+    view.widths = [units(text) for text in texts]
+    view.tree = tuple(_messages(document, view.text))
     structure = structural_runs(tokens.tags, tokens.ends)
     titles = {
         id(path): outline.text
@@ -46,8 +46,8 @@ def lay_tokens(document: Document, vocabulary: Vocabulary) -> Pages:
         for outline, path in zip(block.goal.outlines, block.paths, strict=True)
     }
     for span, path in zip(structure.spans, document.walk(Path), strict=True):
-        thread = SheetThread(path.label, titles[id(path)], span.outer + 1, span.block)
-        pages.threads.append(thread)
+        thread = ViewedThread(path.label, titles[id(path)], span.outer + 1, span.block)
+        view.threads.append(thread)
     authors = np.where(tokens.free, AUTHORS.index("model"), 0)
     authors[tokens.forced] = AUTHORS.index("engine")
     cuts = {*structure.starts, len(tokens.ids), *(np.flatnonzero(np.diff(authors)) + 1).tolist()}
@@ -57,13 +57,13 @@ def lay_tokens(document: Document, vocabulary: Vocabulary) -> Pages:
         while run + 1 < len(structure.starts) and structure.starts[run + 1] <= start:
             run += 1
         place = structure.paths[run] + 1, int(authors[start])
-        add_run(pages.runs, Run(*place, stop - start, int(positions[start])))
-    return pages
+        add_run(view.runs, TokenRun(*place, stop - start, int(positions[start])))
+    return view
 
 
-def _messages(document: Document, text: str) -> list[Branch | Leaf]:
+def _messages(document: Document, text: str) -> list[TreeBranch | TreeLeaf]:
     """Return the tree, each message where the text has it, and what a template wrote between."""
-    out: list[Branch | Leaf] = []
+    out: list[TreeBranch | TreeLeaf] = []
     at = place = 0
     for message in document.messages:
         if message.role == "assistant":
@@ -76,9 +76,9 @@ def _messages(document: Document, text: str) -> list[Branch | Leaf]:
         place += units(text[at:found])
         at = found + len(body)
         stop = place + units(body)
-        inside: tuple[Branch | Leaf, ...] = (Leaf(place, stop),) if body else ()
+        inside: tuple[TreeBranch | TreeLeaf, ...] = (TreeLeaf(place, stop),) if body else ()
         if message.role == "assistant":
             inside = trees(message, MULTIVERSE, place)
-        out.append(Branch("message", message.role, "", place, stop, inside))
+        out.append(TreeBranch("message", message.role, "", place, stop, inside))
         place = stop
     return out
