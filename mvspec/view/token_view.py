@@ -1,4 +1,4 @@
-"""Documents as tokens of a view: the pieces of a rendering, counted in words, and the tree over them."""
+"""Documents as tokens of a view: their rendering in words, and the tree over it."""
 
 from __future__ import annotations
 
