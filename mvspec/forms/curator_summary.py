@@ -37,10 +37,10 @@ CURATOR_SUMMARY = Syntax(
 )
 
 REASON = r"\[parallel reason: [^\n]*\]"
-"""Why steps may run in parallel, as curation writes it right behind the tag."""
+"""Reason why steps may run in parallel, as curation writes it right behind the tag."""
 
 STEP = ("S[0-9]+: ", r"\tS[0-9]+\.[0-9]+: ")
-"""How a step of each level begins; the level is also the count of tabs before a line."""
+"""Beginnings of a step of each level, which is also the count of tabs before a line."""
 
 _REASON_LINE = re.compile(rf"(?:(.*)\n)?({REASON})", re.DOTALL)
 _LINE = CURATOR_SUMMARY.line_pattern

@@ -1,6 +1,7 @@
 """Numbered tags that a model without training can be asked for (the paper's rebuttal).
 
-Labels stand in the tags, and nothing is around the outlines: `<Goal 1>`, `<Path 1>`.
+Labels stand in the tags, and nothing is around the outlines: `<Goal 1>`, `<Path 1>`. A model
+writes all of it, in one line of generation.
 """
 
 from __future__ import annotations

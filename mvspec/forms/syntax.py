@@ -80,7 +80,7 @@ class Syntax:
 
     @cached_property
     def marker(self) -> re.Pattern[str]:
-        """What no text of a tree may hold: the tags of the form, and the canonical ones."""
+        """Tags of the form, and the canonical ones: no text of a tree may hold any."""
         written = (re.escape(tag) for tag in self.tags if tag.startswith("<"))
         own = (tag.replace(r"\{\}", LABEL.pattern) for tag in written)
         return re.compile("|".join(dict.fromkeys((*own, *(tag.value for tag in Tag)))))

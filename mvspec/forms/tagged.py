@@ -129,8 +129,9 @@ class TaggedForm:
 
     @cached_property
     def _aligned(self) -> AlignedRepair | None:
-        canonical = self.repaired_as
-        return canonical and AlignedRepair(self.syntax, canonical.syntax, canonical.read)
+        if self.repaired_as is None:
+            return None
+        return AlignedRepair(self.syntax, self.repaired_as.syntax, self.repaired_as.read)
 
 
 def render_pieces(document: Document | Message, syntax: Syntax) -> str:

@@ -2,7 +2,7 @@
 
 An outline is one line with its tags, nothing stands between two threads, and a conclusion without
 text is not written. The client of its published engine writes `<Thread>` and the label of each
-thread, and joins by sending all threads again, so that its positions follow the text.
+thread, and joins by sending all threads again: its positions are those of the lowering `tree`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ THREADWEAVER = Syntax(
     path_gap="",
     optional_join=True,
     max_depth=1,
+    positions="tree",
 )
 
 FORM = TaggedForm(THREADWEAVER, repaired_as=multiverse.FORM)

@@ -152,9 +152,7 @@ def parallel(
     if not branches:
         raise VerifyError("parallel", "a block has at least one branch: add branch(...)")
     for index, each in enumerate(branches):
-        if not isinstance(each, tuple) or len(each) != 2:
-            kind = type(each).__name__
-            raise VerifyError(f"parallel[{index}]", f"a {kind} is no branch: write branch(...)")
+        check_branch(each, index)
     ending = (conclusion,) if isinstance(conclusion, str | Node) else tuple(conclusion)
     block = Parallel.build(
         goal=Goal.build(
@@ -195,6 +193,20 @@ def numbered(path: Path, label: str) -> Path:
     return path if same and path.label == label else Path.trusted(label=label, body=body)
 
 
+def check_branch(given: object, index: int) -> None:
+    """Raise VerifyError for anything that `branch` did not make."""
+    if not isinstance(given, tuple) or len(given) != 2:
+        kind = type(given).__name__
+        raise VerifyError(f"parallel[{index}]", f"a {kind} is no branch: write branch(...)")
+
+
+def check_part(given: object) -> None:
+    """Raise VerifyError for anything that is no node, such as a list."""
+    if not isinstance(given, Node):
+        kind = type(given).__name__
+        raise VerifyError("", f"a part is a string or a node such as gen(...), not a {kind}")
+
+
 def parts(items: Iterable[BodyPart]) -> tuple[Node, ...]:
     """Return items as nodes: strings become texts, touching texts are joined, "" is dropped."""
     out: list[Node] = []
@@ -203,9 +215,7 @@ def parts(items: Iterable[BodyPart]) -> tuple[Node, ...]:
             if not item:
                 continue
             item = Text.build(text=item)
-        if not isinstance(item, Node):
-            kind = type(item).__name__
-            raise VerifyError("", f"a part is a string or a node such as gen(...), not a {kind}")
+        check_part(item)
         joined = item.joined(out[-1], "") if out else None
         if joined is not None:
             out.pop()

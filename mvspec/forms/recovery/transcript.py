@@ -47,7 +47,7 @@ _SPACE: tuple[Code, ...] = ("separator", "missing-newline", "cut")
 _LABELS: tuple[Code, ...] = ("missing-label", "wrong-label")
 
 _PartialTag = tuple[int, Tag]
-"""Where a text ends in the beginning of a tag, and of which."""
+"""A place where a text ends in the beginning of a tag, and the tag."""
 
 
 class SharedRun(NamedTuple):
