@@ -59,7 +59,8 @@ StrictText = Annotated[str, Strict()]
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Built when a trace is first read: most commands import the class and read none.
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
 class TracedThread(_Record):

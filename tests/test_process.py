@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 from traces import CANONICAL
 
+import mvspec
 from mvspec.cli import console
 from mvspec.data.parallel_map import ordered_map
 
@@ -143,3 +144,41 @@ def test_the_bar_is_shown_on_a_terminal_only(
         with console.reading_bar([str(path)]) as advance:
             advance(path.stat().st_size)
         assert ("reading" in capsys.readouterr().err) is terminal
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["check", "PATH"], ["compile", "--help"]])
+def test_commands_that_need_no_model_load_no_torch(arguments: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "good.txt"
+    path.write_text(CANONICAL, "utf-8")
+    given = [str(path) if each == "PATH" else each for each in arguments]
+    program = (
+        "import sys\nfrom mvspec.cli import app\n"
+        f"try: app({given!r})\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'tokenizers', 'asyncio'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
+
+
+def test_the_version_is_the_packages() -> None:
+    done = process("--version")
+    assert (done.returncode, done.stdout) == (0, f"mvspec {mvspec.__version__}\n".encode())
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["nothing"],
+        ["--nothing"],
+        ["check"],
+        ["check", "nowhere.txt"],
+        ["eval", "nothing"],
+        ["train", "nothing"],
+        ["train", "fit", "--nothing"],
+        ["run", "nowhere.py"],
+        ["show", "a.txt", "--mask", "a.png"],
+    ],
+)
+def test_a_wrong_command_ends_with_two(command: list[str]) -> None:
+    assert process(*command).returncode == 2

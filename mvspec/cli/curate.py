@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -138,6 +137,8 @@ def curate(
         price=None if price is None else TokenPrice.parse(price),
     )
     if output is None or dry_run:
+        import asyncio
+
         print_table(estimate_table(asyncio.run(job.dry_run()), price is not None))
         return
     folder = output
@@ -165,6 +166,8 @@ OFTEN, SELDOM = 0.5, 30.0
 @asynccontextmanager
 async def progress(run: TaskRun) -> AsyncIterator[None]:
     """Say on standard error how far a run is: a line that changes, or in a log one now and then."""
+    import asyncio
+
     from rich.console import Console
 
     live = sys.stderr.isatty()

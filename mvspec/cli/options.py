@@ -34,8 +34,6 @@ __all__ = [
     "needs",
 ]
 
-"""The forms that can be read."""
-
 
 def known_form(form: str) -> str:
     """Return `form` where it can be read; else a usage error."""

@@ -16,6 +16,7 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 import mvspec.training
+from mvspec.data.records import InputError
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.training.checkpoint import export, newest_checkpoint
 from mvspec.training.data import LayoutData
@@ -50,7 +51,7 @@ class TrainingCLI(LightningCLI):
         try:
             super().parse_arguments(parser, args)
         except argparse.ArgumentError as error:
-            raise MvspecError(
+            raise InputError(
                 f"train: {_told(str(error))}; `mvspec train fit --help` lists what there is"
             ) from None
 

@@ -16,7 +16,6 @@ from mvspec.shown import excerpt, visible
 from mvspec.trace import Result, Trace
 from mvspec.tree.node import Node
 from mvspec.view.terminal import OutlineEntry, entry
-from mvspec.view.timeline_image import timeline_svg
 
 __all__ = ["HTML_LIMIT", "panel_html", "result_html", "text_html", "trace_html", "tree_html"]
 
@@ -86,6 +85,8 @@ def _html(item: OutlineEntry, limit: int | None) -> str:
 
 def trace_html(trace: Trace) -> str:
     """Return a trace as one element: its timeline, and the document or text that it made."""
+    from mvspec.view.timeline_image import timeline_svg
+
     facts = [("model", trace.model)] if trace.model else []
     facts += [("tokens", f"{trace.answer:,}"), ("critical path", f"{trace.critical_path:,}")]
     facts += [("parallelism", f"{trace.parallelism:.2f}"), ("finish", trace.finish)]
