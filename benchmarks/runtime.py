@@ -19,7 +19,8 @@ from torch import Tensor
 
 from mvspec import gen
 from mvspec.compiler.plan import ExecutionPlan, Extend, Generate
-from mvspec.runtime import Options, Sampling, TorchEngine, graphs
+from mvspec.runtime import Options, Sampling, TorchEngine
+from mvspec.runtime.engine import graphs
 
 
 def in_turns(repeats: int, *sides: Callable[[], object]) -> list[float]:

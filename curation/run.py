@@ -381,7 +381,9 @@ class CurationRun:
                 from mvspec.runtime.engine.torch_engine import TorchEngine
             except ImportError as error:
                 raise InputError(f"--local needs: pip install 'mvspec[engine]' ({error})") from None
-            engine = TorchEngine.load(self.curation.model or None, max_requests=self.concurrency)
+            engine = TorchEngine.load(
+                self.curation.model or None, max_concurrent_requests=self.concurrency
+            )
             yield LocalProvider(engine)
             return
         async with self._gemini() as gemini:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         TakenBack,
         Written,
     )
-    from mvspec.runtime.engine.torch_engine import Engine, TorchEngine
+    from mvspec.runtime.engine.torch_engine import TorchEngine
     from mvspec.runtime.interrupt import Interrupted
     from mvspec.runtime.options import Options
     from mvspec.runtime.program import load_program, run
@@ -61,7 +61,7 @@ _EVENTS = (
     "Written",
 )
 _PLACES = {
-    "Engine": "mvspec.runtime.engine.torch_engine",
+    "Engine": "mvspec.runtime.protocol",
     "Interrupted": "mvspec.runtime.interrupt",
     "Options": "mvspec.runtime.options",
     "Result": "mvspec.trace",

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Collection
 from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mvspec.compiler.token_rules import TokenRules
 from mvspec.compiler.vocabulary import Vocabulary
-from mvspec.law.automaton import TagOrText
+from mvspec.law.automaton import TagAutomaton, TagOrText
 from mvspec.law.tags import Tag
 from mvspec.runtime.constraint import Constraints
 
 __all__ = ["Lexicon"]
+
+_KEPT = 128
+"""Masks of structures that are remembered, as many as the rules remember."""
 
 
 class Lexicon:
@@ -38,6 +44,10 @@ class Lexicon:
         closing = [tag for tag in vocabulary.tag_ids if tag.closes]
         self.closes = frozenset(vocabulary.tag_ids[tag] for tag in closing)
         """Ids of the closing tags."""
+        self.ends_hole = self.ends | self.closes
+        """Ids that end a hole without a constraint."""
+        self._texts: dict[int, str] = {}
+        self._masks: OrderedDict[int, tuple[NDArray[np.bool_], Tensor]] = OrderedDict()
         self._encode = lru_cache(maxsize=1024)(lambda text: tuple(vocabulary.encode(text)))
         self._starts = lru_cache(maxsize=16)(self._starting)
 
@@ -50,6 +60,26 @@ class Lexicon:
     def constraints(self) -> Constraints:
         """The compiler of holes' constraints."""
         return Constraints(self.vocabulary, self.size, self.ends)
+
+    def text(self, id: int) -> str:
+        """Return what a token says alone; U+FFFD ends it where it ends inside a character."""
+        text = self._texts.get(id)
+        if text is None:
+            text = self._texts[id] = self.vocabulary.decode((id,))
+        return text
+
+    def in_structure(self, machine: TagAutomaton, thread: int) -> Tensor:
+        """Return what a thread of a structure may take next: bool [vocabulary], not to be changed.
+
+        The same object comes again for the same tokens, as long as few others were asked for.
+        """
+        mask = self.rules.allowed(machine, thread)
+        held = self._masks.get(id(mask))
+        if held is None:
+            held = self._masks[id(mask)] = mask, torch.tensor(mask)
+            if len(self._masks) > _KEPT:
+                self._masks.popitem(last=False)
+        return held[1]
 
     def encode(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text that the engine writes; short ones are remembered."""

@@ -14,8 +14,9 @@ from mvspec.compiler.replay import replay_plan
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.forms import parse
 from mvspec.law.limits import Limits
-from mvspec.runtime.engine.torch_engine import Engine, Runnable, TorchEngine
+from mvspec.runtime.engine.torch_engine import TorchEngine
 from mvspec.runtime.options import Options
+from mvspec.runtime.protocol import Engine, Runnable
 from mvspec.runtime.sampling import Sampling
 from mvspec.trace import Result, Trace
 from mvspec.tree.ir import Document

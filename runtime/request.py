@@ -1,40 +1,71 @@
-"""One plan on its way through the engine: its threads do its ops, and wait for draws."""
+"""One request on its way through an engine: its threads are written, read and drawn for."""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate
+from mvspec.compiler.plan import ExecutionPlan
 from mvspec.errors import MvspecError
-from mvspec.law.tags import Tag
-from mvspec.runtime.adaptive import Interpreter
-from mvspec.runtime.budget import Budget
-from mvspec.runtime.engine.store import Store
-from mvspec.runtime.filling import Filling
+from mvspec.events import Event, Forked, HoleFilled, Joined, PathEnded, TakenBack, Written
+from mvspec.law.threads import StructuralLaw
+from mvspec.runtime.kv_store import KVStore
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.options import Options
-from mvspec.runtime.sampling import Draw, Wanted
-from mvspec.runtime.thread import Live, Token
-from mvspec.runtime.threads import Threads
-from mvspec.tree.ir import Parallel
+from mvspec.runtime.plan_driver import PlanDriver, PlanScript
+from mvspec.runtime.rounds import SharedRounds
+from mvspec.runtime.sampling import DrawnToken, DrawRequest
+from mvspec.runtime.thread_state import (
+    Action,
+    AllowedTokens,
+    AwaitRound,
+    CloseByForce,
+    EndPath,
+    EndRun,
+    FillHole,
+    ForkThread,
+    HandOver,
+    KeepToken,
+    ReadAgain,
+    TakeBack,
+    ThreadState,
+    ThreadToken,
+    WriteTokens,
+)
 
-__all__ = ["Request"]
+__all__ = ["PlanRequest"]
 
 
-class Request(Threads):
-    """A run of a plan.
+class PlanRequest:
+    """A run of a plan: it applies what the drivers of its threads say to law and KV store.
+
+    Writing a token takes its slot and its position at once; the model reads it later, in the order
+    of writing. What a token sees was written before it, so any cut of that queue into forwards
+    gives the same logits.
 
     Args:
         name: of the run; random streams depend on it.
         plan: verified.
         options: how it is run.
         lexicon: of the engine's tokenizer.
-        store: an empty one.
-        context: how many positions the model has.
+        kv: an empty store.
+        context: how many positions the model has; None where it does not say.
+        quiet: whether nobody is told of single tokens: events of them are then not made.
+
+    Attributes:
+        root: the thread that all others were forked from.
+        active: those that have not ended and wait for no paths.
+        queue: tokens that the model has not read, in the order of writing.
+        events: what has happened since somebody took them.
+        finish: how the run ended, as in `Trace.finish`; "" while it goes on.
+        error: why the run ended before its end.
+        forward_seconds: [forwards]: from the start of the run to the end of each forward.
+        forward_tokens: [forwards]: how many tokens each read.
+        size: how many tokens were written, those of the prompt included.
 
     Raises:
         MvspecError: the plan cannot be run.
@@ -46,216 +77,440 @@ class Request(Threads):
         plan: ExecutionPlan,
         options: Options,
         lexicon: Lexicon,
-        store: Store,
+        kv: KVStore,
         context: int | None = None,
+        *,
+        quiet: bool = False,
     ) -> None:
-        super().__init__(name, options, lexicon, store)
+        self.name = name
         self.plan = plan
+        self.options = options
+        self.lexicon = lexicon
+        self.kv = kv
+        self.quiet = quiet
+        self.script = PlanScript(plan, options, lexicon, context)
+        self.law = StructuralLaw()
+        driver = PlanDriver(self.script, 0)
+        self.root = ThreadState(0, self.law.root, kv.fork(None), driver, f"{name}/")
+        self.active = [self.root]
+        self.queue: deque[tuple[ThreadState, ThreadToken]] = deque()
+        self.events: deque[Event] = deque()
         self.finish = ""
-        """How the run ended, as in `Trace.finish`; "" while it goes on."""
-        self.ending = "end"
-        """How it will have ended: "end" until something was closed by force."""
         self.error: MvspecError | None = None
-        """Why the run ended before its end."""
-        self.cut = ""
-        """"time" once all that is open has to close."""
-        self.rows: list[int] = []
         self.started = time.perf_counter()
-        self.ready: deque[Live] = deque()
-        self._programs, self._joins = plan.programs()
-        blocks = list(plan.document.walk(Parallel)) if plan.document else []
-        forks = [op for op in plan.ops if isinstance(op, Fork)]
-        # By a fork's first path: forks come in another order than their blocks stand in.
-        self._outlines = {
-            fork.paths[0]: block.goal.outlines
-            for fork, block in zip(forks, blocks, strict=False)
-            if len(block.paths) == len(fork.paths)
-        }
+        self.forward_seconds: list[float] = []
+        self.forward_tokens: list[int] = []
+        self.size = 0
+        self._threads = 1
+        self._ready = deque([self.root])
+        self._rounds: SharedRounds | None = None
+        self._cut = ""
+        """"time" once all that is open has to close."""
+        self._ending = "end"
+        """How the run will have ended: "end" until something was closed by force."""
         self._done = False
-        self._replay = not any(isinstance(op, Generate | Adaptive) for op in plan.ops)
-        self.interpreter = Interpreter(self, context)
-        self.filling = Filling(self, Budget(plan, options.limits, context))
-        self.root.ops = self._programs[0]
-        self.ready.append(self.root)
         self.pump()
 
-    # What the engine asks
+    @property
+    def step(self) -> int:
+        """The newest forward, from 0; -1 before the first."""
+        return len(self.forward_seconds) - 1
 
-    def read(self, kept: Sequence[tuple[Live, Token]], logits: Iterable[Tensor], rows: int) -> None:
-        """Take the logits of tokens that the model has read, in a forward of `rows` of them."""
-        self.ends.append(time.perf_counter() - self.started)
-        self.rows.append(rows)
-        for (live, token), row in zip(kept, logits, strict=True):
-            if self.options.logits:
-                token.logits = row
-            if not live.unread:
-                live.logits = row
-                if live.ended:
-                    self.release(live)
-        seconds = self.options.limits.max_seconds
-        if seconds is not None and self.ends[-1] >= seconds:
-            self.cut = "time"
+    @property
+    def stopped(self) -> str:
+        """The stop string that ended the model's turn; "" for none."""
+        return self.script.turn.stopped if self.script.turn else ""
+
+    def forget(self) -> None:
+        """Let go of all tokens: threads refer to each other, and would wait for a collection."""
+        for thread in list(self.root.threads()):
+            thread.items.clear()
+            thread.forks.clear()
+
+    # Reading
+
+    def schedule(self, budget: int) -> tuple[list[tuple[ThreadState, ThreadToken]], list[int]]:
+        """Take at most `budget` tokens to read, in the order of writing.
+
+        Returns:
+            The tokens, and the numbers of those whose logits are wanted.
+        """
+        queue = self.queue
+        if budget >= len(queue):
+            taken = list(queue)
+            queue.clear()
+        else:
+            taken = [queue.popleft() for _ in range(budget)]
+        every = self.options.logits
+        keep: list[int] = []
+        for index, (thread, _) in enumerate(taken):
+            thread.unread -= 1
+            if every or not thread.unread:
+                keep.append(index)
+        return taken, keep
+
+    def read(
+        self,
+        kept: Sequence[tuple[ThreadState, ThreadToken]],
+        logits: Tensor,
+        first: int,
+        count: int,
+    ) -> None:
+        """Take the logits of a forward, and go on as far as they allow.
+
+        Args:
+            kept: tokens whose logits were wanted.
+            logits: [all, vocabulary] of the forward.
+            first: row of the first of them; the others follow it.
+            count: how many tokens of the request were read.
+        """
+        every = self.options.logits
+        for row, (thread, token) in enumerate(kept, first):
+            if every:
+                token.logits = logits[row]
+            if not thread.unread:
+                thread.logits = logits, row
+                if thread.ended:
+                    self._release(thread)
+        self._after_forward(count)
+
+    def was_read(self, threads: Sequence[tuple[ThreadState, int]], logits: Tensor) -> None:
+        """Say what a forward has read whose logits lie elsewhere, and go on.
+
+        Args:
+            threads: with how many tokens of each were read for the first time.
+            logits: stand for those of the forward.
+        """
+        total = 0
+        for thread, count in threads:
+            thread.unread -= count
+            total += count
+            if not thread.unread:
+                thread.logits = logits, 0
+        for _ in range(total):
+            self.queue.popleft()
+        self._after_forward(total)
+
+    def _after_forward(self, count: int) -> None:
+        seconds = time.perf_counter() - self.started
+        self.forward_seconds.append(seconds)
+        self.forward_tokens.append(count)
+        most = self.options.limits.max_seconds
+        if most is not None and seconds >= most:
+            self._cut = "time"
         self.pump()
         self._finish()
 
-    def wanted(self) -> list[tuple[Live, Wanted]]:
-        """Return the draws that threads wait for."""
-        waiting = [live for live in self.active if self.wants(live)]
+    # Drawing
+
+    def waiting(self) -> list[ThreadState]:
+        """Return the threads that wait for a draw."""
+        found = [thread for thread in self.active if self.draws(thread)]
         if self.options.threads:
-            waiting = sorted(waiting, key=lambda live: live.place)[: self.options.threads]
-        return [(live, self.want(live)) for live in waiting]
+            found = sorted(found, key=lambda thread: thread.place)[: self.options.threads]
+        return found
 
-    def wants(self, live: Live) -> bool:
+    def draws(self, thread: ThreadState) -> bool:
         """Whether a thread waits for a draw."""
-        if live.unread or live.paths or live.ended:
+        if thread.unread or not thread.driver.draws or thread.paths or thread.ended:
             return False
-        if not (
-            live.given or (live.hole and not live.hole.rest) or (live.adaptive and not live.script)
-        ):
+        if thread.todo is not None or (self._rounds and self._room(thread) <= 0):
             return False
-        return (not self.rounds or self.room(live) > 0) and live.predicting is not None
+        return thread.predicting is not None
 
-    def allowed(self, live: Live) -> Tensor | None:
-        """Return what may be drawn for a thread: bool [at most vocabulary]; None for anything."""
-        allowed = (self.interpreter if live.adaptive else self.filling).allowed(live)
-        if allowed is None:
-            allowed = self.lexicon.known
-        if live.banned and allowed is not None:
-            allowed = allowed.clone()
-            allowed[live.banned] = False
-        return allowed
+    def allowed(self, thread: ThreadState) -> AllowedTokens:
+        """Return the tokens that may be drawn for a thread."""
+        allowed = thread.driver.allowed(thread)
+        if not thread.refused or allowed.mask is None:
+            return allowed
+        mask = allowed.mask.clone()
+        mask[thread.refused] = False
+        return AllowedTokens(mask)
 
-    def want(self, live: Live) -> Wanted:
-        """Return the draw that a thread waits for."""
-        logits = live.predicting
-        assert logits is not None
-        want = self.drawing(live, logits)
-        if live.given:
-            want.given = live.given[0]
-            return want
-        want.allowed = self.allowed(live)
-        if self.options.sampling.repetition_penalty != 1.0:
-            want.seen = list(live.seen())
-        return want
+    def draw_request(self, thread: ThreadState, *, masked: bool = True) -> DrawRequest:
+        """Return the draw that a thread waits for.
 
-    def drawing(self, live: Live, logits: Tensor) -> Wanted:
-        """Return a draw from logits that hold already what may come and what is penalised."""
-        stream = f"{self.name}/{live.stream}"
-        return Wanted(logits, self.options.sampling, stream, live.count)
+        Args:
+            masked: whether its logits do not yet hold what may come and what is penalised.
+        """
+        sampling, driver = self.options.sampling, thread.driver
+        if driver.given is not None or not masked:
+            return DrawRequest(sampling, thread.stream, thread.count, given=driver.given)
+        seen = list(thread.seen()) if sampling.repetition_penalty != 1.0 else ()
+        mask = self.allowed(thread).mask
+        return DrawRequest(sampling, thread.stream, thread.count, mask, seen)
 
-    def choose(self, live: Live, draw: Draw) -> bool:
+    def take(self, thread: ThreadState, drawn: DrawnToken) -> bool:
         """Take a drawn token; False where it may not stand, and another has to be drawn."""
-        if live.given:
-            live.given.popleft()
-            self.append(live, draw.id, self.push(live, 1), "model", draw=draw)
-            if not live.given:
-                self.ready.append(live)
-            return True
-        return (self.interpreter if live.adaptive else self.filling).choose(live, draw)
+        actions = thread.driver.take(thread, drawn)
+        if actions is None:
+            thread.refused.append(drawn.id)
+            return False
+        if type(actions) is KeepToken:
+            self._append(thread, drawn, actions.hole)
+        else:
+            self._apply(thread, iter(actions), drawn)
+        return True
 
-    def push(self, live: Live, width: int) -> int:
-        """Tell a static plan's machine of tokens; return the first one's position."""
-        return live.machine.write(live.id, "x", width)
-
-    # Running
+    # Going on
 
     def pump(self) -> None:
         """Do all that can be done without the model."""
         while not self.finish:
-            if self.ready:
-                self._advance(self.ready.popleft())
-            elif not (self._closed() or (self.rounds and self.rounds.turn() and self._wake())):
+            if self._ready:
+                thread = self._ready.popleft()
+                if thread.todo is None:
+                    self._apply(thread, iter(thread.driver.advance(thread)))
+                elif self._room(thread) > 0 and self._write(thread, thread.rest):
+                    self._apply(thread, thread.todo)
+            elif not (self._close() or (self._rounds and self._rounds.turn() and self._wake())):
                 return
-
-    def _closed(self) -> bool:
-        """Close what the limits end; say whether anything was."""
-        for live in self.active:
-            if live.unread and not self.cut:
-                continue
-            if live.hole and self.filling.close(live):
-                return True
-            if live.adaptive and not live.unread and self.interpreter.close(live):
-                return True
-        return False
 
     def _wake(self) -> bool:
         # Written runs stop at the end of a round.
-        self.ready.extend(
-            live
-            for live in self.active
-            if live.script or (live.hole and live.hole.rest) or (live.ops and not live.busy)
-        )
+        self._ready.extend(thread for thread in self.active if thread.todo is not None)
         return True
 
-    def _advance(self, live: Live) -> None:
-        """Carry out a thread's ops until it waits for the model, its paths, or its round."""
-        if live.script:
-            self.interpreter.advance(live)
-            return
-        if live.hole and live.hole.rest:
-            self.filling.write(live)
-            return
-        while live.ops and not live.busy:
-            op = live.ops.popleft()
-            if isinstance(op, Extend):
-                if self.options.decode and op.author == "model" and live.predicted:
-                    live.given.extend(op.tokens)
-                    continue
-                room = max(self.room(live), 0)
-                if self.options.decode and op.author == "model":
-                    room = min(room, 1)  # nothing predicts the first: it is just written
-                now, later = op.tokens[:room], op.tokens[room:]
-                if now:
-                    self.extend(live, now, self.push(live, len(now)), op.author)
-                if later:
-                    live.ops.appendleft(op.model_copy(update={"tokens": later}))
-                    if not now:
+    def _close(self) -> bool:
+        """Close what the limits end; say whether anything was."""
+        if not (self._cut or self.script.bounded):
+            return False
+        for thread in self.active:
+            if thread.todo is not None or (thread.unread and not self._cut):
+                continue
+            actions = thread.driver.close(thread, self._cut)
+            if actions is not None:
+                self._apply(thread, iter(actions))
+                return True
+        return False
+
+    def _apply(
+        self, thread: ThreadState, actions: Iterator[Action], drawn: DrawnToken | None = None
+    ) -> None:
+        """Carry out the actions of a thread's driver, as far as its round goes."""
+        thread.todo = None
+        for action in actions:
+            match action:
+                case KeepToken(hole):
+                    assert drawn is not None
+                    self._append(thread, drawn, hole)
+                case WriteTokens():
+                    if not self._write(thread, action):
+                        thread.todo = actions
                         return
-            elif isinstance(op, Generate):
-                self.filling.open(live, op)
-            elif isinstance(op, Fork):
-                self._fork(live, op)
-            elif isinstance(op, Adaptive):
-                self.interpreter.begin(live, op.limits)
-        if not live.ops and not live.busy:
-            self._end(live)
-
-    def _fork(self, live: Live, op: Fork) -> None:
-        count = len(op.paths)
-        goal = [Tag.PARALLEL, Tag.GOAL, *[Tag.OUTLINE, Tag.END_OUTLINE] * count, Tag.END_GOAL]
-        for tag in goal:
-            step = live.machine.push(live.id, tag, 0)
-        names = [(each.label, each.text) for each in self._outlines.get(op.paths[0], ())]
-        names = names or [(str(index + 1), "") for index in range(count)]
-        for path, thread in zip(self.fork(live, step.forked, names), op.paths, strict=True):
-            path.plan_thread = thread
-            path.ops = self._programs[thread]
-            path.machine.push(path.id, Tag.PATH, 0)
-            self.ready.append(path)
-
-    def _end(self, live: Live) -> None:
-        """A thread has done all its ops: join its block, or finish."""
-        join = self._joins.get(live.plan_thread)
-        parent = live.parent
-        if join is None or parent is None:
-            self._done = True
-            self._finish()
-            return
-        step = live.machine.push(live.id, Tag.END_PATH, 0)
-        if self.join(live, last=step.joined is not None):
-            for tag in (Tag.CONCLUSION, Tag.END_CONCLUSION, Tag.END_PARALLEL):
-                parent.machine.push(parent.id, tag, 0)
-            parent.plan_thread = join.thread
-            parent.ops = self._programs[join.thread]
-            self.ready.append(parent)
+                case AwaitRound():
+                    if self._room(thread) <= 0:
+                        thread.todo = actions
+                        return
+                case TakeBack(count):
+                    self._take_back(thread, count)
+                case ReadAgain():
+                    self._read_again(thread)
+                case ForkThread():
+                    self._fork(thread, action)
+                case EndPath():
+                    self._end_path(thread)
+                case HandOver(driver):
+                    thread.driver = driver
+                    thread.refused.clear()
+                    self._ready.append(thread)
+                case FillHole(name, text, value, cut):
+                    told = HoleFilled(self.name, thread.number, name, text, value, cut, self.step)
+                    self.events.append(told)
+                case CloseByForce():
+                    self._ending = self._cut or "limit"
+                case EndRun(finish):
+                    self._done = True
+                    self.end(finish) if finish else self._finish()
+            if self.finish:
+                return
 
     def _finish(self) -> None:
         """Finish a plan whose ops are done; a replay once the model has read all of it."""
-        if self._done and not (self.waiting and (self._replay or self.options.logits)):
-            self.end(self.ending)
+        reads = bool(self.queue) and (self.script.replay or self.options.logits)
+        if self._done and not self.finish and not reads:
+            self.end(self._ending)
 
-    def end(self, how: str) -> None:
-        """Finish the run; `how` is `Trace.finish`."""
-        for live in self.active:
-            self.settle(live)
-        self.finish = how
+    def end(self, finish: str) -> None:
+        """Finish the run.
+
+        Args:
+            finish: as in `Trace.finish`.
+        """
+        for thread in self.active:
+            self._settle(thread)
+        self.finish = finish
+
+    def fail(self, error: MvspecError) -> None:
+        """End the run with an error, such as a full cache, which is this request's alone."""
+        self.error = error
+        self.finish = "limit"
+
+    # Tokens
+
+    def _append(self, thread: ThreadState, drawn: DrawnToken, hole: str) -> None:
+        """Write a drawn token; the model reads it later."""
+        id, lexicon = drawn.id, self.lexicon
+        slot = self.kv.allocate(thread.row, 1)
+        position = self.law.tokens(thread.law, 1)
+        step = len(self.forward_seconds) - 1
+        token = ThreadToken(
+            id, position, "model", slot, step, hole, self._text(thread, id), drawn.logprob,
+            drawn.top,
+        )  # fmt: skip
+        self.size += 1
+        thread.append(token, control=id in lexicon.control)
+        self.queue.append((thread, token))
+        if not self.quiet:
+            self._tell(thread, token)
+
+    def _write(self, thread: ThreadState, action: WriteTokens) -> bool:
+        """Write tokens as far as the thread's round goes; say whether all are written."""
+        ids, author, hole = action
+        room = max(self._room(thread), 0)
+        now, thread.rest = ids[:room], WriteTokens(ids[room:], author, hole)
+        if now:
+            prompt = author == "prompt"
+            step = -1 if prompt else self.step
+            slots = itertools.count(self.kv.allocate(thread.row, len(now)))
+            own = 0 if prompt else len(now)
+            positions = itertools.count(self.law.tokens(thread.law, len(now), own))
+            tokens = [
+                ThreadToken(id, next(positions), author, next(slots), step, hole, text)
+                for id, text in zip(now, [self._text(thread, id) for id in now], strict=True)
+            ]
+            self.size += len(now)
+            thread.extend(tokens, self.lexicon.control)
+            self.queue.extend([(thread, token) for token in tokens])
+            if not (prompt or self.quiet):
+                for token in tokens:
+                    self._tell(thread, token)
+        return len(ids) <= room
+
+    def _text(self, thread: ThreadState, id: int) -> str:
+        """Return what a token adds to its thread's text; "" where it ends inside a character."""
+        if thread.partial:
+            thread.partial.append(id)
+            text = self.lexicon.vocabulary.decode(thread.partial)
+            if text.endswith("\ufffd"):
+                return ""
+            thread.partial.clear()
+            return text
+        text = self.lexicon.text(id)
+        if text.endswith("\ufffd"):
+            thread.partial.append(id)
+            return ""
+        return text
+
+    def _tell(self, thread: ThreadState, token: ThreadToken) -> None:
+        self.events.append(
+            Written(
+                self.name, thread.number, token.position, token.id, token.text, token.author,
+                token.logprob, token.hole, token.step,
+            )
+        )  # fmt: skip
+
+    def _take_back(self, thread: ThreadState, count: int) -> None:
+        """Take back a thread's last tokens, which the model has read; nobody sees them now."""
+        if not count:
+            return
+        taken = thread.take_back(count)
+        self.law.tokens(thread.law, -count)
+        self.kv.hide(thread.row, [token.slot for token in taken])
+        thread.partial.clear()
+        for token in thread.since_control(self.lexicon.control):
+            self._text(thread, token.id)
+        self.events.append(TakenBack(self.name, thread.number, count, self.step))
+
+    def _read_again(self, thread: ThreadState) -> None:
+        """Let the model read a thread's last token once more: what came after it is gone."""
+        tail = thread.tail
+        (token,) = thread.take_back(1)
+        self.kv.hide(thread.row, [token.slot])
+        token.slot = self.kv.allocate(thread.row, 1)
+        thread.append(token, control=False)
+        thread.tail = tail
+        self.queue.append((thread, token))
+
+    def _settle(self, thread: ThreadState) -> None:
+        """Give its last token, where it ends inside a character, its text: nothing follows it."""
+        if not thread.partial:
+            return
+        last = thread.items[-1]
+        assert isinstance(last, ThreadToken)
+        last.text = self.lexicon.vocabulary.decode(thread.partial)
+        thread.partial.clear()
+        if last.author != "prompt":
+            self.events.append(TakenBack(self.name, thread.number, 1, self.step))
+            if not self.quiet:
+                self._tell(thread, last)
+
+    # Forks and joins
+
+    def _fork(self, thread: ThreadState, fork: ForkThread) -> None:
+        """Split a thread."""
+        self._settle(thread)
+        if self.options.share and not thread.place:
+            self._rounds = SharedRounds(self.options.share, thread.position, self.kv)
+        block = len(thread.forks)
+        for index, law in enumerate(self.law.fork(thread.law, len(fork.paths))):
+            made = fork.paths[index]
+            place = (*thread.place, (block, index))
+            stream = f"{thread.stream}{'/' if thread.place else ''}{block}.{index}"
+            path = ThreadState(
+                self._threads, law, self.kv.fork(thread.row), made.driver, stream, thread, place,
+                made.label, made.title, thread.predicted, self._rounds is not None,
+            )  # fmt: skip
+            self._threads += 1
+            thread.paths.append(path)
+        paths = thread.paths
+        thread.forks.append(len(thread.items))
+        thread.items.append(list(paths))
+        if self._rounds:
+            self._rounds.threads += paths
+        self.active.remove(thread)
+        self.active += paths
+        self._ready += paths
+        numbers = tuple(path.number for path in paths)
+        labels, titles = zip(*((path.label, path.title) for path in paths), strict=True)
+        self.events.append(Forked(self.name, thread.number, numbers, labels, titles, self.step))
+
+    def _end_path(self, thread: ThreadState) -> None:
+        """End a path; where it is the last of its block its parent goes on."""
+        self._settle(thread)
+        thread.ended = True
+        self.active.remove(thread)
+        self.events.append(PathEnded(self.name, thread.number, self.step))
+        parent = thread.parent
+        if self.law.end(thread.law) is None or parent is None:
+            return
+        ended = parent.paths
+        self.kv.merge(parent.row, [path.row for path in ended])
+        parent.go_on_after_join()
+        released = ended
+        if self._rounds and not parent.place:
+            released, self._rounds = self._rounds.threads, None
+        self.active.append(parent)
+        self._ready.append(parent)
+        for path in released:
+            self._release(path)
+        numbers = tuple(path.number for path in ended)
+        self.events.append(Joined(self.name, parent.number, numbers, self.step))
+
+    def _release(self, thread: ThreadState) -> None:
+        """Give a path's row back once its block has joined and the model has read all of it."""
+        siblings = thread.parent.paths if thread.parent else ()
+        joined = not siblings or siblings[0].law.block != thread.law.block
+        if (
+            thread.ended
+            and joined
+            and not thread.unread
+            and self._rounds is None
+            and thread.row >= 0
+        ):
+            self.kv.release(thread.row)
+            thread.row = -1
+
+    def _room(self, thread: ThreadState) -> int:
+        """How many tokens a thread may write now."""
+        return self._rounds.room(thread) if self._rounds and thread.place else 1 << 62

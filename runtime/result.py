@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from mvspec.compiler.plan import Adaptive
 from mvspec.errors import Diagnostic
 from mvspec.forms import parse
-from mvspec.runtime.thread import Token
+from mvspec.runtime.request import PlanRequest
+from mvspec.runtime.thread_state import ThreadToken
 from mvspec.trace import FilledHole, Result, Trace, TracedThread
 from mvspec.tree.builder import message
 from mvspec.tree.ir import Document
 
-if TYPE_CHECKING:
-    from mvspec.runtime.request import Request
-
 __all__ = ["result_of"]
 
 
-def result_of(request: Request, model: str) -> Result:
+def result_of(request: PlanRequest, model: str) -> Result:
     """Return the result of a request that has finished, or was interrupted."""
     stretches = list(request.root.stretches())
     tokens = [token for _, found in stretches for token in found]
-    threads = sorted(request.root.threads(), key=lambda live: live.number)
-    filling = request.filling
+    threads = sorted(request.root.threads(), key=lambda thread: thread.number)
+    filled = request.script.holes
     order = [hole.name for hole in request.plan.holes]
-    texts = {name: filling.texts[name] for name in order if name in filling.texts}
-    values = {name: filling.values[name] for name in order if name in filling.values}
+    texts = {name: filled.texts[name] for name in order if name in filled.texts}
+    values = {name: filled.values[name] for name in order if name in filled.values}
     spans: dict[str, list[int]] = {}
     for index, token in enumerate(tokens if texts else ()):
         if token.hole:
@@ -39,7 +36,7 @@ def result_of(request: Request, model: str) -> Result:
             start=spans[name][0] if name in spans else 0,
             stop=spans[name][-1] + 1 if name in spans else 0,
             text=text,
-            cut=name in filling.cut,
+            cut=name in filled.cut,
         )
         for name, text in texts.items()
     )
@@ -62,20 +59,20 @@ def result_of(request: Request, model: str) -> Result:
         share=request.options.share,
         threads=tuple(
             TracedThread(
-                id=live.number, label=live.label, title=live.title, block=live.block,
-                parent=None if live.parent is None else live.parent.number,
+                id=thread.number, label=thread.label, title=thread.title, block=thread.law.block,
+                parent=None if thread.parent is None else thread.parent.number,
             )
-            for live in threads
+            for thread in threads
         ),
         ids=tuple([token.id for token in tokens]),
         token_texts=tuple([token.text for token in tokens]),
-        thread_ids=tuple([live.number for live, found in stretches for _ in found]),
+        thread_ids=tuple([thread.number for thread, found in stretches for _ in found]),
         position_ids=tuple([token.position for token in tokens]),
         authors=tuple([token.author for token in tokens]),  # type: ignore[misc]
         logprobs=tuple([token.logprob for token in tokens]),
         forward_ids=tuple([token.step for token in tokens]),
-        forward_seconds=tuple(request.ends),
-        forward_tokens=tuple(request.rows),
+        forward_seconds=tuple(request.forward_seconds),
+        forward_tokens=tuple(request.forward_tokens),
         holes=holes,
         document=document,
         finish="interrupted" if interrupted else request.finish,  # type: ignore[arg-type]
@@ -89,12 +86,12 @@ def result_of(request: Request, model: str) -> Result:
         diagnostics=diagnostics,
         top_logprobs=([token.top for token in tokens] if request.options.sampling.logprobs else ()),
         logits=[token.logits for token in tokens] if request.options.logits else None,
-        errors=dict(filling.errors),
+        errors=dict(filled.errors),
     )
 
 
 def _written(
-    request: Request, tokens: Sequence[Token]
+    request: PlanRequest, tokens: Sequence[ThreadToken]
 ) -> tuple[Document | None, tuple[Diagnostic, ...]]:
     """Return the plan's document with the turn that the model wrote, after the last prompt."""
     own: list[int] = []
@@ -113,5 +110,5 @@ def _written(
         found, diagnostics = parse(text, request.plan.form, recover=True)
         turn = found.messages[0]
     planned = request.plan.document
-    before = planned.fill(request.filling.texts).messages if planned else ()
+    before = planned.fill(request.script.holes.texts).messages if planned else ()
     return Document(messages=(*before, turn)), diagnostics

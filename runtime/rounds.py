@@ -9,46 +9,46 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from mvspec.runtime.engine.store import Store
-from mvspec.runtime.thread import Live
+from mvspec.runtime.kv_store import KVStore
+from mvspec.runtime.thread_state import ThreadState
 
-__all__ = ["Rounds"]
+__all__ = ["SharedRounds"]
 
 
 @dataclass(slots=True)
-class Rounds:
+class SharedRounds:
     """The rounds of one outermost block.
 
     Args:
         k: positions of a round.
         base: position of the outermost paths' first token.
-        store: of the request.
+        kv: of the request.
         threads: all threads of the block, ended ones included.
     """
 
     k: int
     base: int
-    store: Store
-    threads: list[Live] = field(default_factory=list)
+    kv: KVStore
+    threads: list[ThreadState] = field(default_factory=list)
     number: int = 0
 
-    def room(self, live: Live) -> int:
+    def room(self, thread: ThreadState) -> int:
         """Return how many tokens a thread may write before it waits for the others."""
-        return self.base + (self.number + 1) * self.k - live.position
+        return self.base + (self.number + 1) * self.k - thread.position
 
     def turn(self) -> bool:
         """Begin the next round once no thread can write in this one; say whether it began."""
         # A token that is still to be read must not see what comes into view with the next round.
-        if any(live.unread for live in self.threads):
+        if any(thread.unread for thread in self.threads):
             return False
-        writing = [live for live in self.threads if not live.ended and not live.paths]
-        if not writing or any(self.room(live) > 0 for live in writing):
+        writing = [thread for thread in self.threads if not thread.ended and not thread.paths]
+        if not writing or any(self.room(thread) > 0 for thread in writing):
             return False
         self.number += 1
-        rows = [live.row for live in self.threads]
-        common = self.store.row()
-        self.store.merge(common, rows)
-        for live in self.threads:
-            self.store.merge(live.row, [common])
-        self.store.release(common)
+        rows = [thread.row for thread in self.threads]
+        common = self.kv.fork(None)
+        self.kv.merge(common, rows)
+        for thread in self.threads:
+            self.kv.merge(thread.row, [common])
+        self.kv.release(common)
         return True

@@ -1,4 +1,4 @@
-"""How a token is drawn."""
+"""Sampling: temperature, filters, penalties and random streams of the tokens that are drawn."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mvspec.errors import VerifyError
-from mvspec.runtime.engine.store import sent
 
-__all__ = ["Draw", "Sampling", "Wanted", "choose", "draw"]
+__all__ = ["DrawRequest", "DrawnToken", "Sampling", "choose_ids", "draw_tokens", "sent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +112,17 @@ def _strings(stops: object) -> bool:
     return isinstance(stops, tuple | list) and all(isinstance(stop, str) and stop for stop in stops)
 
 
-@dataclass(slots=True)
-class Wanted:
-    """A draw that is wanted.
+class DrawRequest(NamedTuple):
+    """How one token is drawn.
 
     Args:
-        logits: [vocabulary].
-        sampling: how.
+        sampling: temperature, filters and the like.
         stream, index: as in `Sampling.uniform`.
         allowed: bool [at most vocabulary]: what may be drawn; None for all.
         seen: ids that the repetition penalty counts.
         given: the token, where it is known and only its logprob is wanted.
     """
 
-    logits: Tensor
     sampling: Sampling
     stream: str
     index: int
@@ -134,9 +131,8 @@ class Wanted:
     given: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """What was drawn.
+class DrawnToken(NamedTuple):
+    """A token that was drawn.
 
     Args:
         id: the token.
@@ -149,94 +145,108 @@ class Draw:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def draw(wanted: Sequence[Wanted]) -> list[Draw]:
-    """Draw a token for each; all at once, so that a GPU is asked once a step."""
-    logits = torch.stack([want.logits for want in wanted])
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of main memory on a device; nobody waits for what the device does now."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def draw_tokens(logits: Tensor, requests: Sequence[DrawRequest]) -> list[DrawnToken]:
+    """Draw a token from each row of logits; all at once, so that a GPU is asked once a step.
+
+    Args:
+        logits: [requests, vocabulary].
+    """
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    ids = choose(logits, wanted)
+    ids = choose_ids(logits, requests)
     total = torch.logsumexp(logits, dim=-1, keepdim=True)
     logprobs = logits.gather(1, ids[:, None]) - total
     # Ids and logprobs in one answer: each that is asked of a GPU is waited for.
-    found = torch.stack([ids.double(), logprobs[:, 0].double()]).tolist()
-    tops = [_top(logits, total, index, want) for index, want in enumerate(wanted)]
-    return [Draw(int(id), *rest) for id, *rest in zip(*found, tops, strict=True)]
+    numbers, found = torch.stack([ids.double(), logprobs[:, 0].double()]).tolist()
+    if not any(request.sampling.logprobs for request in requests):
+        return [DrawnToken(int(id), logprob) for id, logprob in zip(numbers, found, strict=True)]
+    tops = [_top(logits, total, index, request) for index, request in enumerate(requests)]
+    return [DrawnToken(int(id), *rest) for id, *rest in zip(numbers, found, tops, strict=True)]
 
 
-def choose(logits: Tensor, wanted: Sequence[Wanted]) -> Tensor:
-    """Return the ids [wanted] that are drawn, or given, on the device of the logits.
+def choose_ids(logits: Tensor, requests: Sequence[DrawRequest]) -> Tensor:
+    """Return the ids [requests] that are drawn, or given, on the device of the logits.
 
     Args:
-        logits: [wanted, vocabulary], float32 or float64.
-        wanted: how each row is drawn from; its own logits are not read.
+        logits: [requests, vocabulary], float32 or float64.
+        requests: how each row is drawn from.
     """
-    given = [want.given for want in wanted]
+    given = [request.given for request in requests]
     if None not in given:
         return sent(torch.tensor(given), logits.device)
-    scores = _allow(_penalize(logits, wanted), wanted)
+    scores = _allow(_penalize(logits, requests), requests)
     ids = scores.argmax(-1)
     groups: dict[tuple[float, float, int, float], list[int]] = {}
-    for index, want in enumerate(wanted):
-        how = want.sampling
-        if want.given is None and not how.greedy:
+    for index, request in enumerate(requests):
+        how = request.sampling
+        if request.given is None and not how.greedy:
             filters = (how.temperature, how.top_p, how.top_k, how.min_p)
             groups.setdefault(filters, []).append(index)
     for indices in groups.values():
         rows = sent(torch.tensor(indices), ids.device)
-        ids[rows] = _sample(scores[rows], [wanted[index] for index in indices])
-    for index, want in enumerate(wanted):
-        if want.given is not None:
-            ids[index] = want.given
+        ids[rows] = _sample(scores[rows], [requests[index] for index in indices])
+    for index, id in enumerate(given):
+        if id is not None:
+            ids[index] = id
     return ids
 
 
-def _penalize(logits: Tensor, wanted: Sequence[Wanted]) -> Tensor:
+def _penalize(logits: Tensor, requests: Sequence[DrawRequest]) -> Tensor:
     """Return logits with the repetition penalties; those given stay as they are."""
     scores = logits
-    for index, want in enumerate(wanted):
-        penalty = want.sampling.repetition_penalty
-        if penalty != 1.0 and want.seen:
+    for index, request in enumerate(requests):
+        penalty = request.sampling.repetition_penalty
+        if penalty != 1.0 and request.seen:
             scores = logits.clone() if scores is logits else scores
             row = scores[index]
-            seen = sent(torch.tensor(sorted(set(want.seen))), row.device)
+            seen = sent(torch.tensor(sorted(set(request.seen))), row.device)
             score = row[seen]
             row[seen] = torch.where(score > 0, score / penalty, score * penalty)
     return scores
 
 
-def _allow(scores: Tensor, wanted: Sequence[Wanted]) -> Tensor:
+def _allow(scores: Tensor, requests: Sequence[DrawRequest]) -> Tensor:
     """Return scores that are minus infinity where a token is not allowed."""
     # Threads in free text share one mask, which a GPU is then sent once.
-    masks = {id(want.allowed): want.allowed for want in wanted}
+    masks = {id(request.allowed): request.allowed for request in requests}
     if not any(mask is not None for mask in masks.values()):
         return scores
     table = torch.zeros(len(masks), scores.shape[1], dtype=torch.bool)
     for row, mask in zip(table, masks.values(), strict=True):
         row[: len(mask) if mask is not None else len(row)] = True if mask is None else mask
     place = {key: index for index, key in enumerate(masks)}
-    rows = [place[id(want.allowed)] for want in wanted]
+    rows = [place[id(request.allowed)] for request in requests]
     table = sent(table, scores.device)
     if len(masks) > 1:
         table = table[sent(torch.tensor(rows), scores.device)]
     return scores.masked_fill(~table, -torch.inf)
 
 
-def _top(logits: Tensor, total: Tensor, index: int, want: Wanted) -> tuple[tuple[int, float], ...]:
-    if not want.sampling.logprobs:
+def _top(
+    logits: Tensor, total: Tensor, index: int, request: DrawRequest
+) -> tuple[tuple[int, float], ...]:
+    if not request.sampling.logprobs:
         return ()
-    count = min(want.sampling.logprobs, logits.shape[1])
+    count = min(request.sampling.logprobs, logits.shape[1])
     found = (logits[index] - total[index]).topk(count)
     return tuple(zip(found.indices.tolist(), found.values.tolist(), strict=True))
 
 
-def _sample(scores: Tensor, wanted: Sequence[Wanted]) -> Tensor:
+def _sample(scores: Tensor, requests: Sequence[DrawRequest]) -> Tensor:
     """Return ids [rows] by inverse transform sampling: min_p, then top_k, then top_p.
 
     Args:
         scores: [rows, vocabulary]; minus infinity where a token is not allowed.
-        wanted: one a row, all with the same temperature and filters.
+        requests: one a row, all with the same temperature and filters.
     """
-    sampling = wanted[0].sampling
+    sampling = requests[0].sampling
     scores = scores.double()
     # The likeliest at 0, so that no temperature is too low to divide by.
     scores -= scores.amax(-1, keepdim=True)
@@ -260,7 +270,7 @@ def _sample(scores: Tensor, wanted: Sequence[Wanted]) -> Tensor:
         ids, order = ids.sort()
         values = values.gather(1, order)
     sums = values.cumsum(-1)
-    numbers = [want.sampling.uniform(want.stream, want.index) for want in wanted]
+    numbers = [each.sampling.uniform(each.stream, each.index) for each in requests]
     at = sent(torch.tensor(numbers, dtype=sums.dtype), sums.device)[:, None] * sums[:, -1:]
     # Rounding must not reach the end of the sums, where a token of weight 0 may stand.
     at = torch.minimum(at, torch.nextafter(sums[:, -1:], torch.zeros_like(at)))

@@ -9,13 +9,13 @@ from tiny import chat
 
 from mvspec.law.tags import Tag
 from mvspec.runtime import TorchEngine
-from mvspec.runtime.engine.model import Model, Part
-from mvspec.runtime.engine.store import Store
+from mvspec.runtime.engine.kv_cache import KVCache
+from mvspec.runtime.engine.model import EngineModel, TokenChunk
 
 __all__ = ["Dice", "dice_engine"]
 
 
-class Dice(Model):
+class Dice(EngineModel):
     """Random logits; every tag and every newline is `liking` likelier than other tokens."""
 
     def __init__(self, size: int, liked: list[int], liking: float) -> None:
@@ -34,19 +34,19 @@ class Dice(Model):
     def ends(self) -> frozenset[int]:
         return frozenset()
 
-    def store(self) -> Store:
-        return Store(self.device)
+    def cache(self) -> KVCache:
+        return KVCache(self.device)
 
-    def forward(self, parts: Any) -> list[Any]:
+    def forward(self, chunks: Any) -> Any:
         out = []
-        for part in parts:
-            assert isinstance(part, Part)
+        for chunk in chunks:
+            assert isinstance(chunk, TokenChunk)
             # By what is read and where, so that a run which fails can be run again.
-            self.generator.manual_seed(hash((part.start, *part.ids[:64])) % 2**63)
-            logits = torch.randn(len(part.keep), self.size, generator=self.generator)
+            self.generator.manual_seed(hash((chunk.start, *chunk.ids[:64])) % 2**63)
+            logits = torch.randn(len(chunk.keep), self.size, generator=self.generator)
             logits[:, self.liked] += self.liking
             out.append(logits)
-        return out
+        return torch.cat(out)
 
 
 def dice_engine(tokenizer: Any, liking: float, **more: Any) -> TorchEngine:

@@ -14,16 +14,16 @@ from torch import Tensor
 import mvspec as mv
 from mvspec.compiler import additive_mask
 from mvspec.runtime import Result, TorchEngine
-from mvspec.runtime.engine.model import Model
-from mvspec.runtime.engine.store import Store
+from mvspec.runtime.engine.kv_cache import KVCache
+from mvspec.runtime.engine.model import EngineModel
 
 __all__ = ["Scripted", "ask", "scripted_engine", "tokens_of", "training_logits"]
 
 
-class Scripted(Model):
+class Scripted(EngineModel):
     """A model that answers cues: each token is likeliest that goes on with the last cue's reply.
 
-    It reads what each thread's row of the store shows, and nothing else. A reply that is over is
+    It reads what each thread's row of the cache shows, and nothing else. A reply that is over is
     followed by an end of turn.
 
     Args:
@@ -40,7 +40,7 @@ class Scripted(Model):
             cue: self.encode(reply) if isinstance(reply, str) else reply
             for cue, reply in says.items()
         }
-        self.texts: WeakKeyDictionary[Store, list[int]] = WeakKeyDictionary()
+        self.texts: WeakKeyDictionary[KVCache, list[int]] = WeakKeyDictionary()
 
     @property
     def device(self) -> torch.device:
@@ -50,25 +50,25 @@ class Scripted(Model):
     def ends(self) -> frozenset[int]:
         return frozenset([self.end])
 
-    def store(self) -> Store:
-        return Store(self.device)
+    def cache(self) -> KVCache:
+        return KVCache(self.device)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, tags in it being tags."""
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
         return ids
 
-    def forward(self, parts: Any) -> list[Tensor]:
+    def forward(self, chunks: Any) -> Tensor:
         out = []
-        for part in parts:
-            ids = self.texts.setdefault(part.store, [])
-            ids[part.start :] = part.ids
-            logits = torch.zeros(len(part.keep), self.size, dtype=torch.float64)
-            for number, index in enumerate(part.keep):
-                seen = part.store.visible[part.rows[index], : part.start + index + 1]
-                logits[number, self.next([ids[column] for column in seen.nonzero()[0]])] = 30.0
+        for chunk in chunks:
+            ids = self.texts.setdefault(chunk.cache, [])
+            ids[chunk.start :] = chunk.ids
+            logits = torch.zeros(len(chunk.keep), self.size, dtype=torch.float64)
+            for number, index in enumerate(chunk.keep):
+                seen = chunk.cache.visible[chunk.rows[index], : chunk.start + index + 1]
+                logits[number, self.next([ids[slot] for slot in seen.nonzero()[0]])] = 30.0
             out.append(logits)
-        return out
+        return torch.cat(out)
 
     def next(self, seen: list[int]) -> int:
         """Return the token that follows what a thread sees."""

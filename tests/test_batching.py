@@ -30,7 +30,7 @@ from mvspec.runtime import (  # noqa: E402
     Sampling,
     Written,
 )
-from mvspec.runtime.engine.store import token_bytes  # noqa: E402
+from mvspec.runtime.engine.kv_cache import token_bytes  # noqa: E402
 
 SAYS = {f"{name}:": name.lower() * 99 for name in "ABCDF"}
 
@@ -51,7 +51,7 @@ def block() -> mv.Document:
 
 @pytest.mark.parametrize("most", [1, 2, 3, 64])
 def test_a_finished_request_leaves_and_a_waiting_one_enters(most: int) -> None:
-    engine = scripted_engine(SAYS, max_requests=most)
+    engine = scripted_engine(SAYS, max_concurrent_requests=most)
     forward, sizes = engine.model.forward, []
 
     def counted(parts: Any) -> Any:
@@ -67,13 +67,13 @@ def test_a_finished_request_leaves_and_a_waiting_one_enters(most: int) -> None:
         assert sizes == [1] * sum(lengths.values())
     # None waits while there is a place: the fifth runs beside what is left of the first.
     if most == 2:
-        assert engine.steps == 15
+        assert engine.scheduler.steps == 15
     if most == 64:
-        assert engine.steps == 9
+        assert engine.scheduler.steps == 9
 
 
 def test_a_long_prompt_takes_several_steps_and_lets_others_go_on() -> None:
-    engine = tiny_engine(max_rows=16)
+    engine = tiny_engine(max_batched_tokens=16)
     long = mv.document(mv.user("word " * 200), mv.assistant("A:", mv.gen("x", 2)))
     alone = [engine.run(document).trace.ids for document in (long, hole("B", 6))]
     read = engine.submit(long)
@@ -84,7 +84,7 @@ def test_a_long_prompt_takes_several_steps_and_lets_others_go_on() -> None:
     assert any(ends)
     for request, ids in zip((read, quick), alone, strict=True):
         assert engine.result(request).trace.ids == ids
-        assert max(request.rows) <= 16
+        assert max(request.forward_tokens) <= 16
 
 
 def test_options_for_each() -> None:
@@ -110,7 +110,7 @@ def test_one_that_cannot_run_stops_all_before_they_start() -> None:
     with pytest.raises(VerifyError, match="empty document"):
         engine.run_many([hole("A", 3), mv.Document()])
     assert not engine.step()
-    assert engine.steps == 0
+    assert engine.scheduler.steps == 0
 
 
 def test_streams_share_steps() -> None:
@@ -124,7 +124,7 @@ def test_streams_share_steps() -> None:
         "aaaaaaaa",
         "bbbbbbbb",
     ]
-    assert engine.steps < 16
+    assert engine.scheduler.steps < 16
 
 
 def test_events_come_in_order() -> None:
@@ -167,11 +167,11 @@ def written(events: list[Event], *threads: int) -> list[Written]:
 
 
 def test_leaving_a_stream_frees_the_request() -> None:
-    engine = scripted_engine(SAYS, max_requests=1)
+    engine = scripted_engine(SAYS, max_concurrent_requests=1)
     for event in engine.stream(hole("A", 50)):
         if isinstance(event, Written) and event.author == "model":
             break
-    assert engine.steps == 1
+    assert engine.scheduler.steps == 1
     assert engine.run(hole("B", 2)).values == {"x": "bb"}
 
     async def leave() -> Result:
@@ -199,7 +199,7 @@ def test_tasks_share_steps() -> None:
     results = asyncio.run(all_())
     assert [result["x"] for result in results] == [n.lower() * c for n, c in lengths.items()]
     # They need not begin at once, but none runs for itself.
-    assert 20 <= engine.steps < 40
+    assert 20 <= engine.scheduler.steps < 40
 
 
 def test_a_tasks_events_are_those_of_a_stream() -> None:
@@ -219,7 +219,7 @@ def test_a_tasks_events_are_those_of_a_stream() -> None:
 
 
 def test_a_task_that_is_cancelled_or_refused_leaves_the_others_alone() -> None:
-    engine = scripted_engine(SAYS, max_requests=2)
+    engine = scripted_engine(SAYS, max_concurrent_requests=2)
 
     async def some() -> list[Any]:
         long = asyncio.create_task(engine.run_async(hole("A", 200)))
@@ -253,11 +253,11 @@ def test_a_request_without_memory_leaves_the_others_alone() -> None:
 
 
 def test_an_interrupt_drops_what_waits() -> None:
-    engine = scripted_engine(SAYS, max_requests=1)
+    engine = scripted_engine(SAYS, max_concurrent_requests=1)
     forward = engine.model.forward
 
     def interrupted(parts: Any) -> Any:
-        if engine.steps == 6:
+        if engine.scheduler.steps == 6:
             raise KeyboardInterrupt
         return forward(parts)
 

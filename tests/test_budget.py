@@ -106,12 +106,12 @@ def test_two_budgets_at_once(
     plan = engine.plan(body())
     tokens, positions = shape(plan)
     limits = Limits(max_tokens=tokens + max_tokens, max_position=positions + max_position)
-    engine.max_rows = rows
+    engine.scheduler.max_batched_tokens = rows
     try:
         options = Options(Sampling(1.5, seed=seed), limits, threads=threads)
         check(engine.run(plan, options), plan, limits)
     finally:
-        engine.max_rows = 256
+        engine.scheduler.max_batched_tokens = 256
 
 
 def test_a_budget_is_used_to_its_end() -> None:

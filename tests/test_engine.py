@@ -31,7 +31,7 @@ from mvspec.runtime import (  # noqa: E402
     Trace,
     Written,
 )
-from mvspec.runtime.engine.store import Store, token_bytes  # noqa: E402
+from mvspec.runtime.engine.kv_cache import KVCache, token_bytes  # noqa: E402
 
 
 def ask(*body: Any) -> mv.Document:
@@ -49,14 +49,14 @@ def forked(tokens: int = 6) -> mv.Document:
 
 
 def test_many_requests_share_steps() -> None:
-    engine = tiny_engine(max_requests=3)
+    engine = tiny_engine(max_concurrent_requests=3)
     documents = [ask("N", mv.gen("x", count)) for count in (9, 2, 2, 2, 9)]
     alone = [engine.run(document).values for document in documents]
-    engine.steps = 0
+    engine.scheduler.steps = 0
     results = engine.run_many(documents)
     assert [result.values for result in results] == alone
     # A finished request leaves and a waiting one enters.
-    assert 9 < engine.steps < sum((9, 2, 2, 2, 9))
+    assert 9 < engine.scheduler.steps < sum((9, 2, 2, 2, 9))
 
 
 def test_events_add_up_to_the_trace() -> None:
@@ -97,10 +97,10 @@ def test_tasks_share_steps() -> None:
         return await asyncio.gather(*runs)
 
     alone = engine.run(ask("N", mv.gen("x", 12))).values
-    engine.steps = 0
+    engine.scheduler.steps = 0
     results = asyncio.run(both())
     assert [result.values for result in results] == [alone] * 4
-    assert engine.steps < 3 * 13
+    assert engine.scheduler.steps < 3 * 13
 
 
 def test_one_thread_at_a_time_writes_the_same() -> None:
@@ -210,13 +210,13 @@ def test_forks_and_joins_copy_no_keys() -> None:
         mv.parallel(mv.branch("a", "One."), mv.branch("b", "Two."), conclusion="Both.")
         for _ in range(12)
     ]
-    stores: list[Store] = []
+    stores: list[KVCache] = []
 
-    def roomy() -> Store:
-        stores.append(Store(engine.model.device, capacity=4096))
+    def roomy() -> KVCache:
+        stores.append(KVCache(engine.model.device, capacity=4096))
         return stores[-1]
 
-    engine.model.store = roomy  # type: ignore[method-assign]
+    engine.model.cache = roomy  # type: ignore[method-assign]
     request = engine.submit(ask(*blocks))
     while engine.step():
         pass
@@ -228,10 +228,10 @@ def test_forks_and_joins_copy_no_keys() -> None:
 
 
 def test_a_growing_store_copies_a_token_once_on_average() -> None:
-    store = Store(torch.device("cpu"), capacity=8)
-    key = torch.ones(1, 2, 1, 4)
+    store = KVCache(torch.device("cpu"), capacity=8)
+    key, row = torch.ones(1, 2, 1, 4), store.fork(None)
     for _ in range(1000):
-        column = store.take(1)
+        column = store.allocate(row, 1)
         store.write(0, key, key, column)
     assert store.copied < 2 * 1000 * 2 * key.nbytes
     assert bool((store.keys[0][:, :, :1000] == 1).all())
@@ -254,23 +254,23 @@ def test_a_requests_keys_and_values_are_limited(kind: str) -> None:
     small = tiny_engine(kind, max_kv_bytes=each)
     with pytest.raises(LimitExceeded, match=r"5 tokens' keys and values"):
         small.run(plan)
-    assert small.steps == 0
+    assert small.scheduler.steps == 0
 
 
 def test_a_model_that_needs_more_than_it_says_is_limited_too() -> None:
     engine = tiny_engine()
-    store = Store(engine.model.device)
+    store = KVCache(engine.model.device)
     store.restrict(60_000, 1)
-    engine.model.store = lambda: store  # type: ignore[method-assign]
+    engine.model.cache = lambda: store  # type: ignore[method-assign]
     with pytest.raises(LimitExceeded, match=r"256 tokens' .* take 0\.1 MB and the limit"):
         engine.run(forked())
 
 
 def test_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = tiny_engine()
-    limited = Store(engine.model.device)
+    limited = KVCache(engine.model.device)
     limited.restrict(30_000, 512)
-    monkeypatch.setattr(engine.model, "store", lambda: limited)
+    monkeypatch.setattr(engine.model, "cache", lambda: limited)
     with pytest.raises(LimitExceeded, match=r"59 tokens' keys and values take 0\.0 MB and the lim"):
         engine.run(forked(60))
     monkeypatch.undo()
@@ -290,7 +290,7 @@ def test_a_model_that_does_not_fit_into_the_memory(monkeypatch: pytest.MonkeyPat
     def full(*args: Any, **kwargs: Any) -> Any:
         raise MemoryError("Cannot allocate memory")
 
-    monkeypatch.setattr("mvspec.runtime.engine.torch_engine.load", full)
+    monkeypatch.setattr("mvspec.runtime.engine.torch_engine.load_model", full)
     with pytest.raises(ModelError, match=r"the model big does not fit .*Cannot allocate"):
         TorchEngine.load("big")
 
@@ -327,7 +327,7 @@ def test_what_cannot_run_is_refused() -> None:
         engine.run(forked(), Options(limits=Limits(max_position=3)))
     with pytest.raises(LimitExceeded, match="max_tokens"):
         engine.run(forked(), Options(limits=Limits(max_tokens=3)))
-    for name in ("max_rows", "max_requests", "max_kv_bytes"):
+    for name in ("max_batched_tokens", "max_concurrent_requests", "max_kv_bytes"):
         for value in (0, -1, 1.5, "2"):
             more: dict[str, Any] = {name: value}
             with pytest.raises(VerifyError, match=f"{name}: {value!r} is not a whole number"):

@@ -149,7 +149,7 @@ def test_events_of_holes_add_up(
     which: str, seed: int, share: int, threads: int, rows: int, budget: int | None
 ) -> None:
     engine = ENGINES[which]
-    engine.max_rows = rows
+    engine.scheduler.max_batched_tokens = rows
     plan = engine.plan(holes(seed, share))
     limits = Limits()
     if budget is not None:
@@ -170,7 +170,7 @@ def test_events_of_a_turn_add_up(
     which: str, seed: int, structure: bool, share: int, max_tokens: int, stop: tuple[str, ...]
 ) -> None:
     engine = ENGINES[which]
-    engine.max_rows = 256
+    engine.scheduler.max_batched_tokens = 256
     options = Options(
         Sampling(1.0, seed=seed, stop=stop), Limits(max_tokens=max_tokens), structure, share
     )

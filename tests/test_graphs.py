@@ -28,11 +28,12 @@ from traces import CANONICAL  # noqa: E402
 
 import mvspec as mv  # noqa: E402
 from mvspec.law.threads import sees  # noqa: E402
-from mvspec.runtime import Options, Result, TorchEngine, graphs  # noqa: E402
-from mvspec.runtime.engine.attention import Part, Slices  # noqa: E402
-from mvspec.runtime.engine.graphs import Graphs, Table, bucket  # noqa: E402
-from mvspec.runtime.engine.model import Model  # noqa: E402
-from mvspec.runtime.engine.store import Store  # noqa: E402
+from mvspec.runtime import Options, Result, TorchEngine  # noqa: E402
+from mvspec.runtime.engine import graphs  # noqa: E402
+from mvspec.runtime.engine.attention import SlicedAttention, TokenChunk  # noqa: E402
+from mvspec.runtime.engine.graphs import CudaGraphs, GraphInputs, bucket  # noqa: E402
+from mvspec.runtime.engine.kv_cache import KVCache  # noqa: E402
+from mvspec.runtime.engine.model import EngineModel  # noqa: E402
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
@@ -88,7 +89,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mvspec.runtime.engine.kernels", defined, raising=False)
 
 
-class Uncaptured(Graphs):
+class Uncaptured(CudaGraphs):
     """Launches again what a graph would replay.
 
     Args:
@@ -97,7 +98,7 @@ class Uncaptured(Graphs):
     """
 
     def __init__(
-        self, model: Model, fill: int = 1, lie: Callable[[Tensor], Tensor] | None = None
+        self, model: EngineModel, fill: int = 1, lie: Callable[[Tensor], Tensor] | None = None
     ) -> None:
         with pytest.warns(UserWarning, match="without CUDA graphs: "):
             super().__init__(model.model, model._read)
@@ -107,7 +108,7 @@ class Uncaptured(Graphs):
         self.lie = lie or (lambda logits: logits)
 
     def _capture(self, rows: int, layers: int) -> bool:
-        table = Table(rows * self.fill, layers, CPU)
+        table = GraphInputs(rows * self.fill, layers, CPU)
         logits = self._read(table.ids, table.positions, 0, table)
 
         def replay() -> None:
@@ -144,20 +145,22 @@ def largest(first: Result, second: Result) -> float:
 # The table
 
 
-def parts(widths: Sequence[tuple[int, list[int]]], dtype: Any, dims: tuple[int, int]) -> list[Part]:
-    """Return new tokens over stores of random keys; half of the columns are hidden at random."""
+def parts(
+    widths: Sequence[tuple[int, list[int]]], dtype: Any, dims: tuple[int, int]
+) -> list[TokenChunk]:
+    """Return new tokens over caches of random keys; half of the slots are hidden at random."""
     draw, random = torch.Generator().manual_seed(1), np.random.default_rng(1)
     made = []
     for used, rows in widths:
-        store = Store(CPU)
-        store.take(used)
+        store = KVCache(CPU)
+        store.allocate(7, used)
         key, value = (torch.randn(1, 2, used, dim, generator=draw, dtype=dtype) for dim in dims)
         store.write(0, key, value, 0)
         store.visible[:, :used] = random.random((8, used)) < 0.5
-        start = store.take(len(rows))
-        for index, row in enumerate(rows):
-            store.show(row, start + index, start + index + 1)
-        made.append(Part(store, [1] * len(rows), [0] * len(rows), rows, start, [0]))
+        start = store.used
+        for row in rows:
+            store.allocate(row, 1)
+        made.append(TokenChunk(store, [1] * len(rows), [0] * len(rows), rows, start, [0]))
     return made
 
 
@@ -172,16 +175,16 @@ def attends(dtype: Any, dims: tuple[int, int], spare: int) -> float:
         for heads, dim in ((6, dims[0]), (2, dims[0]), (2, dims[1]))
     )
     apart, together = parts(WIDTHS, dtype, dims), parts(WIDTHS, dtype, dims)
-    expected = Slices(apart, dtype).attend(0, query, key, value, None)
-    table = Table(5 + spare, 1, CPU)
+    expected = SlicedAttention(apart, dtype, CPU).attend(0, query, key, value, None)
+    table = GraphInputs(5 + spare, 1, CPU)
     table.fill(together, [0, 4])
     found = table.attend(0, query, key, value, None)
     assert table.kept(2).tolist() == [0, 4]
     assert table.ids.tolist() == [[1] * 5 + [0] * spare]
     assert not found[:, 5:].any()  # rows of no request see nothing, and are not kept
     for one, other in zip(apart, together, strict=True):
-        assert torch.equal(one.store.keys[0], other.store.keys[0])
-        assert torch.equal(one.store.values[0], other.store.values[0])
+        assert torch.equal(one.cache.keys[0], other.cache.keys[0])
+        assert torch.equal(one.cache.values[0], other.cache.values[0])
     return float((found - expected)[:, :5].abs().max())
 
 
@@ -222,7 +225,7 @@ def test_rows_that_fill_up_change_nothing(kind: str, fill: int) -> None:
         results = engine.run_many(runs, DECODE)
     expected = plain.run(runs[0], DECODE)
     assert not made.off
-    assert made.replays > engine.steps / 2
+    assert made.replays > engine.scheduler.steps / 2
     assert len(made._made) > 1
     for result in results:
         assert result.trace.ids == expected.trace.ids
@@ -280,7 +283,7 @@ def test_large_and_rare_steps_are_not_captured(monkeypatch: pytest.MonkeyPatch) 
         if name == "PATIENCE":
             assert not made._made
         else:
-            assert 0 < made.replays < engine.steps
+            assert 0 < made.replays < engine.scheduler.steps
 
 
 @pytest.mark.usefixtures("kernels")
@@ -316,11 +319,11 @@ def test_a_model_with_a_hook_is_not_captured(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(graphs, "find_spec", lambda name: name)
     exact = tiny_engine("Llama", small_tokenizer()).model
     with pytest.warns(UserWarning, match=r"without CUDA graphs: .* compute in torch\.float64"):
-        Graphs(exact.model, exact._read)
+        CudaGraphs(exact.model, exact._read)
     load: Any = transformers.LlamaForCausalLM
-    model = Model(load(transformers.LlamaConfig(**SMALL)).eval())
+    model = EngineModel(load(transformers.LlamaConfig(**SMALL)).eval())
     assert model.graphs is None  # on a CPU there are none, and nobody is warned
-    assert not Graphs(model.model, model._read).off
+    assert not CudaGraphs(model.model, model._read).off
     model.model.model.norm.register_forward_hook(lambda *args: None)
     with pytest.warns(UserWarning, match=r"without CUDA graphs: model\.norm has a hook"):
-        Graphs(model.model, model._read)
+        CudaGraphs(model.model, model._read)

@@ -275,4 +275,4 @@ def test_holes_that_cannot_be_filled_are_refused(
     engine = tiny_engine()
     with pytest.raises(kind, match=message):
         engine.run(ask("So ", hole))
-    assert engine.steps == 0
+    assert engine.scheduler.steps == 0

@@ -160,7 +160,7 @@ def test_with_share_a_stop_string_takes_nothing_back() -> None:
     block = [mv.branch("a", "A:", mv.gen("a", 9, stop=["b", "zz"])), mv.branch("b", "B.")]
     with pytest.raises(Unsupported, match=r"hole 'a': with share, .* 'zz' may be several"):
         engine.run(ask(mv.parallel(*block)), Options(share=2))
-    assert engine.steps == 0
+    assert engine.scheduler.steps == 0
     # Outside blocks nobody reads on.
     alone = ask("A:", mv.gen("a", 9, stop=["zz"]), mv.parallel(mv.branch("b", mv.gen("b", 3))))
     assert engine.run(alone, Options(share=2)).values == engine.run(alone).values

@@ -20,7 +20,12 @@ from torch import Tensor  # noqa: E402
 import mvspec as mv  # noqa: E402
 from mvspec.errors import VerifyError  # noqa: E402
 from mvspec.runtime import Options, Result, Sampling, TorchEngine  # noqa: E402
-from mvspec.runtime.sampling import Wanted, draw  # noqa: E402
+from mvspec.runtime.sampling import DrawnToken, DrawRequest, draw_tokens  # noqa: E402
+
+
+def draw(logits: Tensor, requests: list[DrawRequest]) -> list[DrawnToken]:
+    """Draw several tokens from the same logits."""
+    return draw_tokens(logits.expand(len(requests), -1), requests)
 
 
 def logits_of(size: int, seed: int = 0, scale: float = 2.0) -> Tensor:
@@ -69,8 +74,8 @@ def test_draws_are_the_inverse_of_the_filtered_distribution(
 ) -> None:
     sampling = Sampling(temperature, top_p, top_k, min_p, seed=seed)
     logits = logits_of(size, seed)
-    wanted = [Wanted(logits, sampling, "0/1.0", index) for index in range(20)]
-    found = [drawn.id for drawn in draw(wanted)]
+    wanted = [DrawRequest(sampling, "0/1.0", index) for index in range(20)]
+    found = [drawn.id for drawn in draw(logits, wanted)]
     assert found == [expected_draw(logits, sampling, "0/1.0", index) for index in range(20)]
 
 
@@ -79,7 +84,7 @@ def test_a_large_vocabulary_is_filtered_alike() -> None:
     for scale in (0.1, 6.0):
         logits = logits_of(4000, 1, scale)
         sampling = Sampling(1.0, top_p=0.9, seed=3)
-        found = [d.id for d in draw([Wanted(logits, sampling, "", n) for n in range(40)])]
+        found = [d.id for d in draw(logits, [DrawRequest(sampling, "", n) for n in range(40)])]
         assert found == [expected_draw(logits, sampling, "", n) for n in range(40)]
 
 
@@ -89,7 +94,7 @@ def test_frequencies_are_the_models_probabilities() -> None:
     for seed, temperature in ((0, 1.0), (1, 2.5)):
         sampling = Sampling(temperature, seed=seed)
         counts = [0] * 12
-        for drawn in draw([Wanted(logits, sampling, "", index) for index in range(4000)]):
+        for drawn in draw(logits, [DrawRequest(sampling, "", index) for index in range(4000)]):
             counts[drawn.id] += 1
         probabilities = torch.softmax(logits / temperature, -1).tolist()
         expected = [4000 * p for p in probabilities]
@@ -113,7 +118,9 @@ def test_random_numbers_are_even_and_new_at_every_place() -> None:
 @pytest.mark.parametrize("temperature", [1e-310, 1e-9, 1e9])
 def test_extreme_temperatures(temperature: float) -> None:
     logits = logits_of(30).float()
-    found = {d.id for d in draw([Wanted(logits, Sampling(temperature), "", n) for n in range(200)])}
+    found = {
+        d.id for d in draw(logits, [DrawRequest(Sampling(temperature), "", n) for n in range(200)])
+    }
     assert found == {int(logits.argmax())} if temperature < 1 else len(found) == 30
 
 
@@ -122,7 +129,9 @@ def test_what_is_not_allowed_is_never_drawn() -> None:
     allowed = torch.zeros(20, dtype=torch.bool)  # ids past it are not allowed either
     allowed[[3, 7]] = True
     for sampling in (Sampling(), Sampling(9.0), Sampling(9.0, top_p=0.9), Sampling(9.0, top_k=9)):
-        found = {d.id for d in draw([Wanted(logits, sampling, "", n, allowed) for n in range(50)])}
+        found = {
+            d.id for d in draw(logits, [DrawRequest(sampling, "", n, allowed) for n in range(50)])
+        }
         assert found == {3, 7} if sampling.temperature else {max((3, 7), key=lambda n: logits[n])}
 
 
@@ -132,12 +141,12 @@ def test_the_likeliest_tokens_are_told_as_the_model_sees_them() -> None:
     expected = torch.log_softmax(logits, -1)
     allowed = torch.arange(30) < 3
     sampling = Sampling(0.3, top_k=2, repetition_penalty=3.0, logprobs=4)
-    (drawn,) = draw([Wanted(logits, sampling, "", 0, allowed, seen=[0, 1, 2])])
+    (drawn,) = draw(logits, [DrawRequest(sampling, "", 0, allowed, seen=[0, 1, 2])])
     assert drawn.logprob == pytest.approx(float(expected[drawn.id]))
     assert [id for id, _ in drawn.top] == expected.argsort(descending=True)[:4].tolist()
     for id, logprob in drawn.top:
         assert logprob == pytest.approx(float(expected[id]))
-    (few,) = draw([Wanted(logits[:5], Sampling(logprobs=100), "", 0)])
+    (few,) = draw(logits[:5], [DrawRequest(Sampling(logprobs=100), "", 0)])
     assert len(few.top) == 5
 
 
@@ -145,10 +154,10 @@ def test_the_penalty_is_ctrls() -> None:
     logits = torch.tensor([2.0, 1.9, -0.1, -5.0])
     cases = [((), 0), ((0,), 1), ((0, 1), 0), ((0, 1, 1, 0), 0)]
     for seen, best in cases:
-        (drawn,) = draw([Wanted(logits, Sampling(repetition_penalty=1.5), "", 0, seen=seen)])
+        (drawn,) = draw(logits, [DrawRequest(Sampling(repetition_penalty=1.5), "", 0, seen=seen)])
         assert drawn.id == best
     logits = torch.tensor([-1.0, -1.1])  # negative ones are multiplied
-    (drawn,) = draw([Wanted(logits, Sampling(repetition_penalty=1.2), "", 0, seen=(0,))])
+    (drawn,) = draw(logits, [DrawRequest(Sampling(repetition_penalty=1.2), "", 0, seen=(0,))])
     assert drawn.id == 1
 
 
@@ -224,7 +233,7 @@ def replayed(engine: TorchEngine, document: mv.Document, result: Result, samplin
             if other in (0, owner)
         ]
         allowed = engine.lexicon.starting(starts.get(index, ""))
-        (again,) = draw([Wanted(logits, sampling, f"0/{places[owner]}", at, allowed, seen)])
+        (again,) = draw(logits, [DrawRequest(sampling, f"0/{places[owner]}", at, allowed, seen)])
         assert again.id == trace.ids[index]
         assert again.logprob == pytest.approx(trace.logprobs[index], abs=1e-9)
         if sampling.logprobs:
@@ -270,10 +279,14 @@ def test_a_seeded_result_does_not_change_with_what_else_runs() -> None:
     option = Options(Sampling(1.0, seed=11))
     alone = tiny_engine().run(document, option)
     for rows in (1, 3, 50):
-        found = tiny_engine(max_rows=rows).run(document, option)
+        found = tiny_engine(max_batched_tokens=rows).run(document, option)
         assert found.trace.ids == alone.trace.ids
     others = [ask("x" * n, mv.gen("x", n + 3)) for n in range(5)]
-    for engine in (tiny_engine(), tiny_engine(max_requests=2), tiny_engine(max_rows=7)):
+    for engine in (
+        tiny_engine(),
+        tiny_engine(max_concurrent_requests=2),
+        tiny_engine(max_batched_tokens=7),
+    ):
         first, *_ = engine.run_many([document, *others], option)
         assert first.trace.ids == alone.trace.ids
         assert first.values == alone.values

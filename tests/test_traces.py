@@ -103,7 +103,7 @@ def test_an_interrupted_trace_replays_too(at: int) -> None:
     forward = engine.model.forward
 
     def interrupted(parts: Any) -> Any:
-        if engine.steps == at:
+        if engine.scheduler.steps == at:
             raise KeyboardInterrupt
         return forward(parts)
 
@@ -267,7 +267,7 @@ def test_one_budget_for_holes_and_turn() -> None:
 
 
 def test_a_path_that_begins_with_a_hole_waits_for_its_prompt() -> None:
-    engine = scripted_engine({"So:": "xyz"}, max_rows=1)
+    engine = scripted_engine({"So:": "xyz"}, max_batched_tokens=1)
     ids = engine.model.encode("So:")  # type: ignore[attr-defined]
     ops = (
         Extend(thread=0, tokens=tuple(ids), author="prompt"),

@@ -199,7 +199,7 @@ def test_training_is_inference(kind: str, tmp_path: Path) -> None:
     inputs = batch.inputs(torch.device("cpu"), module.mask(batch))
     with torch.inference_mode():
         logits = network.base.get_output_embeddings()(network.hidden(inputs))[0]
-    with module.engine(max_rows=7) as engine:
+    with module.engine(max_batched_tokens=7) as engine:
         replay = engine.run(document, Options(logits=True, decode=True))
         assert replay.trace.layout == layout
         rows = replay.logits or []

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mvspec.law.tags import Tag
 from mvspec.runtime import TorchEngine
-from mvspec.runtime.engine.model import Model
+from mvspec.runtime.engine.model import EngineModel
 
 __all__ = ["FORKING", "KINDS", "Biased", "chat", "tiny_engine", "tiny_model"]
 
@@ -49,15 +49,15 @@ def tiny_model(kind: str, vocabulary: int, context: int = 4096) -> Any:
     return model
 
 
-class Biased(Model):
+class Biased(EngineModel):
     """A model that likes some tokens more than its weights say; so it forks."""
 
     def __init__(self, model: Any, bias: Tensor) -> None:
         super().__init__(model)
         self.bias = bias
 
-    def forward(self, parts: Any) -> list[Tensor]:
-        return [logits + self.bias for logits in super().forward(parts)]
+    def forward(self, chunks: Any) -> Tensor:
+        return super().forward(chunks) + self.bias
 
 
 def chat(tokenizer: Any = None) -> Any:

@@ -17,7 +17,7 @@ from mvspec.errors import Unsupported, VerifyError
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
 from mvspec.runtime import Options, TorchEngine
-from mvspec.runtime.engine.model import load
+from mvspec.runtime.engine.model import load_model
 from mvspec.runtime.tasks.examination import Mark, examine, is_canonical
 from mvspec.runtime.tasks.problem import PARALLEL, STEPWISE, Problem
 
@@ -57,7 +57,7 @@ class Arm:
 
     def engine(self, folder: Path, **more: Any) -> TorchEngine:
         """Return an engine that serves the weights in a folder."""
-        model, tokenizer = load(folder)
+        model, tokenizer = load_model(folder)
         return TorchEngine(model, tokenizer if self.serving == "law" else worded(folder), **more)
 
     def examine(

@@ -200,7 +200,7 @@ class Comparison:
             return
         self.left()
         how = self.settings.evaluation
-        engine = arm.engine(self.model(arm, seed), max_requests=how.batch)
+        engine = arm.engine(self.model(arm, seed), max_concurrent_requests=how.batch)
         started = time.perf_counter()
         marks = list(
             arm.examine(

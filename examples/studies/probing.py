@@ -29,7 +29,7 @@ from rich.progress import track
 from study import Records, mean_error, publish, read_documents, start, table
 
 from mvspec import MvspecError
-from mvspec.runtime.engine.model import load
+from mvspec.runtime.engine.model import load_model
 
 STRENGTHS = (0.001, 0.01, 0.1)
 """Inverse regularisation, chosen on validation documents."""
@@ -167,7 +167,7 @@ def main(
     """
     if source != "problems" and corpus is None:
         raise MvspecError(f"--source {source} needs --corpus FILE.jsonl")
-    loaded, words = load(model, device=device)
+    loaded, words = load_model(model, device=device)
     given: list[Marked]
     if corpus is None:
         some = [(each.question, each.solution) for each in problems(documents)]

@@ -24,7 +24,7 @@ from mvspec.compiler.stages import compile_stages
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
 from mvspec.forms.untagged import UNTAGGED
-from mvspec.runtime.engine.model import load
+from mvspec.runtime.engine.model import load_model
 
 LOWERINGS = ("multiverse", "shared(1)", "shared(8)", "shared(64)", "sequential")
 
@@ -100,7 +100,7 @@ def main(
     some = list(islice((each for each in given if any(each.walk(Parallel))), documents))
     names = [f"{lowering}/{index}" for lowering in LOWERINGS for index in range(len(some))]
     if any(name not in records for name in names):
-        loaded, tokenizer = load(model, device=device)
+        loaded, tokenizer = load_model(model, device=device)
         syntax = syntax_of(tokenizer)
         for lowering in LOWERINGS:
             waiting = [i for i in range(len(some)) if f"{lowering}/{i}" not in records]

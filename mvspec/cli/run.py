@@ -17,8 +17,9 @@ from mvspec.errors import MvspecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mvspec.runtime.engine.torch_engine import Runnable, TorchEngine
+    from mvspec.runtime.engine.torch_engine import TorchEngine
     from mvspec.runtime.options import Options
+    from mvspec.runtime.protocol import Runnable
     from mvspec.runtime.serving.engine import SGLangEngine
     from mvspec.trace import Result, Trace
 

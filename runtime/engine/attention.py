@@ -1,7 +1,7 @@
 """How the new tokens of one forward attend, whatever the model.
 
 Linear layers see all new tokens as one row; only attention looks at whose they are. It reads the
-store of each request in place, so neither fork, join nor batching copies any keys.
+KV cache of each request in place, so neither fork, join nor batching copies any keys.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -17,27 +18,28 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from mvspec.errors import Unsupported
-from mvspec.runtime.engine.store import Store
+from mvspec.runtime.engine.kv_cache import KVCache
+from mvspec.runtime.sampling import sent
 
-__all__ = ["ATTENTION", "Part", "Reader", "Slices", "attend", "kept"]
+__all__ = ["ATTENTION", "KVReader", "SlicedAttention", "TokenChunk", "attend", "kept_tokens"]
 
 ATTENTION = "mvspec"
 """The name of `attend` in transformers' attention interface."""
 
 
 @dataclass(slots=True)
-class Part:
-    """New tokens of one request.
+class TokenChunk:
+    """New tokens of one request, which one forward reads.
 
     Args:
-        store: what they see.
+        cache: what they see.
         ids, positions: of the tokens.
-        rows: each token's row in the store.
-        start: column of the first; the others follow it.
+        rows: each token's row in the cache.
+        start: slot of the first; the others follow it.
         keep: numbers of the tokens whose logits are wanted.
     """
 
-    store: Store
+    cache: KVCache
     ids: list[int]
     positions: list[int]
     rows: list[int]
@@ -45,18 +47,18 @@ class Part:
     keep: list[int]
 
 
-def kept(parts: Sequence[Part]) -> list[int]:
-    """Return the numbers, among the tokens of all parts, of those whose logits are wanted."""
+def kept_tokens(chunks: Sequence[TokenChunk]) -> list[int]:
+    """Return the numbers, among the tokens of all chunks, of those whose logits are wanted."""
     found: list[int] = []
     at = 0
-    for part in parts:
-        found += [at + index for index in part.keep]
-        at += len(part.ids)
+    for chunk in chunks:
+        found += [at + index for index in chunk.keep] if at else chunk.keep
+        at += len(chunk.ids)
     return found
 
 
-class Reader(Protocol):
-    """What keeps the keys of new tokens and lets them attend."""
+class KVReader(Protocol):
+    """Keeps the keys and values of new tokens and lets them attend."""
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
@@ -71,32 +73,40 @@ class Reader(Protocol):
         """
 
 
-class Slices:
+class SlicedAttention:
     """One attention for each request; for any number of tokens, on any device.
 
     Args:
-        parts: the new tokens, one part after the other.
-        dtype: of the model.
+        chunks: the new tokens, one chunk after the other.
+        dtype, device: of the model.
     """
 
-    def __init__(self, parts: Sequence[Part], dtype: torch.dtype) -> None:
-        self._parts = parts
-        self._widths = [len(part.ids) for part in parts]
-        self._masks: list[Tensor | None] = []
-        for part in parts:
-            seen = part.store.mask(part.rows, part.start)
-            if seen is None:
-                self._masks.append(None)
-                continue
-            # The lowest number and not minus infinity: kernels give NaN for a block of columns
-            # that a row does not see at all. Its softmax is exactly 0 all the same.
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device)
-            self._masks.append(mask.masked_fill_(~seen, torch.finfo(dtype).min))
+    def __init__(
+        self, chunks: Sequence[TokenChunk], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._chunks = chunks
+        self._widths = [len(chunk.ids) for chunk in chunks]
+        self._masks: list[Tensor | None] = [None] * len(chunks)
+        seen = [chunk.cache.seen(chunk.rows, chunk.start) for chunk in chunks]
+        flat = [each.ravel() for each in seen if each is not None]
+        if not flat:
+            return
+        # All masks as one line of numbers, so that a GPU is sent one tensor.
+        hidden = sent(torch.from_numpy(~np.concatenate(flat)), device)
+        # The lowest number and not minus infinity: kernels give NaN for a block of slots
+        # that a row does not see at all. Its softmax is exactly 0 all the same.
+        line = torch.zeros(hidden.shape, dtype=dtype, device=device)
+        line.masked_fill_(hidden, torch.finfo(dtype).min)
+        at = 0
+        for index, each in enumerate(seen):
+            if each is not None:
+                self._masks[index] = line.as_strided(each.shape, (each.shape[1], 1), at)
+                at += each.size
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
     ) -> Tensor:
-        """See `Reader`."""
+        """See `KVReader`."""
         heads, groups = query.shape[1], key.shape[1]
         rest = query.shape[2] - sum(self._widths)  # rows of no request
         widths = [*self._widths, rest] if rest else self._widths
@@ -104,18 +114,18 @@ class Slices:
             each.split_with_sizes(widths, 2) for each in (query, key, value)
         )
         found: list[Tensor] = []
-        for index, part in enumerate(self._parts):
-            store, width = part.store, widths[index]
-            store.write(layer, new_keys[index], new_values[index], part.start)
+        for index, chunk in enumerate(self._chunks):
+            cache, width = chunk.cache, widths[index]
+            cache.write(layer, new_keys[index], new_values[index], chunk.start)
             mask = self._masks[index]
             # Query heads that share a key head stand as rows of one product: no key is repeated.
             if mask is not None and len(mask) == width:
                 mask = self._masks[index] = mask.repeat(heads // groups, 1)
-            used = part.start + width
+            used = chunk.start + width
             out = scaled_dot_product_attention(
                 asked[index].reshape(1, groups, heads // groups * width, -1),
-                store.keys[layer].narrow(2, 0, used),
-                store.values[layer].narrow(2, 0, used),
+                cache.keys[layer].narrow(2, 0, used),
+                cache.values[layer].narrow(2, 0, used),
                 attn_mask=mask,
                 scale=scale,
             )
@@ -134,7 +144,7 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     *,
-    reader: Reader,
+    reader: KVReader,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Let new tokens attend; transformers calls it.

@@ -1,7 +1,7 @@
 """Small steps as CUDA graphs: launched at once, whatever requests and threads they read.
 
 A step of few tokens is bound by its many launches, not by what they do. A graph holds them for a
-number of rows; which stores, columns and tokens they are about is data that it reads.
+number of rows; which caches, slots and tokens they are about is data that it reads.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvspec.runtime.engine.attention import Part, Reader, kept
-from mvspec.runtime.engine.store import sent
+from mvspec.runtime.engine.attention import KVReader, TokenChunk, kept_tokens
+from mvspec.runtime.sampling import sent
 
-__all__ = ["MAX_ROWS", "Graphs", "Table", "bucket"]
+__all__ = ["MAX_ROWS", "CudaGraphs", "GraphInputs", "bucket"]
 
 MAX_ROWS = 256
 """Tokens of a graph: more of them take several."""
@@ -32,7 +32,7 @@ MAX_COLUMNS = 1 << 20
 PATIENCE = 3
 """So many steps of a size go by before it is captured: prompts come in every size, and once."""
 
-Read = Callable[[Tensor, Tensor, Any, Reader], Tensor]
+Read = Callable[[Tensor, Tensor, Any, KVReader], Tensor]
 """ids and positions [1, new], what logits to keep, and who reads: logits [kept, vocabulary]."""
 
 
@@ -45,8 +45,8 @@ def bucket(count: int) -> int:
     return 1 << (count - 1).bit_length()
 
 
-class Table:
-    """What a step reads, at addresses that stay: the `Reader` of a graph.
+class GraphInputs:
+    """What a step reads, at addresses that stay: the `KVReader` of a graph.
 
     Rows behind the tokens of the step fill it up; they see nothing, and what they are is not kept.
 
@@ -68,7 +68,7 @@ class Table:
         self._seen = torch.zeros(0, dtype=torch.bool, device=device)
         self.fill((), ())
 
-    def fill(self, parts: Sequence[Part], keep: Sequence[int]) -> None:
+    def fill(self, chunks: Sequence[TokenChunk], keep: Sequence[int]) -> None:
         """Take the tokens of a step.
 
         Args:
@@ -78,22 +78,24 @@ class Table:
         lines[:] = 0
         lines[2] = -1
         lines[4, : len(keep)] = keep
-        widest = max((part.start + len(part.ids) for part in parts), default=1)
+        counts = [len(chunk.ids) for chunk in chunks]
+        count = sum(counts)
+        lines[0, :count] = [id for chunk in chunks for id in chunk.ids]
+        lines[1, :count] = [position for chunk in chunks for position in chunk.positions]
+        if chunks:
+            lines[3, :count] = np.repeat([chunk.cache.capacity for chunk in chunks], counts)
+            pointers = np.stack([chunk.cache.pointers for chunk in chunks], axis=1)
+            lines[5:, :count] = np.repeat(pointers, counts, axis=1)
+        widest = max((chunk.start + len(chunk.ids) for chunk in chunks), default=1)
         # A multiple, so that the allocator finds the same block again and again.
         seen = np.zeros((self.rows, -(-widest // 256) * 256), np.bool_)
         at = 0
-        for part in parts:
-            count, store = len(part.ids), part.store
-            end = part.start + count
-            here = slice(at, at + count)
-            lines[0, here] = part.ids
-            lines[1, here] = part.positions
-            lines[2, here] = range(part.start, end)
-            lines[3, here] = store.capacity
-            lines[5:, here] = store.pointers[:, None]
-            seen[here, :end] = store.visible[part.rows, :end]
-            at += count
-        # The graph that read the last table may still run; its memory is given back in order.
+        for chunk, new in zip(chunks, counts, strict=True):
+            end = chunk.start + new
+            lines[2, at : at + new] = range(chunk.start, end)
+            seen[at : at + new, :end] = chunk.cache.visible[chunk.rows, :end]
+            at += new
+        # The graph that read the last inputs may still run; its memory is given back in order.
         self._seen = sent(torch.from_numpy(seen), self._fixed.device)
         self._host[:2] = self._seen.data_ptr(), seen.shape[1]
         self._fixed.copy_(sent(torch.from_numpy(self._host), self._fixed.device))
@@ -119,7 +121,7 @@ class Table:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float | None
     ) -> Tensor:
-        """See `Reader`."""
+        """See `KVReader`."""
         from mvspec.runtime.engine import kernels
 
         query, key, value = (
@@ -137,7 +139,7 @@ class Table:
         )  # fmt: skip
 
 
-class Graphs:
+class CudaGraphs:
     """The CUDA graphs of a model: one for each power of two of rows, up to `MAX_ROWS`.
 
     A graph is captured once a number of rows comes again and again, and its first step is
@@ -160,7 +162,7 @@ class Graphs:
         self._read = read
         self._dtype: torch.dtype = model.dtype
         self._seen: Counter[int] = Counter()
-        self._made: dict[int, tuple[Table, torch.cuda.CUDAGraph, Tensor]] = {}
+        self._made: dict[int, tuple[GraphInputs, torch.cuda.CUDAGraph, Tensor]] = {}
         self._pool: Any = None
         self.replays = 0
         """How many steps a graph has read."""
@@ -169,36 +171,40 @@ class Graphs:
             self._turn_off(why)
 
     def run(
-        self, parts: Sequence[Part], apart: Callable[[Sequence[Part]], list[Tensor]]
-    ) -> list[Tensor]:
+        self, chunks: Sequence[TokenChunk], apart: Callable[[Sequence[TokenChunk]], Tensor]
+    ) -> Tensor:
         """Read a step's tokens, those of a graph's size in graphs.
 
         A prompt is read beside them, so that a request which begins does not hold up the others.
 
         Args:
-            apart: reads parts kernel by kernel.
+            apart: reads chunks kernel by kernel.
 
         Returns:
-            For each part [kept, vocabulary].
+            [kept, vocabulary].
         """
-        groups = [] if self.off else self._groups(parts)
+        groups = [] if self.off else self._groups(chunks)
+        if len(groups) == 1 and len(groups[0]) == len(chunks):
+            return self._read_group(chunks, apart)
+        grouped = {index for group in groups for index in group}
+        rest = [index for index in range(len(chunks)) if index not in grouped]
+        if not groups:
+            return apart(chunks)
         found: dict[int, Tensor] = {}
-        for group in groups:
-            read = self._read_group([parts[index] for index in group], apart)
-            found |= zip(group, read, strict=True)
-        rest = [index for index in range(len(parts)) if index not in found]
-        if rest:
-            found |= zip(rest, apart([parts[index] for index in rest]), strict=True)
-        return [found[index] for index in range(len(parts))]
+        for group in [*groups, rest] if rest else groups:
+            own = [chunks[index] for index in group]
+            logits = apart(own) if group is rest else self._read_group(own, apart)
+            found |= zip(group, logits.split([len(chunk.keep) for chunk in own]), strict=True)
+        return torch.cat([found[index] for index in range(len(chunks))])
 
-    def _groups(self, parts: Sequence[Part]) -> list[list[int]]:
-        """Return the numbers of the parts that one graph each reads; the others are left out."""
+    def _groups(self, chunks: Sequence[TokenChunk]) -> list[list[int]]:
+        """Return the numbers of the chunks that one graph each reads; the others are left out."""
         groups: list[list[int]] = []
         rows = columns = left = 0
-        for index, part in enumerate(parts):
-            count = len(part.ids)
-            wide = count * (part.start + count)
-            known = bool(part.store.keys)  # else it has been read by no forward yet
+        for index, chunk in enumerate(chunks):
+            count = len(chunk.ids)
+            wide = count * (chunk.start + count)
+            known = bool(chunk.cache.keys)  # else it has been read by no forward yet
             if not known or count > MAX_ROWS or wide > MAX_COLUMNS:
                 left += 1
                 continue
@@ -213,44 +219,44 @@ class Graphs:
         return [] if few else groups
 
     def _read_group(
-        self, parts: Sequence[Part], apart: Callable[[Sequence[Part]], list[Tensor]]
-    ) -> list[Tensor]:
-        keep = kept(parts)
-        rows = bucket(sum(len(part.ids) for part in parts))
+        self, chunks: Sequence[TokenChunk], apart: Callable[[Sequence[TokenChunk]], Tensor]
+    ) -> Tensor:
+        keep = kept_tokens(chunks)
+        rows = bucket(sum(len(chunk.ids) for chunk in chunks))
         self._seen[rows] += 1
         if self.off or self._seen[rows] <= PATIENCE:
-            return apart(parts)
+            return apart(chunks)
         new = rows not in self._made
-        if new and not (keep and self._capture(rows, len(parts[0].store.keys))):
-            return apart(parts)
-        table, graph, logits = self._made[rows]
-        table.fill(parts, keep)
+        if new and not (keep and self._capture(rows, len(chunks[0].cache.keys))):
+            return apart(chunks)
+        inputs, graph, logits = self._made[rows]
+        inputs.fill(chunks, keep)
         graph.replay()
         self.replays += 1
         # A copy: the next step writes over the graph's own.
-        found = logits[table.kept(len(keep))]
+        found = logits[inputs.kept(len(keep))]
         if not new:
-            return list(torch.split(found, [len(part.keep) for part in parts]))
-        expected = apart(parts)
-        if not self._agrees(found, torch.cat(expected)):
+            return found
+        expected = apart(chunks)
+        if not self._agrees(found, expected):
             self._turn_off("its graph gives other logits")
         return expected
 
     def _capture(self, rows: int, layers: int) -> bool:
         outer = sys.exception()
         try:
-            table = Table(rows, layers, self._device)
+            inputs = GraphInputs(rows, layers, self._device)
             side = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             side.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(side):
                 for _ in range(2):  # libraries and kernels make ready
-                    self._read(table.ids, table.positions, 0, table)
+                    self._read(inputs.ids, inputs.positions, 0, inputs)
             torch.cuda.current_stream(self._device).wait_stream(side)
             self._pool = self._pool or torch.cuda.graph_pool_handle()
             graph = torch.cuda.CUDAGraph()
             # Other threads may use the GPU meanwhile.
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                logits = self._read(table.ids, table.positions, 0, table)
+                logits = self._read(inputs.ids, inputs.positions, 0, inputs)
         except Exception as error:  # whatever a model's code does that no graph can hold
             first: BaseException = error  # what came first, and not that capturing failed of it
             while first.__context__ not in (None, outer):
@@ -258,7 +264,7 @@ class Graphs:
             reason = str(first).strip().splitlines() or [type(first).__name__]
             self._turn_off(reason[0])
             return False
-        self._made[rows] = table, graph, logits
+        self._made[rows] = inputs, graph, logits
         return True
 
     def _agrees(self, found: Tensor, expected: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,25 +14,32 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mvspec.compiler.models import check_model
-from mvspec.errors import LimitExceeded, Unsupported
-from mvspec.runtime.engine.attention import ATTENTION, Part, Reader, Slices, kept
+from mvspec.errors import LimitExceeded, Unsupported, VerifyError
+from mvspec.runtime.engine.attention import (
+    ATTENTION,
+    KVReader,
+    SlicedAttention,
+    TokenChunk,
+    kept_tokens,
+)
 from mvspec.runtime.engine.default_model import ModelError, default_model, quiet
-from mvspec.runtime.engine.graphs import Graphs
-from mvspec.runtime.engine.store import Store, is_out_of_memory, sent
+from mvspec.runtime.engine.graphs import CudaGraphs
+from mvspec.runtime.engine.kv_cache import KVCache, is_out_of_memory
+from mvspec.runtime.sampling import sent
 
-__all__ = ["Model", "Part", "load"]
+__all__ = ["EngineModel", "TokenChunk", "load_model"]
 
 
 _LOCKS: WeakKeyDictionary[Any, threading.Lock] = WeakKeyDictionary()
 """For each model: several engines may hold it, and its attention is changed while one reads."""
 
 
-class Model:
+class EngineModel:
     """A causal language model with full attention.
 
     Args:
         model: of transformers, in eval mode; it is used as it is and left unchanged.
-        graphs: launch small steps on a GPU as CUDA graphs; see `Graphs` for what that asks of
+        graphs: launch small steps on a GPU as CUDA graphs; see `CudaGraphs` for what that asks of
             the model. Without effect on a CPU.
 
     Raises:
@@ -60,7 +67,9 @@ class Model:
         """How many positions the model was made for."""
         self.size: int = text.vocab_size
         """The width of its logits."""
-        self.graphs = Graphs(model, self._read) if graphs and self.device.type == "cuda" else None
+        self.graphs = (
+            CudaGraphs(model, self._read) if graphs and self.device.type == "cuda" else None
+        )
 
     @property
     def device(self) -> torch.device:
@@ -75,54 +84,71 @@ class Model:
         found = getattr(config, "eos_token_id", None)
         return frozenset([found] if isinstance(found, int) else found or ())
 
-    def store(self) -> Store:
-        """Return an empty store for a request."""
-        return Store(self.device)
+    def cache(self) -> KVCache:
+        """Return an empty KV cache for a request."""
+        return KVCache(self.device)
 
-    def forward(self, parts: Sequence[Part]) -> list[Tensor]:
+    def forward(self, chunks: Sequence[TokenChunk]) -> Tensor:
         """Read new tokens of several requests.
 
         Returns:
-            For each part the logits of the tokens in its `keep`: [kept, vocabulary].
+            The logits of the tokens in each chunk's `keep`, one chunk after the other:
+            [kept, vocabulary].
 
         Raises:
             LimitExceeded: there is not enough memory; the message has the numbers.
         """
-        count = sum(len(part.ids) for part in parts)
         try:
             with torch.inference_mode():
-                return self._forward(parts)
+                return self.graphs.run(chunks, self._apart) if self.graphs else self._apart(chunks)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            held = sum(part.store.nbytes for part in parts)
+            count = sum(len(chunk.ids) for chunk in chunks)
+            held = sum(chunk.cache.nbytes for chunk in chunks)
             reason = str(error).strip().splitlines()[0]
             raise LimitExceeded(
-                f"out of memory while {count} tokens of {len(parts)} requests were read, with "
+                f"out of memory while {count} tokens of {len(chunks)} requests were read, with "
                 f"{held / 1e6:.0f} MB of keys and values ({reason}): run fewer requests at once, "
-                "lower max_rows, or shorten the text"
+                "lower max_batched_tokens, or shorten the text"
             ) from None
 
-    def _forward(self, parts: Sequence[Part]) -> list[Tensor]:
-        return self.graphs.run(parts, self._apart) if self.graphs else self._apart(parts)
-
-    def _apart(self, parts: Sequence[Part]) -> list[Tensor]:
-        """Read the parts, each with an attention of its own."""
+    def _apart(self, chunks: Sequence[TokenChunk]) -> Tensor:
+        """Read the chunks, each with an attention of its own."""
         device = self.device
-        ids = [id for part in parts for id in part.ids]
-        positions = [position for part in parts for position in part.positions]
+        ids = [id for chunk in chunks for id in chunk.ids]
+        positions = [position for chunk in chunks for position in chunk.positions]
         spare = _fast_rows(len(ids), device) - len(ids)
         ids += ids[-1:] * spare
         positions += positions[-1:] * spare
-        found = self._read(
+        return self._read(
             sent(torch.tensor([ids]), device),
             sent(torch.tensor([positions]), device),
-            sent(torch.tensor(kept(parts), dtype=torch.int64), device),
-            Slices(parts, self.model.dtype),
+            sent(torch.tensor(kept_tokens(chunks), dtype=torch.int64), device),
+            SlicedAttention(chunks, self.model.dtype, device),
         )
-        return list(torch.split(found, [len(part.keep) for part in parts]))
 
-    def _read(self, ids: Tensor, positions: Tensor, keep: Tensor | int, reader: Reader) -> Tensor:
+    def set_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copy weights into the model's own, where they lie: CUDA graphs read them from there.
+
+        Args:
+            weights: as of `model.state_dict()`; those that are not named stay.
+
+        Raises:
+            VerifyError: a name or a shape is not the model's; nothing has changed.
+        """
+        own = self.model.state_dict()
+        for name, weight in weights.items():
+            if name not in own:
+                raise VerifyError(f"weights[{name!r}]", "the model has no weight of this name")
+            if own[name].shape != weight.shape:
+                wrong = f"shape {tuple(weight.shape)}, and the model's is {tuple(own[name].shape)}"
+                raise VerifyError(f"weights[{name!r}]", wrong)
+        with torch.no_grad(), self._lock:
+            for name, weight in weights.items():
+                own[name].copy_(weight)
+
+    def _read(self, ids: Tensor, positions: Tensor, keep: Tensor | int, reader: KVReader) -> Tensor:
         """Return logits [kept, vocabulary] of ids and positions [1, new]."""
         config = self.model.config
         with self._lock:
@@ -151,7 +177,7 @@ def _fast_rows(count: int, device: torch.device) -> int:
     return 5 if 1 < count < 5 else 8 if count == 7 else count
 
 
-def load(
+def load_model(
     model: str | os.PathLike[str] | None = None,
     *,
     device: str | None = None,

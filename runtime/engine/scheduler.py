@@ -1,65 +1,72 @@
-"""The steps of an engine: which requests run, and what they read together."""
+"""Steps of the in-process engine: schedule, forward, apply."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 from mvspec.errors import LimitExceeded, MvspecError
-from mvspec.runtime.engine.model import Model, Part
+from mvspec.runtime.engine.attention import TokenChunk
+from mvspec.runtime.engine.kv_cache import KVCache
+from mvspec.runtime.engine.model import EngineModel
 from mvspec.runtime.interrupt import deferred
-from mvspec.runtime.request import Request
-from mvspec.runtime.sampling import draw
-from mvspec.runtime.thread import Live, Token
+from mvspec.runtime.request import PlanRequest
+from mvspec.runtime.sampling import draw_tokens
+from mvspec.runtime.thread_state import ThreadState, ThreadToken
 
-__all__ = ["Scheduler"]
+__all__ = ["RequestScheduler"]
 
 
-class Scheduler:
+class RequestScheduler:
     """Runs requests on one model, as many at once as there is place for.
 
     Args:
-        model: what reads their tokens.
-        max_requests: how many run at once; others wait.
-        max_rows: how many tokens one forward reads.
+        model: reads their tokens.
+        max_concurrent_requests: how many run at once; others wait.
+        max_batched_tokens: how many tokens one forward reads; long prompts take several forwards.
 
     Attributes:
         steps: how many forwards there were.
     """
 
-    def __init__(self, model: Model, max_requests: int, max_rows: int) -> None:
+    def __init__(
+        self, model: EngineModel, max_concurrent_requests: int, max_batched_tokens: int
+    ) -> None:
         self.model = model
-        self.max_requests = max_requests
-        self.max_rows = max_rows
+        self.max_concurrent_requests = max_concurrent_requests
+        self.max_batched_tokens = max_batched_tokens
         self.steps = 0
-        self._lock = threading.RLock()
-        self._waiting: deque[Request] = deque()
-        self._running: list[Request] = []
+        self.lock = threading.RLock()
+        """Held during a step."""
+        self._waiting: deque[PlanRequest] = deque()
+        self._running: list[PlanRequest] = []
 
-    def add(self, request: Request) -> None:
+    def add(self, request: PlanRequest) -> None:
         """Let a request run when there is place."""
-        with self._lock:
+        with self.lock:
             self._waiting.append(request)
 
-    def drop(self, request: Request) -> None:
+    def drop(self, request: PlanRequest) -> None:
         """Forget a request; its memory is free again."""
-        with self._lock:
+        with self.lock:
             if request in self._running:
                 self._running.remove(request)
             if request in self._waiting:
                 self._waiting.remove(request)
-            request.store.clear()
+            request.kv.clear()
 
-    def advance(self, request: Request) -> None:
+    def advance(self, request: PlanRequest) -> None:
         """Step once for a request that has not finished.
 
         Raises:
             LimitExceeded: there is not enough memory, or the request was dropped.
         """
         if not self.step() and not request.finish:
-            with self._lock:
+            with self.lock:
                 lost = request not in self._running and request not in self._waiting
             if lost:
                 raise LimitExceeded(
@@ -73,71 +80,97 @@ class Scheduler:
         Raises:
             LimitExceeded: there is not enough memory; all running requests are dropped.
         """
-        with self._lock:
+        with self.lock:
             self._admit()
-            parts, kept = self._schedule()
-            if not parts:
+            chunks, kept = self._schedule()
+            if not chunks:
                 return False
             try:
-                logits = self.model.forward(parts)
+                logits = self.model.forward(chunks)
             except BaseException:
-                # What the stores hold is unknown now, so no running request can go on.
+                # What the caches hold is unknown now, so no running request can go on.
                 self._running.clear()
                 raise
             with deferred():
                 self.steps += 1
-                for part, (request, tokens), rows in zip(parts, kept, logits, strict=True):
-                    with self._alone(request):
-                        request.read(tokens, rows, len(part.ids))
+                first = 0
+                for chunk, (request, tokens) in zip(chunks, kept, strict=True):
+                    try:
+                        request.read(tokens, logits, first, len(chunk.ids))
+                    except MvspecError as error:
+                        request.fail(error)
+                    first += len(tokens)
                 self._draw()
             return True
 
-    @contextmanager
-    def _alone(self, request: Request) -> Iterator[None]:
-        """Let an error of one request, such as a full store, end that request alone."""
-        try:
-            yield
-        except MvspecError as error:
-            request.error = error
-            request.finish = "limit"
-
     def _admit(self) -> None:
         self._running = [request for request in self._running if not request.finish]
-        while self._waiting and len(self._running) < self.max_requests:
+        while self._waiting and len(self._running) < self.max_concurrent_requests:
             request = self._waiting.popleft()
             if not request.finish:
                 self._running.append(request)
 
-    def _schedule(self) -> tuple[list[Part], list[tuple[Request, list[tuple[Live, Token]]]]]:
+    def _schedule(
+        self,
+    ) -> tuple[list[TokenChunk], list[tuple[PlanRequest, list[tuple[ThreadState, ThreadToken]]]]]:
         """Choose what this step reads: those with few tokens first, so that none waits long."""
-        parts, kept = [], []
-        left = self.max_rows
-        for request in sorted(self._running, key=lambda request: request.waiting):
-            if request.waiting and left:
-                part, tokens = request.take(left)
-                left -= len(part.ids)
-                parts.append(part)
-                kept.append((request, tokens))
-        return parts, kept
+        chunks, kept = [], []
+        left = self.max_batched_tokens
+        for request in sorted(self._running, key=lambda request: len(request.queue)):
+            if request.queue and left:
+                tokens, keep = request.schedule(left)
+                left -= len(tokens)
+                cache = request.kv
+                assert isinstance(cache, KVCache)
+                chunks.append(
+                    TokenChunk(
+                        cache,
+                        [token.id for _, token in tokens],
+                        [token.position for _, token in tokens],
+                        [thread.row for thread, _ in tokens],
+                        tokens[0][1].slot,
+                        keep,
+                    )
+                )
+                wanted = tokens if len(keep) == len(tokens) else [tokens[index] for index in keep]
+                kept.append((request, wanted))
+        return chunks, kept
 
     def _draw(self) -> None:
         """Draw until every request has tokens to read: a draw may only have ended a hole."""
         asking = [request for request in self._running if not request.finish]
         while asking:
-            wanted = [(r, live, want) for r in asking for live, want in r.wanted()]
-            while wanted:
-                draws = draw([want for _, _, want in wanted])
+            waiting = [(request, thread) for request in asking for thread in request.waiting()]
+            while waiting:
+                requests = [request.draw_request(thread) for request, thread in waiting]
+                drawn = draw_tokens(_predicting(waiting), requests)
                 again = []
-                for (request, live, _), drawn in zip(wanted, draws, strict=True):
-                    with self._alone(request):
-                        if not request.finish and not request.choose(live, drawn):
-                            again.append((request, live, request.want(live)))
-                wanted = again
+                for (request, thread), token in zip(waiting, drawn, strict=True):
+                    try:
+                        if not request.finish and not request.take(thread, token):
+                            again.append((request, thread))
+                    except MvspecError as error:
+                        request.fail(error)
+                waiting = again
             for request in asking:
-                with self._alone(request):
+                try:
                     request.pump()
+                except MvspecError as error:
+                    request.fail(error)
             asking = [
                 request
                 for request in asking
-                if not request.finish and not request.waiting and request.wanted()
+                if not (request.finish or request.queue) and request.waiting()
             ]
+
+
+def _predicting(waiting: Sequence[tuple[PlanRequest, ThreadState]]) -> Tensor:
+    """Return the logits that threads draw from: [threads, vocabulary]."""
+    places = [thread.predicting for _, thread in waiting]
+    rows = [place[1] for place in places if place is not None]
+    sources = {id(place[0]): place[0] for place in places if place is not None}
+    if len(sources) == 1:  # of the last forward, mostly
+        (logits,) = sources.values()
+        whole = rows == list(range(len(logits)))
+        return logits if whole else logits[torch.tensor(rows, device=logits.device)]
+    return torch.stack([place[0][place[1]] for place in places if place is not None])

@@ -4,70 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
 
 from mvspec.compiler.plan import ExecutionPlan
-from mvspec.compiler.planning import plan_document
 from mvspec.compiler.vocabulary import Vocabulary
-from mvspec.errors import Unsupported, VerifyError
+from mvspec.errors import VerifyError
 from mvspec.events import Event, Finished
 from mvspec.forms.multiverse import MULTIVERSE
-from mvspec.forms.syntax import Syntax
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.tags import Tag
 from mvspec.runtime.engine.default_model import ModelError
-from mvspec.runtime.engine.model import Model, load
-from mvspec.runtime.engine.scheduler import Scheduler
-from mvspec.runtime.engine.store import token_bytes
+from mvspec.runtime.engine.kv_cache import token_bytes
+from mvspec.runtime.engine.model import EngineModel, load_model
+from mvspec.runtime.engine.scheduler import RequestScheduler
 from mvspec.runtime.interrupt import Interrupted
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.options import Options, options_of_each
-from mvspec.runtime.request import Request
+from mvspec.runtime.protocol import Capabilities, Runnable, plan_for
+from mvspec.runtime.request import PlanRequest
 from mvspec.runtime.result import result_of
 from mvspec.runtime.sampling import is_whole
 from mvspec.trace import Result
-from mvspec.tree.ir import Document
 
-__all__ = ["Engine", "Runnable", "TorchEngine", "plan_for"]
-
-Runnable = Document | ExecutionPlan
+__all__ = ["TorchEngine"]
 
 
-class Engine(Protocol):
-    """What every engine does: it takes plans, tells events and returns results."""
-
-    def plan(self, document: Runnable) -> ExecutionPlan:
-        """Return the plan that the engine runs for a document."""
-
-    def run(self, document: Runnable, options: Options | None = None) -> Result:
-        """Run a document or a plan to its end."""
-
-    def stream(self, document: Runnable, options: Options | None = None) -> Iterator[Event]:
-        """Run it and yield what happens; the last event is `Finished`."""
-
-
-def plan_for(document: Runnable, tokenizer: Any, syntax: Syntax) -> ExecutionPlan:
-    """Return the plan that an engine runs for a document.
-
-    Args:
-        tokenizer: of the engine's model.
-        syntax: the form in which documents run.
-
-    Raises:
-        VerifyError: there is nothing for the model to go on from.
-        Unsupported: the tokenizer or its chat template cannot hold the document.
-    """
-    if isinstance(document, ExecutionPlan):
-        return document.verify()
-    if not document.messages:
-        raise VerifyError("messages", "an empty document has nothing to run: add user('...')")
-    template = bool(getattr(tokenizer, "chat_template", None)) or None
-    return plan_document(document, tokenizer, syntax=syntax, template=template)
-
-
-class TorchEngine(Scheduler):
-    """Runs documents and plans on a transformers causal language model.
+class TorchEngine:
+    """Runs documents and plans on a transformers causal language model: an `Engine`.
 
     All live threads of all requests are rows of one forward: weights are read once a step.
 
@@ -75,11 +40,14 @@ class TorchEngine(Scheduler):
         model: a causal language model with full attention, in eval mode.
         tokenizer: its fast tokenizer; with the tags, documents run in the `multiverse` form,
             without them in the `untagged` one.
-        max_requests: how many requests run at once; others wait.
-        max_rows: how many tokens one forward reads; long prompts take several forwards.
+        max_concurrent_requests: how many requests run at once; others wait.
+        max_batched_tokens: how many tokens one forward reads; long prompts take several forwards.
         max_kv_bytes: how many bytes a request's keys and values may take; by default what the
             memory holds.
         graphs: launch small steps on a GPU as CUDA graphs, as docs/run.md says.
+
+    Attributes:
+        scheduler: has the requests that run and that wait.
 
     Raises:
         Unsupported: the model cannot honour the mask or the positions.
@@ -91,18 +59,22 @@ class TorchEngine(Scheduler):
         model: Any,
         tokenizer: Any,
         *,
-        max_requests: int = 64,
-        max_rows: int | None = None,
+        max_concurrent_requests: int = 64,
+        max_batched_tokens: int | None = None,
         max_kv_bytes: int | None = None,
         graphs: bool = True,
     ) -> None:
-        sizes = {"max_requests": max_requests, "max_rows": max_rows, "max_kv_bytes": max_kv_bytes}
+        sizes = {
+            "max_concurrent_requests": max_concurrent_requests,
+            "max_batched_tokens": max_batched_tokens,
+            "max_kv_bytes": max_kv_bytes,
+        }
         for name, most in sizes.items():
             if most is not None and not (is_whole(most) and most >= 1):
                 raise VerifyError(name, f"{most!r} is not a whole number from 1 up")
-        model = model if isinstance(model, Model) else Model(model, graphs=graphs)
-        rows = max_rows or (256 if model.device.type == "cpu" else 4096)
-        super().__init__(model, max_requests, rows)
+        self.model = model if isinstance(model, EngineModel) else EngineModel(model, graphs=graphs)
+        tokens = max_batched_tokens or (256 if self.model.device.type == "cpu" else 4096)
+        self.scheduler = RequestScheduler(self.model, max_concurrent_requests, tokens)
         self.tokenizer = tokenizer
         self.max_kv_bytes = max_kv_bytes
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
@@ -112,6 +84,14 @@ class TorchEngine(Scheduler):
         eos = getattr(tokenizer, "eos_token_id", None)
         ends = self.model.ends or frozenset([] if eos is None else [eos])
         self.lexicon = Lexicon(self.vocabulary, self.model.size, ends)
+        self.capabilities = Capabilities(
+            "TorchEngine",
+            self.model.name,
+            self.vocabulary.size,
+            self.model.context,
+            frozenset({self.syntax.name, UNTAGGED.name}),
+            weights=True,
+        )
 
     @classmethod
     def load(
@@ -120,10 +100,7 @@ class TorchEngine(Scheduler):
         *,
         device: str | None = None,
         dtype: str | None = None,
-        max_requests: int = 64,
-        max_rows: int | None = None,
-        max_kv_bytes: int | None = None,
-        graphs: bool = True,
+        **sizes: Any,
     ) -> TorchEngine:
         """Load a model and its tokenizer.
 
@@ -131,28 +108,22 @@ class TorchEngine(Scheduler):
             model: a folder or a hub name; by default SmolLM2-135M-Instruct, fetched once.
             device: by default the GPU where there is one, else the CPU.
             dtype: by default float32 on the CPU, bfloat16 on a GPU.
-            max_requests, max_rows, max_kv_bytes, graphs: as in the constructor.
+            sizes: max_concurrent_requests, max_batched_tokens, max_kv_bytes and graphs, as in the
+                constructor.
 
         Raises:
             ModelError: it cannot be fetched or loaded, or does not fit into the memory.
         """
         try:
-            loaded, tokenizer = load(model, device=device, dtype=dtype)
+            loaded, tokenizer = load_model(model, device=device, dtype=dtype)
         except MemoryError as error:
             raise ModelError(
                 f"the model {model or 'SmolLM2-135M-Instruct'} does not fit into the memory "
                 f"({error}): free some, take a smaller one, or dtype='bfloat16'"
             ) from None
-        return cls(
-            loaded,
-            tokenizer,
-            max_requests=max_requests,
-            max_rows=max_rows,
-            max_kv_bytes=max_kv_bytes,
-            graphs=graphs,
-        )
+        return cls(loaded, tokenizer, **sizes)
 
-    # Plans
+    # Plans and steps
 
     def plan(self, document: Runnable) -> ExecutionPlan:
         """Return the plan that the engine runs for a document.
@@ -165,7 +136,7 @@ class TorchEngine(Scheduler):
 
     def submit(
         self, document: Runnable, options: Options | None = None, *, name: str = "0"
-    ) -> Request:
+    ) -> PlanRequest:
         """Add a request, which runs when the engine steps.
 
         Args:
@@ -176,20 +147,48 @@ class TorchEngine(Scheduler):
         Raises:
             MvspecError: the request cannot be run; the message says why.
         """
-        plan = self.plan(document)
-        if plan.form != self.syntax.name and plan.form != UNTAGGED.name:
-            raise Unsupported(
-                f"the plan is in form {plan.form!r}, and the tokenizer has no tags: call "
-                "mvspec.compiler.add_tags(tokenizer) and resize the model's embeddings, or plan "
-                "the document with syntax=UNTAGGED"
-            )
-        store = self.model.store()
+        return self._submit(document, options, name)
+
+    def _submit(
+        self, document: Runnable, options: Options | None, name: str, *, quiet: bool = False
+    ) -> PlanRequest:
+        plan, options = self.plan(document), options or Options()
+        self.capabilities.check(plan, options)
+        cache = self.model.cache()
         if self.max_kv_bytes is not None:
-            store.restrict(self.max_kv_bytes, token_bytes(self.model.model))
-        options = options or Options()
-        request = Request(name, plan, options, self.lexicon, store, self.model.context)
-        self.add(request)
+            cache.restrict(self.max_kv_bytes, token_bytes(self.model.model))
+        request = PlanRequest(
+            name, plan, options, self.lexicon, cache, self.model.context, quiet=quiet
+        )
+        self.scheduler.add(request)
         return request
+
+    def step(self) -> bool:
+        """Read the waiting tokens of all running requests and draw the next; False if idle.
+
+        Raises:
+            LimitExceeded: there is not enough memory; all running requests are dropped.
+        """
+        return self.scheduler.step()
+
+    def drop(self, request: PlanRequest) -> None:
+        """Forget a request; its memory is free again."""
+        self.scheduler.drop(request)
+
+    def set_weights(self, weights: Mapping[str, Any]) -> None:
+        """Let the model go on with other weights, between two steps.
+
+        They are copied to where the model's own lie, so CUDA graphs stay good. Requests that run
+        keep the keys and values that they have: let them end before.
+
+        Args:
+            weights: as of the model's `state_dict()`; those that are not named stay.
+
+        Raises:
+            VerifyError: a name or a shape is not the model's; nothing has changed.
+        """
+        with self.scheduler.lock:
+            self.model.set_weights(weights)
 
     # Runs
 
@@ -227,13 +226,13 @@ class TorchEngine(Scheduler):
             MvspecError: as `run`; none is run then, or all are dropped.
         """
         each = options_of_each(len(documents), options)
-        requests: list[Request] = []
+        requests: list[PlanRequest] = []
         try:
             for index, (document, option) in enumerate(zip(documents, each, strict=True)):
-                requests.append(self.submit(document, option, name=str(index)))
+                requests.append(self._submit(document, option, str(index), quiet=True))
             for request in requests:
                 while not request.finish:
-                    self.advance(request)
+                    self.scheduler.advance(request)
                 if request.error:
                     raise request.error
         except KeyboardInterrupt:
@@ -245,7 +244,7 @@ class TorchEngine(Scheduler):
                 self.drop(request)
         return [self.result(request) for request in requests]
 
-    def result(self, request: Request) -> Result:
+    def result(self, request: PlanRequest) -> Result:
         """Return what a request has done so far."""
         return result_of(request, self.model.name)
 
@@ -256,7 +255,7 @@ class TorchEngine(Scheduler):
         """
         yield from self.follow(self.submit(document, options))
 
-    def follow(self, request: Request) -> Iterator[Event]:
+    def follow(self, request: PlanRequest) -> Iterator[Event]:
         """Yield what happens to a request that was submitted, as `stream` does."""
         try:
             while True:
@@ -264,7 +263,7 @@ class TorchEngine(Scheduler):
                     yield request.events.popleft()
                 if request.finish:
                     break
-                self.advance(request)
+                self.scheduler.advance(request)
             if request.error:
                 raise request.error
             yield Finished(request.name, self.result(request))
@@ -277,25 +276,29 @@ class TorchEngine(Scheduler):
         self, document: Runnable, options: Options | None = None, *, name: str = "0"
     ) -> Result:
         """Run a document or a plan; requests of several tasks share the engine's steps."""
-        result: Result | None = None
-        async for event in self.stream_async(document, options, name=name):
+        request = await asyncio.to_thread(self._submit, document, options, name, quiet=True)
+        async for event in self._follow_async(request):
             if isinstance(event, Finished):
-                result = event.result
-        assert result is not None
-        return result
+                return event.result
+        raise AssertionError("the last event is Finished")
 
     async def stream_async(
         self, document: Runnable, options: Options | None = None, *, name: str = "0"
     ) -> AsyncIterator[Event]:
         """Run a document or a plan and yield what happens; the event loop stays free."""
-        request = await asyncio.to_thread(self.submit, document, options, name=name)
+        request = await asyncio.to_thread(self._submit, document, options, name)
+        async with aclosing(self._follow_async(request)) as events:
+            async for event in events:
+                yield event
+
+    async def _follow_async(self, request: PlanRequest) -> AsyncGenerator[Event, None]:
         try:
             while True:
                 while request.events:
                     yield request.events.popleft()
                 if request.finish:
                     break
-                await asyncio.to_thread(self.advance, request)
+                await asyncio.to_thread(self.scheduler.advance, request)
             if request.error:
                 raise request.error
             yield Finished(request.name, self.result(request))

@@ -25,7 +25,7 @@ def load_engine(model: str | None, url: str | None, most: int) -> TorchEngine | 
         MvspecError: the model cannot be loaded, or the server not be reached.
     """
     if url is None:
-        return TorchEngine.load(model, max_requests=most)
+        return TorchEngine.load(model, max_concurrent_requests=most)
     from mvspec.runtime.serving.engine import SGLangEngine
 
     key = os.environ.get("MVSPEC_API_KEY")

@@ -83,7 +83,7 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # the harness's own default
         self.engine = engine or TorchEngine.load(
-            pretrained, device=device, dtype=dtype, max_requests=max(self.batch_size, 1)
+            pretrained, device=device, dtype=dtype, max_concurrent_requests=max(self.batch_size, 1)
         )
         self.tokenizer = self.engine.tokenizer
         self.vocabulary = self.engine.vocabulary

@@ -20,9 +20,9 @@ from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.tags import Tag
-from mvspec.runtime.engine.torch_engine import Runnable, plan_for
 from mvspec.runtime.interrupt import Interrupted
 from mvspec.runtime.options import Options, options_of_each
+from mvspec.runtime.protocol import Runnable, plan_for
 from mvspec.runtime.serving.client_request import ClientRequest
 from mvspec.runtime.serving.endpoint import HttpEndpoint, LocalEndpoint
 from mvspec.trace import Result

@@ -19,12 +19,13 @@ from typing import Any
 from mvspec.compiler.plan import Extend
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.runtime.lexicon import Lexicon
-from mvspec.runtime.sampling import Draw
+from mvspec.runtime.request import PlanRequest
+from mvspec.runtime.sampling import DrawnToken
 from mvspec.runtime.serving.adapter import SchedulerAdapter
 from mvspec.runtime.serving.forked_request import ForkedRequest, ThreadKV
 from mvspec.runtime.serving.prometheus import COUNTED
 from mvspec.runtime.serving.protocol import ClientResponse, PlanPayload
-from mvspec.runtime.serving.run import Columns, Run
+from mvspec.runtime.serving.run import SlotCounter
 from mvspec.runtime.serving.sglang_req import is_thread, thread_of
 
 __all__ = ["ForkScheduler", "KVBudget"]
@@ -168,8 +169,10 @@ class ForkScheduler:
             client_req.origin_input_ids = array("q", chain.from_iterable(given))
         most = adapter.most_new_tokens(client_req)
         options = asked.options_within(most)
-        run = Run(asked.name, plan, options, self.lexicon, Columns(), context=adapter.context)
-        run.quiet = not asked.live
+        run = PlanRequest(
+            asked.name, plan, options, self.lexicon, SlotCounter(), adapter.context,
+            quiet=not asked.live,
+        )  # fmt: skip
         sampling.max_new_tokens = min(most, asked.bound(plan, options))
         response = ClientResponse(adapter, client_req, run, asked, self.counters)
         request = ForkedRequest(adapter, client_req, run, response, self._admitted, seeded=seeded)
@@ -227,8 +230,8 @@ class ForkScheduler:
     def stuck(self, thread: ThreadKV) -> None:
         """Nothing may come next in a thread: its run would have closed it, so this is a fault."""
         thread.sampling = False
-        expected = thread.state.machine.expect(thread.state.id)
-        self._broken(thread.request, RuntimeError(f"nothing may come next: {expected}"))
+        fault = RuntimeError(f"nothing may come next: {thread.state.driver}")
+        self._broken(thread.request, fault)
 
     # Before a step
 
@@ -345,7 +348,7 @@ class ForkScheduler:
             except Exception as error:
                 self._fail(request, error)
 
-    def take(self, draws: Iterable[tuple[ThreadKV, Draw]]) -> None:
+    def take(self, draws: Iterable[tuple[ThreadKV, DrawnToken]]) -> None:
         """Take the tokens that were sampled for threads, with their logprobs under the model."""
         for thread, draw in draws:
             thread.sampling = False

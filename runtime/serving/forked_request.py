@@ -4,7 +4,7 @@ A thread is *resident* while it has a row of the server's table, and waits other
 for its paths, for tokens that are forced on it. Waiting, it is a list of KV slots. It is
 scheduled by a prefill (SGLang's extend) that reads new tokens behind them. So a fork is a prefill
 that starts from the parent's slots, and a join concatenates slots: no keys or values are copied.
-What is read follows `Live.items`, so a request that was evicted is rebuilt in the same way.
+What is read follows `ThreadState.items`, so a request that was evicted is rebuilt in the same way.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvspec.runtime.sampling import Draw
+from mvspec.runtime.request import PlanRequest
+from mvspec.runtime.sampling import DrawnToken
 from mvspec.runtime.serving.adapter import SchedulerAdapter
 from mvspec.runtime.serving.protocol import ClientResponse
-from mvspec.runtime.serving.run import Run
-from mvspec.runtime.thread import Live, Token
+from mvspec.runtime.serving.run import READ
+from mvspec.runtime.thread_state import ThreadState, ThreadToken
 
 __all__ = ["ForkedRequest", "ThreadKV"]
 
@@ -48,7 +49,7 @@ class ThreadKV:
         paths: those of its block that have slots.
     """
 
-    def __init__(self, request: ForkedRequest, state: Live, parent: ThreadKV | None) -> None:
+    def __init__(self, request: ForkedRequest, state: ThreadState, parent: ThreadKV | None) -> None:
         self.request = request
         self.state = state
         self.parent = parent
@@ -56,13 +57,13 @@ class ThreadKV:
         self.tokens: array[int] = array("q") if parent is None else parent.tokens[:]
         self.start = len(self.slots)
         self.req: Any = None
-        self.prefill_tokens: list[Token] = []
+        self.prefill_tokens: list[ThreadToken] = []
         self.prefilling = False
         self.sampling = False
         self.paths: list[ThreadKV] = []
         self._read: list[int] = []
         """For each item of `state` that was read: a token's column, or that it is a block."""
-        self._decoded: Token | None = None
+        self._decoded: ThreadToken | None = None
         """The token that its next decode step reads."""
         self._repeats = False
         """Whether its first own slot holds its parent's last token once more."""
@@ -73,7 +74,7 @@ class ThreadKV:
         there = {
             "prefilling": self.prefilling, "sampling": self.sampling,
             "decoding": self._decoded is not None,
-            "ended": state.ended, "wants": self.request.run.wants(state),
+            "ended": state.ended, "wants": self.request.run.draws(state),
         }  # fmt: skip
         paths = f" [{', '.join(map(str, self.paths))}]" if self.paths else ""
         return (
@@ -84,7 +85,7 @@ class ThreadKV:
 
     # What it is to read
 
-    def pending(self) -> list[Token]:
+    def pending(self) -> list[ThreadToken]:
         """Return the tokens that come next, up to a block or the end."""
         self._forget()
         return self.state.stretch(len(self._read))[0]
@@ -96,7 +97,7 @@ class ThreadKV:
             at = len(read) - 1
             if at < len(items):
                 item = items[at]
-                if not isinstance(item, Token) or item.column == read[at]:
+                if not isinstance(item, ThreadToken) or item.slot == read[at]:
                     return
             read.pop()
             self._cut()
@@ -120,11 +121,11 @@ class ThreadKV:
         self.prefilling = True
         return self.req, self.slots
 
-    def _predecessor(self) -> Token:
+    def _predecessor(self) -> ThreadToken:
         """Return the token that predicts its first one."""
         at = self.state.parent
         while at is not None:
-            found = [item for item in at.items[-2:] if isinstance(item, Token)]
+            found = [item for item in at.items[-2:] if isinstance(item, ThreadToken)]
             if found:
                 return found[-1]
             at = at.parent
@@ -151,7 +152,7 @@ class ThreadKV:
         if self.prefilling or self.sampling:
             return True
         state = self.state
-        if self._decoded is None or state.paths or state.ended or state.script:
+        if self._decoded is None or state.paths or state.ended or state.todo is not None:
             return False
         return len(self.pending()) == 1
 
@@ -195,11 +196,11 @@ class ThreadKV:
     def _must_reread(self) -> bool:
         """Whether a draw has no logits: its last token is then read by a prefill once more."""
         state = self.state
-        if state.ended or state.paths or not self.request.run.wants(state):
+        if state.ended or state.paths or not self.request.run.draws(state):
             return False
         if self._read:
             item = state.items[len(self._read) - 1]
-            if not isinstance(item, Token):
+            if not isinstance(item, ThreadToken):
                 raise AssertionError("nothing predicts the first token after a join")
             self._read.pop()
             self._cut()
@@ -230,7 +231,7 @@ class ThreadKV:
 
     # Forwards
 
-    def complete(self) -> tuple[int, Token] | None:
+    def complete(self) -> tuple[int, ThreadToken] | None:
         """Take what a forward has read of it.
 
         Returns:
@@ -248,20 +249,20 @@ class ThreadKV:
             return None
         else:
             tokens = [decoded]
-        columns = [token.column for token in tokens]
+        columns = [token.slot for token in tokens]
         self.tokens.extend([token.id for token in tokens])
         self._read += columns
         return self.request.count_new(columns), tokens[-1]
 
-    def take(self, draw: Draw) -> None:
+    def take(self, drawn: DrawnToken) -> None:
         """Let its thread take the token that was sampled for it."""
         self.sampling = False
         at, items = len(self._read), self.state.items
-        self.request.run.choose(self.state, draw)
+        self.request.run.take(self.state, drawn)
         self._forget()
         item = items[at] if at < len(items) and len(self._read) == at else None
         # Refused, or an end that leaves no token: then what the server reads next is nothing.
-        self._decoded = item if isinstance(item, Token) and item.id == draw.id else None
+        self._decoded = item if isinstance(item, ThreadToken) and item.id == drawn.id else None
 
     # Memory
 
@@ -306,7 +307,7 @@ class ForkedRequest:
         self,
         adapter: SchedulerAdapter,
         client_req: Any,
-        run: Run,
+        run: PlanRequest,
         response: ClientResponse,
         number: int,
         *,
@@ -331,7 +332,7 @@ class ForkedRequest:
 
     def __str__(self) -> str:
         state = "evicted" if self.evicted else "queued" if self.waits_for_prefill else "resident"
-        return f"{self.rid} ({state}, {self.run.waiting} unread, {self.root})"
+        return f"{self.rid} ({state}, {len(self.run.queue)} unread, {self.root})"
 
     @property
     def is_over(self) -> bool:
@@ -374,16 +375,16 @@ class ForkedRequest:
             for thread in threads:
                 thread.complete()
             return
-        if self.waits_for_prefill and not self.run.ends:
+        if self.waits_for_prefill and not self.run.forward_seconds:
             for name in ("cached_tokens", "cached_tokens_device", "cached_tokens_host"):
                 setattr(self.client_req, name, getattr(self.root.req, name))
         completed = [(thread, thread.complete()) for thread in threads]
-        read = [(thread.state, *found) for thread, found in completed if found is not None]
+        read = [(thread.state, found[0]) for thread, found in completed if found is not None]
         if read:
-            self.run.was_read(read)
+            self.run.was_read(read, READ)
         for thread, found in completed:
             thread.sampling = bool(
-                found and not self.run.finish and thread.whole and self.run.wants(thread.state)
+                found and not self.run.finish and thread.whole and self.run.draws(thread.state)
             )
 
     def count_new(self, columns: Sequence[int]) -> int:
@@ -440,7 +441,7 @@ class ForkedRequest:
             "tokens": len(own),
             "threads": sum(1 for _ in run.root.threads()),
             "critical_path": path,
-            "seconds": round(run.ends[-1], 3) if run.ends else 0.0,
+            "seconds": round(run.forward_seconds[-1], 3) if run.forward_seconds else 0.0,
             "finish": run.finish or "interrupted",
         }
         reason: Any = self.client_req.finished_reason

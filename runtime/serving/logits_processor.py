@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvspec.runtime.lexicon import Lexicon
-from mvspec.runtime.sampling import choose
+from mvspec.runtime.sampling import choose_ids
 from mvspec.runtime.serving.forked_request import ThreadKV
 
 __all__ = ["LogitsProcessor", "upload"]
@@ -94,7 +94,7 @@ class LogitsProcessor:
         seeded = [
             (row, thread)
             for row, thread in rows
-            if thread.sampling and not thread.state.given and self.is_seeded(thread)
+            if thread.sampling and thread.state.driver.given is None and self.is_seeded(thread)
         ]
         if not seeded:
             return None
@@ -109,12 +109,9 @@ class LogitsProcessor:
             ids: [batch], changed in place.
         """
         scores, rows = held
-        wanted = [
-            thread.request.run.drawing(thread.state, logits)
-            for (_, thread), logits in zip(rows, scores, strict=True)
-        ]
+        wanted = [thread.request.run.draw_request(thread.state, masked=False) for _, thread in rows]
         index = upload([row for row, _ in rows], ids.device)
-        ids[index] = choose(scores, wanted).to(ids.dtype)
+        ids[index] = choose_ids(scores, wanted).to(ids.dtype)
 
     @staticmethod
     def is_seeded(thread: ThreadKV) -> bool:
@@ -133,12 +130,7 @@ class LogitsProcessor:
 
     def _allowed(self, thread: ThreadKV) -> tuple[Any, bool]:
         """Return a thread's mask, None for anything, and whether the same object comes again."""
-        run, state = thread.request.run, thread.state
-        if state.adaptive and run.options.structure and not state.banned:
-            return self.lexicon.rules.allowed(state.machine, state.id), True
-        free = state.hole is not None and state.hole.constraint is None and not state.banned
-        allowed = run.allowed(state)
-        return allowed, free or allowed is self.lexicon.known
+        return thread.request.run.allowed(thread.state)
 
     def _slot(self, allowed: Any, used: set[int]) -> int:
         """Return where the table holds a mask; 0 where it cannot.

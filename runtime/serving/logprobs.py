@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mvspec.runtime.sampling import Draw
+from mvspec.runtime.sampling import DrawnToken
 from mvspec.runtime.serving.sglang_req import thread_of
 
 __all__ = ["put_model_logprobs", "sampled"]
 
 
-def sampled(reqs: Iterable[Any]) -> Iterator[tuple[Any, Draw]]:
+def sampled(reqs: Iterable[Any]) -> Iterator[tuple[Any, DrawnToken]]:
     """Yield the threads of a batch for which a token was sampled there, with its logprobs."""
     for req in reqs:
         thread = thread_of(req)
@@ -28,7 +28,7 @@ def sampled(reqs: Iterable[Any]) -> Iterator[tuple[Any, Draw]]:
             if held.top_logprobs_num > 0:
                 indices, values = held.output_top_logprobs_idx, held.output_top_logprobs_val
                 top = tuple(zip(indices[-1], values[-1], strict=True))
-        yield thread, Draw(req.output_ids[-1], logprob, top)
+        yield thread, DrawnToken(req.output_ids[-1], logprob, top)
 
 
 def put_model_logprobs(

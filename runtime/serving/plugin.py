@@ -265,8 +265,10 @@ class Plugin:
         if sampling and forward.return_logprob:
             index = upload([row for row, _ in sampling], scores.device)
             raw = scores[index].float()
-        given = [(row, thread.state.given[0]) for row, thread in sampling if thread.state.given]
-        for thread in processor.apply(scores, [r for r in sampling if not r[1].state.given]):
+        known = [(row, thread.state.driver.given) for row, thread in sampling]
+        given = [(row, id) for row, id in known if id is not None]
+        drawn = [each for each in sampling if each[1].state.driver.given is None]
+        for thread in processor.apply(scores, drawn):
             forks.stuck(thread)
         held = processor.hold(scores, sampling)
         with without_threads(info):

@@ -30,10 +30,10 @@ from mvspec.events import (
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.runtime.constraint import value_of
 from mvspec.runtime.options import Options
+from mvspec.runtime.request import PlanRequest
 from mvspec.runtime.result import result_of
 from mvspec.runtime.serving.adapter import SchedulerAdapter
-from mvspec.runtime.serving.run import Run
-from mvspec.runtime.thread import Live, Token
+from mvspec.runtime.thread_state import ThreadState, ThreadToken
 from mvspec.trace import Result, Trace
 from mvspec.tree.ir import Document, Outline
 from mvspec.tree.node import verify_error
@@ -353,14 +353,6 @@ def _values(
     return values, errors
 
 
-def _held(stops: Sequence[str]) -> int:
-    """Return how many tokens a stop string, or a newline that is written anyway, may take back.
-
-    Every token but control tokens writes at least a byte, and a character has up to four.
-    """
-    return max((len(stop.encode()) for stop in stops), default=1) + 4
-
-
 class ClientResponse:
     """The response to one client's request: tokens in order, and how it ended.
 
@@ -379,7 +371,7 @@ class ClientResponse:
         self,
         adapter: SchedulerAdapter,
         client_req: Any,
-        run: Run,
+        run: PlanRequest,
         payload: PlanPayload,
         counters: MutableMapping[str, int],
     ) -> None:
@@ -388,13 +380,10 @@ class ClientResponse:
         self.run = run
         self.payload = payload
         self.over = False
-        self._stack: list[tuple[Live, int]] = [(run.root, 0)]
+        self._stack: list[tuple[ThreadState, int]] = [(run.root, 0)]
         self._events: list[dict[str, Any]] = []
         self._sent = False
         self._counters = counters
-        stops = run.options.sampling.stop
-        self._longest = _held(stops) if stops else 0
-        """How many tokens of a turn a stop string may take back."""
 
     def begin(self) -> None:
         """Prepare the client's request for what is told of this one."""
@@ -424,7 +413,7 @@ class ClientResponse:
         self._sent = self.over
         return self.over or len(self.client_req.output_ids) > before
 
-    def _add(self, tokens: Sequence[Token | Written]) -> None:
+    def _add(self, tokens: Sequence[ThreadToken | Written]) -> None:
         ids = [token.id for token in tokens]
         self.client_req.output_ids.extend(ids)
         if not self.client_req.return_logprob:
@@ -440,17 +429,14 @@ class ClientResponse:
                 [other for other, _ in top] or [id] for top, id in zip(tops, ids, strict=True)
             ]
 
-    def _settled(self) -> Iterator[list[Token]]:
+    def _settled(self) -> Iterator[list[ThreadToken]]:
         """Yield new tokens in surface order, as far as they cannot be taken back."""
         while True:
             state, at = self._stack[-1]
             over = state.ended or bool(self.run.finish)
             tokens, paths = state.stretch(at)
             if paths is None and not over:
-                held = min(len(state.run), self._longest)
-                if state.hole:
-                    held = min(len(state.hole.ids), _held(state.hole.hole.stop))
-                tokens = tokens[: max(len(tokens) - held, 0)]
+                tokens = tokens[: max(len(tokens) - state.driver.revocable, 0)]
             at += len(tokens)
             self._stack[-1] = (state, at + (paths is not None))
             yield [token for token in tokens if token.author != "prompt"]
@@ -491,7 +477,7 @@ class ClientResponse:
     def _matched(self) -> int | str | None:
         """Return the token or the string that ended the turn, as far as SGLang may know it."""
         run, ids = self.run, self.client_req.output_ids
-        stopped = run.interpreter.stopped
+        stopped = run.stopped
         if stopped:
             # SGLang would cut the text where the string first stands, which may be in a block.
             return stopped if stopped not in run.lexicon.vocabulary.decode(ids) else None

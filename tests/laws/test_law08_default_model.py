@@ -23,7 +23,7 @@ PROGRAM = Path(__file__).parents[2] / "examples" / "compare.py"
 
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 3e-4), ("float64", 1e-9)])
 def test_inference_is_one_training_forward(dtype: str, most: float) -> None:
-    engine = TorchEngine.load(dtype=dtype, device="cpu", max_rows=50)
+    engine = TorchEngine.load(dtype=dtype, device="cpu", max_batched_tokens=50)
     result = engine.run(load_program(PROGRAM), Options(logits=True))
     layout = result.trace.layout
     model = engine.model.model

@@ -86,7 +86,7 @@ def difference(
 @example(turn=NESTED, rows=3, decode=True)
 @FEWER
 def test_a_replay_is_one_flex_forward(kind: str, turn: Message, rows: int, decode: bool) -> None:
-    engine = tiny_engine(kind, small_tokenizer(), max_rows=rows)
+    engine = tiny_engine(kind, small_tokenizer(), max_batched_tokens=rows)
     result = engine.run(mv.document(turn), Options(logits=True, decode=decode))
     if len(result.trace):
         assert difference(engine, result) < 1e-9

@@ -86,7 +86,7 @@ def test_a_replay_is_one_training_forward(
 ) -> None:
     """Laws 8 and 9: any chunking, also a token a step; the same document and layout."""
     for tokenizer in (small_tokenizer(), loose_tokenizer()):
-        engine = tiny_engine(kind, tokenizer, max_rows=rows)
+        engine = tiny_engine(kind, tokenizer, max_batched_tokens=rows)
         result = engine.run(mv.document(turn), Options(logits=True, decode=decode))
         layout = compile_document(turn, tokenizer, forced_loss=False)
         assert result.trace.layout == layout
@@ -109,7 +109,7 @@ def test_adaptive_generation_is_one_training_forward(
     kind: str, seeds: list[int], rows: int, budget: int
 ) -> None:
     """Law 8 for what a model writes by itself, several requests at once."""
-    engine = tiny_engine(kind, TOKENIZER, FORKING, max_rows=rows)
+    engine = tiny_engine(kind, TOKENIZER, FORKING, max_batched_tokens=rows)
     documents = [mv.document(mv.user(f"Question {seed}?")) for seed in seeds]
     options = [
         Options(Sampling(temperature=1.5, seed=seed), Limits(max_tokens=budget), logits=True)
@@ -185,7 +185,7 @@ def test_static_plans_are_one_training_forward(kind: str, temperature: float, ta
 @FEWER
 def test_shared_is_its_lowering(k: int, turn: Message, rows: int) -> None:
     """Paths that read each other after every k tokens: the layout `shared(k)`."""
-    engine = tiny_engine("Llama", small_tokenizer(), max_rows=rows)
+    engine = tiny_engine("Llama", small_tokenizer(), max_batched_tokens=rows)
     result = engine.run(mv.document(turn), Options(logits=True, share=k))
     layout = compile_document(turn, small_tokenizer(), f"shared({k})")
     if not len(layout):

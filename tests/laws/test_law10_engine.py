@@ -78,7 +78,7 @@ def test_whatever_is_drawn_the_result_parses(
     rows: int,
 ) -> None:
     engine = ENGINES[which]
-    engine.max_rows = rows
+    engine.scheduler.max_batched_tokens = rows
     prompt = sum(len(op.tokens) for op in engine.plan(ASK).ops if op.op == "extend")
     position = None if max_position is None else prompt + max_position
     limits = Limits(
@@ -90,7 +90,7 @@ def test_whatever_is_drawn_the_result_parses(
 
 def test_every_budget_from_one_up() -> None:
     engine = ENGINES["small", 6.0]
-    engine.max_rows = 256
+    engine.scheduler.max_batched_tokens = 256
     budgets = range(1, 120)
     options = [
         Options(Sampling(temperature=1.0, seed=n), Limits(max_tokens=n, max_depth=4))
@@ -145,7 +145,7 @@ def test_a_million_tokens() -> None:
     dice = random.Random(0)
     while drawn < 1_000_000:
         engine = ENGINES[dice.choice(sorted(ENGINES))]
-        engine.max_rows = 4096
+        engine.scheduler.max_batched_tokens = 4096
         limits = [Limits(max_tokens=dice.randint(1, 2000), max_depth=5) for _ in range(64)]
         options = [
             Options(Sampling(temperature=1.0, seed=seed + i), limit)

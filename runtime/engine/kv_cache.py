@@ -1,6 +1,6 @@
-"""Keys, values and visibility of the tokens that a model has read.
+"""KV cache of one request: keys, values and visibility of the tokens that a model has read.
 
-All threads of a request share one store that only grows: fork and join change bits of the
+All threads of a request share one cache that only grows: fork and join change bits of the
 visibility table and copy no keys or values. The table lies in main memory, where a bit costs
 nothing; a forward takes along what its tokens see.
 """
@@ -17,21 +17,21 @@ from torch import Tensor
 
 from mvspec.errors import LimitExceeded
 
-__all__ = ["Store", "is_out_of_memory", "sent"]
+__all__ = ["KVCache", "is_out_of_memory", "token_bytes"]
 
 
-class Store:
-    """A growing table of columns (tokens) and rows (threads).
+class KVCache:
+    """A growing table of slots (tokens) and rows (threads): a `KVStore`.
 
     Args:
         device: where keys and values lie.
-        capacity: columns to begin with; doubled whenever they are used up, so that a token is
+        capacity: slots to begin with; doubled whenever they are used up, so that a token is
             copied once on average, however long the text.
 
     Attributes:
         limit: the most bytes that keys and values may take; None for what the memory holds.
         token_bytes: what those of one token take; 0 until that is known.
-        visible: bool [rows, columns]: what the next token of each thread sees.
+        visible: bool [rows, slots]: what the next token of each thread sees.
         copied: bytes of keys and values copied so far, all of them by growing.
     """
 
@@ -49,7 +49,7 @@ class Store:
         self._free_rows = list(range(7, -1, -1))
 
     def restrict(self, limit: int, token_bytes: int) -> None:
-        """Let an empty store take at most `limit` bytes, at `token_bytes` a token."""
+        """Let an empty cache take at most `limit` bytes, at `token_bytes` a token."""
         self.limit, self.token_bytes = limit, token_bytes
         self.capacity = max(1, min(self.capacity, limit // token_bytes))
         self.visible = self.visible[:, : self.capacity]
@@ -66,19 +66,21 @@ class Store:
         self.values.clear()
         self._pointers = None
 
-    # Columns
+    # Slots
 
-    def take(self, count: int) -> int:
-        """Return the first of `count` new columns.
+    def allocate(self, row: int, count: int) -> int:
+        """Return the first of `count` new slots, which a thread sees from now on.
 
         Raises:
             LimitExceeded: they do not fit into the limit or the memory; nothing has changed.
         """
-        start = self.used
-        self._check(start + count, (start + count) * self.token_bytes)
-        if start + count > self.capacity:
-            self._grow(start + count)
-        self.used = start + count
+        start, stop = self.used, self.used + count
+        if self.limit is not None:
+            self._check(stop, stop * self.token_bytes)
+        if stop > self.capacity:
+            self._grow(stop)
+        self.used = stop
+        self.visible[row, start:stop] = True
         return start
 
     def _grow(self, needed: int) -> None:
@@ -118,12 +120,12 @@ class Store:
         )
 
     def write(self, layer: int, key: Tensor, value: Tensor, start: int) -> None:
-        """Keep the keys and values of new columns.
+        """Keep the keys and values of new slots.
 
         Args:
             layer: number of the layer.
             key, value: [1, heads, new, dim].
-            start: the first column.
+            start: the first slot.
         """
         while layer >= len(self.keys):
             more = (key.nbytes + value.nbytes) // key.shape[2] * self.capacity
@@ -146,59 +148,45 @@ class Store:
 
     # Rows
 
-    def row(self, like: int | None = None) -> int:
-        """Return a new thread's row, which sees what the row `like` sees."""
+    def fork(self, row: int | None) -> int:
+        """Return a new thread's row, which sees what `row` sees; nothing for None."""
         if not self._free_rows:
             count = len(self.visible)
             self.visible = np.concatenate([self.visible, np.zeros_like(self.visible)])
             self._free_rows = list(range(2 * count - 1, count - 1, -1))
-        row = self._free_rows.pop()
-        self.visible[row] = False if like is None else self.visible[like]
-        return row
+        made = self._free_rows.pop()
+        self.visible[made] = False if row is None else self.visible[row]
+        return made
 
     def release(self, row: int) -> None:
         """Give a thread's row back."""
         self._free_rows.append(row)
 
-    def show(self, row: int, start: int, stop: int) -> None:
-        """Let a thread see the columns [start, stop)."""
-        self.visible[row, start:stop] = True
-
-    def hide(self, row: int, columns: Sequence[int]) -> None:
-        """Let a thread no longer see columns."""
-        self.visible[row, list(columns)] = False
+    def hide(self, row: int, slots: Sequence[int]) -> None:
+        """Let a thread no longer see slots."""
+        self.visible[row, list(slots)] = False
 
     def merge(self, row: int, others: Sequence[int]) -> None:
         """Let a thread see what others see as well."""
         seen = self.visible[list(others), : self.used].any(0)
         self.visible[row, : self.used] |= seen
 
-    def mask(self, rows: Sequence[int], start: int) -> Tensor | None:
-        """Return what the tokens of the columns from `start` on see: bool [new, start + new].
+    def seen(self, rows: Sequence[int], start: int) -> NDArray[np.bool_] | None:
+        """Return what the tokens of the slots from `start` on see: bool [new, start + new].
 
         None where there is one token and it sees all, as in plain text.
 
         Args:
             rows: each token's thread. It may have later tokens already, which a token does not
-                see: columns rise in the order in which tokens were written.
+                see: slots rise in the order in which tokens were written.
         """
         count = len(rows)
-        if count == 1 and self.visible[rows[0], : start + 1].all():
-            return None
-        threads = sorted(set(rows))  # a thread's tokens share one row: little is sent to a GPU
-        table = sent(torch.from_numpy(self.visible[threads, : start + count]), self.device)
-        place = {row: index for index, row in enumerate(threads)}
-        seen = table[sent(torch.tensor([place[row] for row in rows]), self.device)]
-        before = torch.ones(count, count, dtype=torch.bool, device=self.device).tril()
-        seen[:, start:] &= before
+        seen: NDArray[np.bool_] = self.visible[rows, : start + count]
+        if count == 1:
+            return None if seen.all() else seen
+        if len(set(rows)) < count:
+            seen[:, start:] &= np.tri(count, dtype=np.bool_)
         return seen
-
-
-def sent(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor of main memory on a device; nobody waits for what the device does now."""
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def token_bytes(model: Any) -> int:
