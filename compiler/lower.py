@@ -33,6 +33,7 @@ class Tokens:
         forced: bool [n]; an engine wrote it (fork and join headers, forced closings).
         tags: int8 [e]; numbers in `TAGS` of the structural tags, in order.
         ends: int64 [e]; for each tag the index of the token after it.
+        unlearned: bool [n]; tokens of turns that carry no loss; None where all of them do.
     """
 
     ids: Ids
@@ -40,6 +41,7 @@ class Tokens:
     forced: Flags
     tags: NDArray[np.int8]
     ends: NDArray[np.int64]
+    unlearned: Flags | None = None
 
 
 def lower(
@@ -91,7 +93,9 @@ def tokens_of_segments(parts: Sequence[Segment], vocabulary: Vocabulary) -> Toke
     authors = np.repeat(np.array([part.author for part in parts], dtype="U8"), lengths)
     array = np.array(ids, dtype=np.int32)
     tags, ends = tags_of_ids(array, vocabulary) if vocabulary.tag_ids else _events(unwritten)
-    return Tokens(array, authors == "model", authors == "engine", tags, ends)
+    learned = [part.loss for part in parts]
+    unlearned = None if all(learned) else ~np.repeat(np.array(learned), lengths)
+    return Tokens(array, authors == "model", authors == "engine", tags, ends, unlearned)
 
 
 def _events(

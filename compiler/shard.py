@@ -154,8 +154,9 @@ class ShardWriter:
         options = self.options
         try:
             return compile_stages(
-                reading.document, vocabulary, options.lowering, forced_loss=options.forced_loss
-            )
+                reading.document, vocabulary, options.lowering,
+                forced_loss=options.forced_loss, context=reading.context,
+            )  # fmt: skip
         except VerifyError as error:
             location = {"address": error.address} if error.address else {}
             raise record.bad("malformed", str(error), **location) from None

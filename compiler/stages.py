@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ from mvspec.compiler.layout import Layout
 from mvspec.compiler.lower import Tokens, tokens_of_segments
 from mvspec.compiler.lowerings import UNFORCED, find_lowering, multiverse
 from mvspec.compiler.runs import structural_runs
-from mvspec.compiler.segments import Segment, segments
+from mvspec.compiler.segments import NO_CONTEXT, Segment, segments
 from mvspec.compiler.sequential import flatten
 from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.data.chat import ChatContext
 from mvspec.errors import Unsupported
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
@@ -78,6 +79,7 @@ def segments_of(
     *,
     syntax: Syntax = MULTIVERSE,
     template: bool | None = None,
+    context: ChatContext = NO_CONTEXT,
 ) -> list[Segment]:
     """Cut a document into the segments that a lowering tokenises."""
     find_lowering(lowering)
@@ -85,7 +87,7 @@ def segments_of(
         document = flatten(document)
     return segments(
         document, vocabulary.source, syntax=syntax, template=template,
-        forced=lowering not in UNFORCED,
+        forced=lowering not in UNFORCED, context=context,
     )  # fmt: skip
 
 
@@ -97,6 +99,7 @@ def compile_stages(
     syntax: Syntax = MULTIVERSE,
     template: bool | None = None,
     forced_loss: bool = False,
+    context: ChatContext = NO_CONTEXT,
 ) -> Stages:
     """Compile a document and keep what lies on the way; arguments as of `compile_document`.
 
@@ -107,9 +110,15 @@ def compile_stages(
     if forced_loss and lowering != "multiverse":
         raise Unsupported(f"lowering {lowering!r} has no loss on forced tokens")
     vocabulary = Vocabulary.of(tokenizer, tagged=syntax.tagged)
-    parts = segments_of(document, vocabulary, lowering, syntax=syntax, template=template)
+    parts = segments_of(
+        document, vocabulary, lowering, syntax=syntax, template=template, context=context
+    )
     tokens = tokens_of_segments(parts, vocabulary)
-    layout = multiverse(tokens, forced_loss=True) if forced_loss else function(tokens)
+    given = tokens
+    if tokens.unlearned is not None:
+        learned = ~tokens.unlearned
+        given = replace(tokens, free=tokens.free & learned, forced=tokens.forced & learned)
+    layout = multiverse(given, forced_loss=True) if forced_loss else function(given)
     return Stages(lowering, parts, tokens, layout)
 
 
@@ -121,6 +130,7 @@ def compile_document(
     syntax: Syntax = MULTIVERSE,
     template: bool | None = None,
     forced_loss: bool = False,
+    context: ChatContext = NO_CONTEXT,
 ) -> Layout:
     """Compile a document to its layout.
 
@@ -133,6 +143,7 @@ def compile_document(
             message that is not the assistant's.
         forced_loss: let forced tokens carry loss where their flat predecessor is their parent
             (`multiverse` only).
+        context: what a chat says beside the document: tools, and turns without loss.
 
     Raises:
         Unsupported: the tokenizer, the template or a hole stands in the way.
@@ -152,5 +163,6 @@ def compile_document(
     (50, 41)
     """
     return compile_stages(
-        document, tokenizer, lowering, syntax=syntax, template=template, forced_loss=forced_loss
-    ).layout
+        document, tokenizer, lowering, syntax=syntax, template=template,
+        forced_loss=forced_loss, context=context,
+    ).layout  # fmt: skip

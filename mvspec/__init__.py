@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mvspec.data.chat import document
+    from mvspec.data.records import Record
+    from mvspec.data.sources import read
     from mvspec.errors import (
         Diagnostic,
         LimitExceeded,
@@ -24,7 +27,6 @@ if TYPE_CHECKING:
     from mvspec.tree.builder import (
         assistant,
         branch,
-        document,
         gen,
         message,
         parallel,
@@ -60,6 +62,7 @@ __all__ = [
     "Parallel",
     "ParseError",
     "Path",
+    "Record",
     "Text",
     "Think",
     "Unsupported",
@@ -72,6 +75,7 @@ __all__ = [
     "message",
     "parallel",
     "parse",
+    "read",
     "render",
     "run",
     "system",
@@ -87,7 +91,10 @@ _PLACES = {
     "mvspec.forms": "parse render",
     "mvspec.law.limits": "Limits",
     "mvspec.runtime": "run",
-    "mvspec.tree.builder": "assistant branch document gen message parallel system think tool user",
+    "mvspec.data.chat": "document",
+    "mvspec.data.records": "Record",
+    "mvspec.data.sources": "read",
+    "mvspec.tree.builder": "assistant branch gen message parallel system think tool user",
     "mvspec.tree.ir": "Conclusion Document Gen Goal Message Outline Parallel Path Text Think",
 }
 

@@ -14,9 +14,10 @@ from mvspec.compiler.cost import plan_cost
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.plan import Adaptive
 from mvspec.compiler.planning import plan_document
-from mvspec.compiler.segments import Segment
+from mvspec.compiler.segments import NO_CONTEXT, Segment
 from mvspec.compiler.stages import Stages, compile_stages, segments_of
 from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.data.chat import ChatContext
 from mvspec.data.records import BadRecord, InputError
 from mvspec.data.sources import Records
 from mvspec.errors import MvspecError
@@ -40,6 +41,7 @@ def emit(
     lowering: str = "multiverse",
     *,
     forced_loss: bool = False,
+    context: ChatContext = NO_CONTEXT,
 ) -> Iterator[RenderableType]:
     """Yield what a stage made of a document, line by line.
 
@@ -54,14 +56,18 @@ def emit(
     if stage == "ir":
         yield tree_rich(document, None)
     elif stage == "segments":
-        yield from segment_lines(segments_of(document, Vocabulary.of(tokenizer), lowering))
+        yield from segment_lines(
+            segments_of(document, Vocabulary.of(tokenizer), lowering, context=context)
+        )
     elif stage == "plan":
         plan = plan_document(document, tokenizer)
         yield Text(str(plan))
         if not any(isinstance(op, Adaptive) for op in plan.ops):
             yield Text(str(plan_cost(plan)))
     else:
-        stages = compile_stages(document, tokenizer, lowering, forced_loss=forced_loss)
+        stages = compile_stages(
+            document, tokenizer, lowering, forced_loss=forced_loss, context=context
+        )
         yield from layout_lines(stages, tokenizer)
 
 
@@ -81,7 +87,11 @@ def print_stage(
     bad = printed = 0
     for record in records:
         try:
-            lines = emit(stage, record.document, vocabulary, lowering, forced_loss=forced_loss)
+            reading = record.needed()
+            lines = emit(
+                stage, reading.document, vocabulary, lowering,
+                forced_loss=forced_loss, context=reading.context,
+            )  # fmt: skip
             first = next(lines)
         except BadRecord as error:
             bad += 1

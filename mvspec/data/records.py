@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from mvspec.data.chat import ChatContext, ChatTurn, chat_turns, is_chat, turn_message
 from mvspec.data.columns import COLUMNS, PAIR, RowError, column, columns, listed
@@ -95,6 +95,13 @@ class Reading:
     cut: bool = False
     texts: Mapping[str, str] = field(default_factory=dict)
     context: ChatContext = field(default_factory=ChatContext)
+
+
+class WellFormed(NamedTuple):
+    """The document of a record, and what a chat says beside it."""
+
+    document: Document
+    context: ChatContext
 
 
 @dataclass(frozen=True)
@@ -204,7 +211,10 @@ class Record:
         if self.encoding == "text":
             return "text", (), value, None
         try:
-            return (*found(value, self.fields.field), None)
+            kind, path, value = found(value, self.fields.field)
+            if self.encoding == "value" and kind in ("document", "trace", "apr"):
+                value = _filled(value)
+            return kind, path, value, None
         except RowError as missing:
             return "unread", (), "", not_a_document(missing)
 
@@ -217,9 +227,9 @@ class Record:
         Raises:
             BadRecord: it has none.
         """
-        return self.needed().document  # type: ignore[return-value]
+        return self.needed().document
 
-    def needed(self) -> Reading:
+    def needed(self) -> WellFormed:
         """Return the strict reading of a record.
 
         Raises:
@@ -228,7 +238,7 @@ class Record:
         reading = self.read()
         if reading.document is None:
             raise BadRecord.at(self.name, self.place, reading.diagnostics[0], cut=reading.cut)
-        return reading
+        return WellFormed(reading.document, reading.context)
 
     def bad(self, code: str, reason: str, **location: Any) -> BadRecord:
         """Return the error of a record that cannot be used."""
@@ -457,7 +467,8 @@ def recognised(value: Any, path: RowPath = ()) -> Found | None:
         if is_chat(messages):
             return "chat", (*path, "messages"), messages
         # The name of a row is no part of the document that stands in it.
-        return "document", path, {key: each for key, each in value.items() if key != "id"}
+        others = {key: each for key, each in value.items() if key != "id"}
+        return "document", path, others | {"messages": messages}
     if isinstance(value.get("main_calls"), list):
         return "apr", path, {key: each for key, each in value.items() if key != "id"}
     return None
@@ -488,12 +499,19 @@ def written(value: dict[str, Any]) -> tuple[str, str]:
 
 def _unpacked(value: Any) -> Any:
     """Return what JSON text of an object or a list holds; everything else as it is."""
-    if isinstance(value, str) and value[:2] in ('{"', "[{", "[]"):
+    if isinstance(value, str) and value[:64].lstrip()[:1] in ("{", "["):
         try:
             return json.loads(value)
         except (ValueError, RecursionError):
             return value
     return value
+
+
+def _filled(value: Any) -> Any:
+    """Return a row of a table without the fields that only other rows have."""
+    if isinstance(value, dict):
+        return {key: _filled(each) for key, each in value.items() if each is not None}
+    return [_filled(each) for each in value] if isinstance(value, list) else value
 
 
 def _messages(value: Any, role: str) -> list[Any]:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import IO, Any
 
 from mvspec.data.records import Fields, InputError, Record, recognised
@@ -101,7 +100,7 @@ def open_records(
         rows: read files of other names as rows, whatever the fields.
         short: name records by their file without its folder, so that what is made of them does
             not depend on where it lies.
-        again: keep standard input, so that it can be read more than once.
+        again: keep standard input in memory, so that it can be read more than once.
 
     Raises:
         InputError: one of them does not exist or cannot be opened.
@@ -295,21 +294,13 @@ def _file(path: Path, place: str, layout: str, *, inside: bool) -> Part:
 def _stdin(layout: str, *, keep: bool) -> Part:
     if sys.stdin is None:
         raise InputError("-: standard input is closed")
-    stream: IO[bytes] = sys.stdin.buffer
-    if keep:
-        stream = TemporaryFile()  # noqa: SIM115, for as long as the part lives
-        stream.write(sys.stdin.buffer.read())
+    kept = sys.stdin.buffer.read() if keep else b""
 
     def records(start: int) -> Iterator[Record]:
-        if keep:
-            stream.seek(0)
-        yield from _records(stream, "<stdin>", layout, 0)
+        stream = io.BytesIO(kept) if keep else sys.stdin.buffer
+        yield from _records(stream, "<stdin>", layout, len(kept))
 
-    def key() -> list[Any]:
-        stream.seek(0)
-        return ["<stdin>", hashlib.sha256(stream.read()).hexdigest()]
-
-    return Part(records, key)
+    return Part(records, lambda: ["<stdin>", hashlib.sha256(kept).hexdigest()])
 
 
 def _digest(path: Path) -> str:

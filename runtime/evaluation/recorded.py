@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from mvspec.data.columns import RowError
 from mvspec.data.records import BadRecord, InputError, Record
 from mvspec.data.sources import Records
 from mvspec.forms import render
@@ -72,7 +73,10 @@ def output_of(record: Record) -> str:
     if record.kind == "text":
         return record.text
     if record.kind == "chat":
-        turns = [turn for turn in record.turns() if turn.role == "assistant"]
+        try:
+            turns = [turn for turn in record.turns() if turn.role == "assistant"]
+        except RowError as error:
+            raise record.bad(error.code, str(error), address=error.address) from None
         if turns and turns[-1].thoughts is None:
             return turns[-1].text
     answers = [each for each in record.document.messages if each.role == "assistant"]
