@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import random
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -12,8 +13,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
-
-import tenacity
 
 from mvspec.curation.request import (
     CurationStopped,
@@ -250,17 +249,18 @@ class RankedSemaphore:
 
 
 class ModelClient:
-    """Asks a provider, and pays for no request twice.
+    """Client of one provider: stored, limited and retried requests, none of them paid twice.
 
     Args:
         provider: who answers.
         store: where answers are kept.
         budget, price: what may be spent, and what tokens cost.
-        pace: how fast requests may go out.
+        pace: the most requests and tokens a minute.
         concurrency: the most requests on their way at once.
         retries: how often a request goes out again that got no answer.
         once: the provider bills a request once however often it is asked, as a batch does.
-        longest_wait: seconds between two tries at most, unless the service asks for more.
+        first_wait, longest_wait: seconds between two tries at most, unless the service asks for
+            more; they double from try to try.
     """
 
     def __init__(
@@ -283,6 +283,8 @@ class ModelClient:
         self.price = price
         self.pace = pace or RateLimit()
         self.retries = retries
+        self.first_wait = first_wait
+        self.longest_wait = longest_wait
         self.once = once
         self.traffic = RequestTraffic()
         self.stopped: str | None = None
@@ -292,7 +294,6 @@ class ModelClient:
         self._flights: dict[str, asyncio.Task[ModelAnswer]] = {}
         self._bytes_per_token = BYTES_PER_TOKEN
         self._refused = 0
-        self._backoff = tenacity.wait_random_exponential(first_wait, longest_wait)
 
     def stop(self, reason: str, *, abandoned: bool = False) -> None:
         """Send nothing more; what is on its way is waited for, and kept.
@@ -340,25 +341,20 @@ class ModelClient:
             await asyncio.wait(list(self._flights.values()))
 
     async def _ask(self, request: ModelRequest, rank: int) -> ModelAnswer:
-        retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(self.retries + 1),
-            wait=self._wait,
-            retry=tenacity.retry_if_exception_type(RequestUnanswered),
-            sleep=self._sleep,
-            reraise=True,
-        )
-        return await retrying(self._ask_once, request, rank)
-
-    def _wait(self, state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
-        after = error.after if isinstance(error, RequestUnanswered) else None
-        # Full jitter on top of what the service asks for: not all come back in one moment.
-        jitter = self._backoff(state)
-        return jitter if after is None else after + min(jitter, 1 + after / 4)
-
-    async def _sleep(self, seconds: float) -> None:
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+        retry = 0
+        while True:
+            try:
+                return await self._ask_once(request, rank)
+            except RequestUnanswered as error:
+                if retry == self.retries:
+                    raise
+                wait = random.uniform(0, min(self.longest_wait, self.first_wait * 2**retry))
+                if error.after is not None:
+                    # Jitter on top of what the service asks for: not all come back in one moment.
+                    wait = error.after + min(wait, 1 + error.after / 4)
+            retry += 1
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), wait)
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what `work` does, or raise CurationStopped as soon as nothing is to be sent."""

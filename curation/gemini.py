@@ -55,7 +55,7 @@ _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)s")
 
 
 class GeminiProvider:
-    """Asks Gemini; the key comes from GEMINI_API_KEY or GOOGLE_API_KEY.
+    """Provider that asks Gemini; the key comes from GEMINI_API_KEY or GOOGLE_API_KEY.
 
     Args:
         base_url: another address than the service's, such as a proxy's.
@@ -172,7 +172,7 @@ class GeminiProvider:
 
 
 class GeminiBatchProvider:
-    """Asks Gemini through the Batch API: requests that wait together, and cost less.
+    """Provider that asks Gemini's Batch API: requests wait together, and cost less.
 
     A batch is made when for a while no request has come. It is noted in the store before that,
     and is found again by its display name: a run that was killed takes up its batches, and pays

@@ -16,7 +16,7 @@ __all__ = ["LocalProvider"]
 
 
 class LocalProvider:
-    """Asks a model that runs in this process.
+    """Provider that asks a model in this process.
 
     The answer is held to the request's schema while it is written.
 

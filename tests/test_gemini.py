@@ -31,6 +31,7 @@ from mvspec.curation import (
     TokenUsage,
 )
 from mvspec.curation.answers import StepsReply, schema_text
+from mvspec.curation.client import RankedSemaphore
 from mvspec.curation.gemini import GeminiProvider
 from mvspec.data.records import InputError
 
@@ -429,6 +430,27 @@ def test_no_minute_has_more_than_the_limits() -> None:
         assert sum(window) <= 1000
     assert sent[201][0] - sent[200][0] >= 30
     assert now < 500 * 30 / 1000 * 60 + 200
+
+
+def test_the_lowest_rank_goes_first_and_who_gives_up_takes_no_slot() -> None:
+    order: list[int] = []
+
+    async def work(slots: RankedSemaphore, rank: int) -> None:
+        async with slots.taken(rank):
+            order.append(rank)
+            await asyncio.sleep(0.01)
+
+    async def go() -> None:
+        slots = RankedSemaphore(1)
+        tasks = [asyncio.create_task(work(slots, rank)) for rank in (5, 4, 3, 2, 1)]
+        await asyncio.sleep(0)
+        tasks[1].cancel()  # while it waits
+        tasks[0].cancel()  # while it works
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await work(slots, 0)
+
+    asyncio.run(go())
+    assert order == [5, 1, 2, 3, 0]
 
 
 def test_a_429_lets_all_others_wait(tmp_path: Path) -> None:
