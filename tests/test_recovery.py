@@ -14,7 +14,6 @@ from traces import CANONICAL, TRACES, Trace
 import mvspec
 from mvspec.errors import Diagnostic, Source
 from mvspec.forms.recovery.edits import Code, apply
-from mvspec.forms.recovery.labels import longest_pairs
 from mvspec.law.tags import TAG
 
 CODE = re.compile(r"[a-z]+(?:-[a-z0-9]+)*")
@@ -124,14 +123,6 @@ def test_positions_are_those_of_a_count(text: str) -> None:
         if offset <= len(text):
             line = text.count("\n", 0, offset) + 1
             assert source.position(offset) == (line, offset - text.rfind("\n", 0, offset))
-
-
-def test_longest_pairs() -> None:
-    assert longest_pairs(["1", "2", "3"], ["1", "3"]) == [(0, 0), (2, 1)]
-    assert longest_pairs(["1", "2", "3"], ["3", "1", "2"]) == [(0, 1), (1, 2)]
-    assert longest_pairs(["1", "1", "2"], ["1", "1"]) == [(0, 0), (1, 1)]
-    assert longest_pairs(["", "2"], ["", "2"]) == [(1, 1)]
-    assert longest_pairs([], ["1"]) == []
 
 
 def test_labels_that_are_made_up_take_no_label_that_is_there() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from mvspec.forms.recovery.edits import LABEL, NUMBER, Code, without_tags
 from mvspec.forms.recovery.structure import TagToken
 from mvspec.law.tags import TAG, Tag
 
-__all__ = ["longest_pairs", "pair_labels"]
+__all__ = ["pair_labels"]
 
 _PARTIAL_LABEL = re.compile(rf"\n({NUMBER}\.?)\Z")
 
@@ -19,9 +18,9 @@ _PARTIAL_LABEL = re.compile(rf"\n({NUMBER}\.?)\Z")
 def pair_labels(text: str, tokens: list[TagToken]) -> list[TagToken]:
     """Return the tags with a label for every outline and path, and one path for every outline.
 
-    Outlines follow the order of their paths. Equal labels pair in order, as many as can (longest
-    increasing run); between two pairs, what is left pairs as it comes; then outlines without a
-    path get an empty one, and paths without an outline an empty outline. Takes O(n log n).
+    Outlines follow the order of their paths, so equal labels pair in order; between two pairs,
+    the others pair as they come; then outlines without a path get an empty one, and paths without
+    an outline an empty outline. Takes O(n log n).
     """
     before: dict[int, list[TagToken]] = {}
     open_blocks: list[_BlockLabels] = []
@@ -60,9 +59,25 @@ class _BlockLabels:
     def pair(self) -> None:
         names = [self.label(index) for index in self.outlines]
         path_names = [self.label(index) for index in self.paths]
-        names = self.reorder(names, path_names)
-        numbers = _FreeLabels(names)
-        for o, p, lacks in self.pairs(names, path_names):
+        found, wanted = places_of(names), places_of(path_names)
+        # Outlines that have a path stand in the order of the paths: slot by slot.
+        common = sorted(found.keys() & wanted.keys(), key=wanted.__getitem__)
+        slots = sorted(found[key] for key in common)
+        places = [found[key] for key in common]
+        moved = list(names)
+        for slot, place in zip(slots, places, strict=True):
+            if slot != place:
+                self.tokens[self.outlines[slot]].line = self.line(place)
+                moved[slot] = names[place]
+        numbers = _FreeLabels(moved)
+        # A label that repeats is that of the outline whose path has it.
+        taken, kept = {label for label, _ in common}, {*slots}
+        names = [
+            label if label not in taken or place in kept else ""
+            for place, label in enumerate(moved)
+        ]
+        equal = zip(slots, (wanted[key] for key in common), strict=True)
+        for o, p, lacks in paired([*equal, (len(names), len(path_names))]):
             name = "" if lacks is Tag.OUTLINE else names[o]
             path_name = "" if lacks is Tag.PATH else path_names[p]
             label = numbers.take(name, path_name)
@@ -84,21 +99,6 @@ class _BlockLabels:
             else:
                 self.tokens[self.paths[p]].label = label
 
-    def reorder(self, names: list[str], path_names: list[str]) -> list[str]:
-        """Let outlines that have a path stand in the order of the paths; return their labels."""
-        wanted = places_of(path_names)
-        found = places_of(names)
-        slots = sorted(found[key] for key in found if key in wanted)
-        order = [found[key] for key in sorted(found.keys() & wanted.keys(), key=wanted.__getitem__)]
-        if slots == order:
-            return names
-        moved = list(names)
-        for slot, place in zip(slots, order, strict=True):
-            if slot != place:
-                self.tokens[self.outlines[slot]].line = self.line(place)
-                moved[slot] = names[place]
-        return moved
-
     def line(self, place: int) -> str:
         """Return what an outline says, on one line and without its label."""
         index = self.outlines[place]
@@ -106,24 +106,6 @@ class _BlockLabels:
         label = LABEL.match(text)
         text = without_tags(text[label.end() :] if label else text, TAG)
         return " ".join(text.strip("\n \t\r").split("\n")) if "\n" in text else text.strip()
-
-    def pairs(
-        self, names: list[str], path_names: list[str]
-    ) -> Iterator[tuple[int, int, Tag | None]]:
-        """Yield (outline, path, the one of the two that is missing and belongs there)."""
-        o = p = 0
-        ends = (len(names), len(path_names))
-        for next_o, next_p in (*longest_pairs(names, path_names), ends):
-            while o < next_o and p < next_p:
-                yield o, p, None
-                o, p = o + 1, p + 1
-            for alone in range(o, next_o):
-                yield alone, p, Tag.PATH
-            for alone in range(p, next_p):
-                yield next_o, alone, Tag.OUTLINE
-            if (next_o, next_p) != ends:
-                yield next_o, next_p, None
-            o, p = next_o + 1, next_p + 1
 
     def add(self, index: int, tag: Tag, label: str, code: Code, message: str) -> None:
         at = self.tokens[index].start
@@ -191,30 +173,21 @@ def places_of(names: list[str]) -> dict[tuple[str, int], int]:
     return places
 
 
-def longest_pairs(outlines: list[str], paths: list[str]) -> list[tuple[int, int]]:
-    """Pair equal labels so that both rise, as many as can: O(n log n)."""
-    places = places_of(outlines)
-    count: dict[str, int] = {}
-    tails: list[int] = []  # the smallest last outline of a run of each length
-    tail_path: list[int] = []
-    back: dict[int, tuple[int, int]] = {}
-    for path, name in enumerate(paths):
-        count[name] = count.get(name, 0) + 1
-        place = places.get((name, count[name])) if name else None
-        if place is None:
-            continue
-        k = bisect.bisect_left(tails, place)
-        back[path] = (place, tail_path[k - 1] if k else -1)
-        if k == len(tails):
-            tails.append(place)
-            tail_path.append(path)
-        else:
-            tails[k] = place
-            tail_path[k] = path
-    out: list[tuple[int, int]] = []
-    path = tail_path[-1] if tail_path else -1
-    while path >= 0:
-        place, before = back[path]
-        out.append((place, path))
-        path = before
-    return out[::-1]
+def paired(equal: list[tuple[int, int]]) -> Iterator[tuple[int, int, Tag | None]]:
+    """Yield (outline, path, the one of the two that is missing and belongs there).
+
+    Args:
+        equal: outlines and paths of equal labels, both rising, and the count of each at last.
+    """
+    o = p = 0
+    for next_o, next_p in equal:
+        while o < next_o and p < next_p:
+            yield o, p, None
+            o, p = o + 1, p + 1
+        for alone in range(o, next_o):
+            yield alone, p, Tag.PATH
+        for alone in range(p, next_p):
+            yield next_o, alone, Tag.OUTLINE
+        if (next_o, next_p) != equal[-1]:
+            yield next_o, next_p, None
+        o, p = next_o + 1, next_p + 1

@@ -159,7 +159,7 @@ class RecoveringParser:
         """The tag at hand as it is written; the end of the text where there is none."""
         return self.text[self.at : self.end] or "the end of the text"
 
-    def place(self) -> str:
+    def where(self) -> str:
         """Return where the tag at hand stands, in words."""
         return f"inside {self.top}" if self.top else "at the top level"
 
@@ -251,13 +251,13 @@ class RecoveringParser:
             why = f"{tag} closes nothing, no {tag.partner} is open"
         else:
             expected = " or ".join(self.expected())
-            why = f"{tag} may not come {self.place()}"
+            why = f"{tag} may not come {self.where()}"
             why += f" where {expected} was expected" if expected else ""
         self.drop("stray-tag", f"{why}: left out")
 
     def word(self) -> None:
         """Leave the tag at hand out, which stands among text."""
-        message = f"{self.name} stands in the text {self.place()} like a word: left out"
+        message = f"{self.name} stands in the text {self.where()} like a word: left out"
         self.drop("tag-as-word", message)
 
     def deep(self) -> None:
