@@ -19,13 +19,15 @@ __all__ = ["as_html", "as_layout", "as_plan", "as_rich", "as_text", "excerpt", "
 @singledispatch
 def as_html(value: Any) -> str:
     """Return a value as one HTML element, for notebooks and pages."""
-    return _registered(as_html, "mvspec.view", value)
+    html: str = _registered(as_html, "mvspec.view", value)
+    return html
 
 
 @singledispatch
 def as_text(value: Any) -> str:
     """Return a value as text for a terminal, its structure drawn as a tree."""
-    return _registered(as_text, "mvspec.view", value)
+    text: str = _registered(as_text, "mvspec.view", value)
+    return text
 
 
 @singledispatch

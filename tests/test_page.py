@@ -20,11 +20,11 @@ from nasty import NASTY, nasty
 from traces import CANONICAL
 from typer.testing import CliRunner, Result
 
-import mvspec
 from mvspec.cli import app
 from mvspec.data.records import Record
+from mvspec.shown import visible
 from mvspec.view import page
-from mvspec.view.page import Page, is_page
+from mvspec.view.page import RecordPage, is_page
 from mvspec.view.records import view_of
 
 
@@ -60,7 +60,7 @@ class Reader(HTMLParser):
 
 
 def page_of(folder: Path, records: list[Record], title: str = "t") -> str:
-    with Page(folder / "page.html", title) as writer:
+    with RecordPage(folder / "page.html", title) as writer:
         for record in records:
             sheet = view_of(record)
             writer.add(*sheet.lines(), sheet.index())
@@ -118,7 +118,7 @@ def test_no_character_of_a_record_is_markup(rows: list[tuple[str, str, str]], ti
 
 @pytest.mark.parametrize("title", NASTY)
 def test_titles_are_text(title: str, tmp_path: Path) -> None:
-    shown = mvspec.view.terminal.visible(title)
+    shown = visible(title)
     reader = Reader(page_of(tmp_path, [], title))
     titles = [i for i, (tag, _) in zip(reader.inside, reader.elements, strict=True)
               if tag in ("title", "h1")]  # fmt: skip

@@ -17,6 +17,7 @@ from traces import CANONICAL
 import mvspec
 from mvspec.cli import console
 from mvspec.data.parallel_map import ordered_map
+from mvspec.data.sources import read
 
 CUT = CANONICAL[: CANONICAL.index("</Goal>") + 3]
 
@@ -141,8 +142,8 @@ def test_the_bar_is_shown_on_a_terminal_only(
         monkeypatch.setattr(
             "rich.console.Console", lambda stderr: Console(stderr=stderr, force_terminal=True)
         )
-        with console.reading_bar([str(path)]) as advance:
-            advance(path.stat().st_size)
+        with console.reading_bar(read(path, field="output")) as records:
+            assert len(list(records)) == 10
         assert ("reading" in capsys.readouterr().err) is terminal
 
 
