@@ -141,7 +141,7 @@ def written_codes() -> set[str]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
-                if name in ("Diagnostic", "diagnostic", "_unreadable"):
+                if name in ("Diagnostic", "RowError", "diagnostic"):
                     given = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
                     codes |= {arg for arg in given if isinstance(arg, str) and CODE.fullmatch(arg)}
     return codes
