@@ -142,7 +142,8 @@ def written_codes() -> set[str]:
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
                 if name in ("Diagnostic", "RowError", "diagnostic"):
-                    given = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+                    args = node.args[1:]  # the first is a place
+                    given = [arg.value for arg in args if isinstance(arg, ast.Constant)]
                     codes |= {arg for arg in given if isinstance(arg, str) and CODE.fullmatch(arg)}
     return codes
 
