@@ -39,7 +39,7 @@ from mvspec.compiler import additive_mask
 from mvspec.compiler.plan import ExecutionPlan, Extend
 from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Sampling
-from mvspec.runtime.evaluation.shapes import HEADER, Shape, replay, shape_of_degree, token_ids
+from mvspec.runtime.evaluation.speed import HEADER, ReplayShape, replay, shape_of_degree, token_ids
 from mvspec.runtime.serving.protocol import KEY, PlanPayload
 from mvspec.trace import Trace
 
@@ -73,7 +73,7 @@ class Draws:
             each: tokens of a path, those written by force included.
             after: tokens behind the last block, likewise.
         """
-        shape = Shape(before, paths, each, after, blocks)
+        shape = ReplayShape(before, paths, each, after, blocks)
         return self.decoded(replay(shape, PROMPT, self.ids))
 
     def replay(self, ops: tuple[Any, ...]) -> Request:
@@ -279,7 +279,7 @@ def speed(served: Served, draws: Draws, report: Report, args: argparse.Namespace
             )  # fmt: skip
 
 
-def _sizes(shape: Shape) -> tuple[int, int, int]:
+def _sizes(shape: ReplayShape) -> tuple[int, int, int]:
     """Return the tokens before a block, of each of its paths, and after it."""
     return shape.before, shape.each, shape.after
 

@@ -12,7 +12,7 @@ from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.vocabulary import TAGS
 from mvspec.law.tags import Tag
-from mvspec.runtime.evaluation.shapes import HEADER, Shape, replay, token_ids
+from mvspec.runtime.evaluation.speed import HEADER, ReplayShape, replay, token_ids
 
 PROSE = (
     "the value of x is then twice what we found before so that both sides agree and the sum "
@@ -88,5 +88,5 @@ def block_plan(
     prompt: int, paths: int, tokens: int, blocks: int = 1, after: int = 8, seed: int = 0
 ) -> ExecutionPlan:
     """Return a replay of blocks with equal paths; the model's tokens take a step each."""
-    shape = Shape(0, paths, HEADER + tokens, after, blocks, join=after)
+    shape = ReplayShape(0, paths, HEADER + tokens, after, blocks, join=after)
     return replay(shape, prompt, token_ids(40_000, seed))

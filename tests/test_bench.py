@@ -17,8 +17,14 @@ from mvspec.cli import app
 from mvspec.compiler.cost import plan_cost
 from mvspec.errors import VerifyError
 from mvspec.runtime import Options
-from mvspec.runtime.evaluation.shapes import Shape, replay, shape_of_degree, token_ids
-from mvspec.runtime.evaluation.speed import Grid, measure_grid
+from mvspec.runtime.evaluation.speed import (
+    ReplayShape,
+    SpeedGrid,
+    measure_grid,
+    replay,
+    shape_of_degree,
+    token_ids,
+)
 
 
 @given(
@@ -27,7 +33,7 @@ from mvspec.runtime.evaluation.speed import Grid, measure_grid
 def test_a_replay_costs_what_its_shape_says(
     before: int, paths: int, each: int, after: int, blocks: int
 ) -> None:
-    shape = Shape(before, paths, 0 if paths == 1 else each, after, blocks)
+    shape = ReplayShape(before, paths, 0 if paths == 1 else each, after, blocks)
     cost = plan_cost(replay(shape, 7, token_ids(500)))
     assert cost.tokens == shape.tokens + 7
     assert cost.critical_path == shape.critical_path
@@ -57,7 +63,7 @@ def test_what_cannot_be_had() -> None:
 def test_a_grid_is_measured_against_plain_text() -> None:
     engine = tiny_engine()
     told: list[str] = []
-    cells = list(measure_grid(engine, Grid((1, 2), (1.5, 2), 40, 8, repeats=2), told.append))
+    cells = list(measure_grid(engine, SpeedGrid((1, 2), (1.5, 2), 40, 8, repeats=2), told.append))
     assert [(cell.batch, round(cell.degree, 1)) for cell in cells] == [
         (1, 1.5), (1, 2.0), (2, 1.5), (2, 2.0),
     ]  # fmt: skip
@@ -67,7 +73,7 @@ def test_a_grid_is_measured_against_plain_text() -> None:
         low, high = cell.spread
         assert low <= high
         assert cell.tokens == 40
-        assert cell.record()["share_of_ideal"] == pytest.approx(cell.speedup / cell.degree)
+        assert cell.to_dict()["share_of_ideal"] == pytest.approx(cell.speedup / cell.degree)
     # A block's paths advance together: fewer forwards, as many as its critical path asks for.
     shape = shape_of_degree(40, 2)
     found = engine.run(replay(shape, 8, token_ids(300)), Options(decode=True)).trace

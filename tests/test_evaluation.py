@@ -14,9 +14,8 @@ from typer.testing import CliRunner, Result
 
 from mvspec.cli import app
 from mvspec.data.records import InputError
-from mvspec.runtime.evaluation.problem import Columns, open_problems, read_problems
-from mvspec.runtime.evaluation.results import open_results, read_run
-from mvspec.runtime.evaluation.sample import Sample, final_text
+from mvspec.runtime.evaluation.problem import ProblemColumns, open_problems, read_problems
+from mvspec.runtime.evaluation.results import EvaluationSample, final_text, open_results, read_run
 from mvspec.runtime.evaluation.tasks import TASKS, task_of
 
 CORPUS = Path(__file__).parent.parent.parent / "shared" / "corpus"
@@ -172,7 +171,7 @@ def test_what_cannot_be_graded_is_listed_and_does_not_count(
 
 def test_choices_and_code(tmp_path: Path) -> None:
     asked = [{"question": f"Q{n}", "choices": ["r", "s"], "answer": "r", "id": n} for n in (1, 2)]
-    letters = [TASKS["gpqa-diamond"].read(Columns(row))[1]["letter"] for row in asked]
+    letters = [TASKS["gpqa-diamond"].read(ProblemColumns(row))[1]["letter"] for row in asked]
     rows: list[dict[str, Any]]
     rows = [{**row, "out": f"<Think>\nAnswer: A\n</Think>\n\nAnswer: {right}"}
             for row, right in zip(asked, letters, strict=True)]  # fmt: skip
@@ -214,7 +213,7 @@ READ: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize("name", READ)
 def test_published_columns_are_known(name: str) -> None:
     row, wanted = READ[name]
-    question, payload = TASKS[name].read(Columns(row))
+    question, payload = TASKS[name].read(ProblemColumns(row))
     assert question.startswith("P")
     assert wanted.items() <= payload.items()
 
@@ -222,8 +221,8 @@ def test_published_columns_are_known(name: str) -> None:
 def test_options_are_shuffled_the_same_way_every_time() -> None:
     rows = [{"question": f"Q{n}", "choices": ["r", "s", "t", "u"], "answer": a}
             for n, a in enumerate([0, "r", "A", "(a)"] * 5)]  # fmt: skip
-    read = [TASKS["gpqa-diamond"].read(Columns(row)) for row in rows]
-    assert read == [TASKS["gpqa-diamond"].read(Columns(row)) for row in rows]
+    read = [TASKS["gpqa-diamond"].read(ProblemColumns(row)) for row in rows]
+    assert read == [TASKS["gpqa-diamond"].read(ProblemColumns(row)) for row in rows]
     assert {payload["letter"] for _, payload in read} == set("ABCD")
     for question, payload in read:
         assert f"{payload['letter']}) r\n" in question
@@ -232,7 +231,7 @@ def test_options_are_shuffled_the_same_way_every_time() -> None:
 def test_starter_code_names_the_function() -> None:
     row = {"question": "P", "starter_code": "class Solution:\n    def f(self, x):\n        ",
            "tests": [{"input": "1", "output": "2"}]}  # fmt: skip
-    question, payload = TASKS["livecodebench"].read(Columns(row))
+    question, payload = TASKS["livecodebench"].read(ProblemColumns(row))
     assert payload["function"] == "f"
     assert "def f(self, x):" in question
 
@@ -336,12 +335,12 @@ def test_the_hub_is_asked_only_by_name(tmp_path: Path, monkeypatch: pytest.Monke
 def test_results_survive_what_a_kill_leaves(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
     with open_results(path, {"task": "math", "samples": 1}) as results:
-        results.add(Sample("a", output="é", score=1.0))
+        results.add(EvaluationSample("a", output="é", score=1.0))
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"id": "b", "score": 1.0, "outp')
     assert list(read_run(path).samples) == [("a", 0, None)]
     with open_results(path, {"task": "math", "samples": 4}) as results:  # more may be asked for
-        results.add(Sample("b", score=0.0))
+        results.add(EvaluationSample("b", score=0.0))
     run = read_run(path)
     assert path.read_bytes().startswith(whole)
     assert [each.score for each in run.samples.values()] == [1.0, 0.0]
@@ -358,7 +357,7 @@ def test_files_that_are_no_results_are_left_alone(data: Path, tmp_path: Path) ->
         assert path.read_bytes() == before
     good = tmp_path / "run.jsonl"
     with open_results(good, {"task": "math"}) as results:
-        results.add(Sample("a"))
+        results.add(EvaluationSample("a"))
         with pytest.raises(InputError, match="another run"), open_results(good, {"task": "math"}):
             pass
     good.write_text(good.read_text() + "{oops}\n")
@@ -370,7 +369,7 @@ def test_files_that_are_no_results_are_left_alone(data: Path, tmp_path: Path) ->
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.jsonl"
     with open_results(path, {"task": "math"}) as results:
-        results.add(Sample("a", score=1.0))
+        results.add(EvaluationSample("a", score=1.0))
         before = path.read_bytes()
         write = os.write
 
@@ -380,10 +379,10 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
         monkeypatch.setattr(os, "write", short)
         with pytest.raises(InputError, match=r"No space left .* 1 samples are kept"):
-            results.add(Sample("b", score=1.0))
+            results.add(EvaluationSample("b", score=1.0))
         monkeypatch.undo()
         assert path.read_bytes() == before
-        results.add(Sample("b", score=0.0))
+        results.add(EvaluationSample("b", score=0.0))
     assert len(read_run(path).samples) == 2
 
 
@@ -398,7 +397,9 @@ def test_compare(tmp_path: Path) -> None:
     ):  # fmt: skip
         with open_results(path, {"task": task}) as results:
             for name in names:
-                results.add(Sample(name, score=score, form="ok", tokens=9, critical_path=6))
+                results.add(
+                    EvaluationSample(name, score=score, form="ok", tokens=9, critical_path=6)
+                )
     worse = run("compare", good, bad, "--json")
     assert worse.exit_code == 1  # B is worse
     (found,) = json.loads(worse.stdout)["comparisons"]

@@ -27,7 +27,7 @@ from mvspec.runtime.evaluation.evaluation import (
     EvaluationSource,
     run_engine,
 )
-from mvspec.runtime.evaluation.generation import Generation, prompt_of
+from mvspec.runtime.evaluation.generation import AnswerGenerator, prompt_of
 from mvspec.runtime.evaluation.results import read_run
 
 PARALLEL, SEQUENTIAL = prompt_of("parallel"), prompt_of("sequential")
@@ -46,7 +46,7 @@ def test_both_prompts(tmp_path: Path) -> None:
                               SEQUENTIAL + TURN: "It is \\boxed{6}."})  # fmt: skip
     found = {}
     for prompt in (PARALLEL, SEQUENTIAL):
-        generation = Generation(engine, prompt, Options())
+        generation = AnswerGenerator(engine, prompt, Options())
         path = tmp_path / f"{len(prompt)}.jsonl"
         run = run_engine(evaluation(tmp_path), generation, AskedSamples(), path, print)
         assert run.samples == read_run(path).samples
@@ -65,7 +65,7 @@ def test_shape_and_cost_are_the_traces(tmp_path: Path) -> None:
     engine = TorchEngine.load(str(tmp_path / "model"))
     options = Options(Sampling(temperature=1.0, seed=1))
     asking = AskedSamples(samples=2, caps=(40, 160))
-    generation = Generation(engine, PARALLEL, options)
+    generation = AnswerGenerator(engine, PARALLEL, options)
     run = run_engine(evaluation(tmp_path), generation, asking, tmp_path / "run.jsonl", print)
     samples = list(run.samples.values())
     assert len(samples) == 12
@@ -106,7 +106,7 @@ def test_what_the_engine_refuses_is_listed_and_asked_again(
             {"id": "long", "problem": "so " * 90, "answer": "5"}]  # fmt: skip
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     given = EvaluationSource("math", (str(data),)).open(print)
-    generation = Generation(engine, SEQUENTIAL, Options())
+    generation = AnswerGenerator(engine, SEQUENTIAL, Options())
     engine.model.context = 60
     path = tmp_path / "run.jsonl"
     run = run_engine(given, generation, AskedSamples(), path, print)
@@ -137,7 +137,7 @@ def test_an_answer_that_was_not_graded_is_not_asked_for_again(
     data.write_text('{"id": "a", "question": "Why?"}\n')
     given = EvaluationSource("own", (str(data),), checker="later_checks:check").open(print)
     engine = scripted_engine({SEQUENTIAL + TURN: "So."})
-    generation = Generation(engine, SEQUENTIAL, Options())
+    generation = AnswerGenerator(engine, SEQUENTIAL, Options())
     path = tmp_path / "run.jsonl"
     (first,) = run_engine(given, generation, AskedSamples(), path, print).samples.values()
     assert (first.output, first.score) == ("So.", None)
@@ -163,7 +163,7 @@ def test_an_engine_that_fails_ends_the_run_and_keeps_what_was_done(
         return await run_async(*args, **more)
 
     monkeypatch.setattr(engine, "run_async", failing)
-    generation = Generation(engine, SEQUENTIAL, Options())
+    generation = AnswerGenerator(engine, SEQUENTIAL, Options())
     path = tmp_path / "run.jsonl"
     given = evaluation(tmp_path, 4)
     with pytest.raises(MvspecError, match="went away"):
@@ -193,7 +193,7 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert f"{16 - len(before.samples)} samples are missing" in shown.stderr
     engine = TorchEngine.load(str(tmp_path / "model"))
     options = Options(Sampling(temperature=1.0), Limits())
-    generation = Generation(engine, PARALLEL, options)
+    generation = AnswerGenerator(engine, PARALLEL, options)
     asking = AskedSamples(caps=(40,))
     run = run_engine(given, generation, asking, out, print)
     assert len(run.samples) == 16

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mvspec.data.records import InputError
-from mvspec.runtime.evaluation import choice, code, instructions, maths
+from mvspec.runtime.evaluation import checks, sandbox
 from mvspec.runtime.evaluation.grading import Graders, graders
 from mvspec.runtime.evaluation.sandbox import missing, run_code
 
@@ -44,7 +44,7 @@ def pool() -> Iterator[Graders]:
     ],
 )
 def test_maths(answer: str, text: str, score: float) -> None:
-    assert maths.grade({"answer": answer}, text).score == score
+    assert checks.grade_mathematics({"answer": answer}, text).score == score
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_maths(answer: str, text: str, score: float) -> None:
     ],
 )
 def test_letters(text: str, letter: str) -> None:
-    assert choice.letter_of(text, ["red", "green", "blue", "black"]) == letter
+    assert checks.letter_of(text, ["red", "green", "blue", "black"]) == letter
 
 
 def test_a_grader_that_hangs_or_dies_costs_its_answer_alone(
@@ -87,7 +87,7 @@ def test_a_grader_that_hangs_or_dies_costs_its_answer_alone(
     def work() -> None:  # not the main thread: a limit by signals could not work
         with graders(1, 1.0) as pool:
             for text in ("good", "hang", "bad", "die", "raise", "odd", "good"):
-                found[text] = pool.grade(f"{ROOM}.checker:grade", payload, text)
+                found[text] = pool.grade(f"{ROOM}.checks:grade_own", payload, text)
 
     thread = Thread(target=work)
     thread.start()
@@ -104,11 +104,13 @@ def test_a_grader_that_hangs_or_dies_costs_its_answer_alone(
 def test_sympy_is_stopped_from_outside(pool: Graders) -> None:
     start = time.monotonic()
     pool.seconds = 1.0
-    found = pool.grade(f"{ROOM}.maths:grade", {"answer": "9^{9^{9^{9}}}"}, r"\boxed{9^{9^{9^{8}}}}")
+    found = pool.grade(
+        f"{ROOM}.checks:grade_mathematics", {"answer": "9^{9^{9^{9}}}"}, r"\boxed{9^{9^{9^{8}}}}"
+    )
     pool.seconds = 20.0
     assert time.monotonic() - start < 60
     assert found.score in (0.0, None)
-    assert pool.grade(f"{ROOM}.maths:grade", {"answer": "2"}, "2").score == 1.0
+    assert pool.grade(f"{ROOM}.checks:grade_mathematics", {"answer": "2"}, "2").score == 1.0
 
 
 # Code
@@ -125,22 +127,22 @@ def fenced(text: str) -> str:
 
 
 def test_programs_and_functions() -> None:
-    good = code.grade(ADD, fenced("a, b = map(int, input().split())\nprint(a + b)"))
+    good = sandbox.grade_code(ADD, fenced("a, b = map(int, input().split())\nprint(a + b)"))
     assert (good.score, good.details) == (1.0, {"passed": 2, "tests": 2})
-    bad = code.grade(ADD, fenced("input(); print(3)"))
+    bad = sandbox.grade_code(ADD, fenced("input(); print(3)"))
     assert (bad.score, bad.details["passed"]) == (0.0, 1)
     assert "test 2 of 2: another result" in bad.note
     solution = "class Solution:\n    def total(self, xs: List[int], y):\n        return sum(xs) + y"
-    assert code.grade(CALL, fenced(solution)).score == 1.0
-    assert code.grade(CALL, fenced("def total(xs, y): return sum(xs)")).score == 0.0
-    assert "ZeroDivisionError" in code.grade(CALL, fenced("def total(a, b): 1 / 0")).note
-    assert code.grade(ADD, "print(3)").note == "no fenced code"
+    assert sandbox.grade_code(CALL, fenced(solution)).score == 1.0
+    assert sandbox.grade_code(CALL, fenced("def total(xs, y): return sum(xs)")).score == 0.0
+    assert "ZeroDivisionError" in sandbox.grade_code(CALL, fenced("def total(a, b): 1 / 0")).note
+    assert sandbox.grade_code(ADD, "print(3)").note == "no fenced code"
 
 
 def test_what_is_printed_is_compared_by_value() -> None:
     payload = {**ADD, "tests": [{"input": "", "output": "1.50\n2"}]}
-    assert code.grade(payload, fenced("print(1.5)\nprint(2)")).score == 1.0
-    assert code.grade(payload, fenced("print(1.5, 2)")).score == 0.0
+    assert sandbox.grade_code(payload, fenced("print(1.5)\nprint(2)")).score == 1.0
+    assert sandbox.grade_code(payload, fenced("print(1.5, 2)")).score == 0.0
 
 
 def test_the_sandbox_holds(tmp_path: Path) -> None:
@@ -166,7 +168,7 @@ def test_the_sandbox_holds(tmp_path: Path) -> None:
 def test_packed_tests_cannot_run_code() -> None:
     tests = [{"input": "1", "output": "2"}]
     packed = base64.b64encode(zlib.compress(pickle.dumps(json.dumps(tests)))).decode()
-    assert code.unpacked_tests(packed) == tests
+    assert sandbox.unpacked_tests(packed) == tests
 
     class Evil:
         def __reduce__(self) -> Any:
@@ -174,9 +176,9 @@ def test_packed_tests_cannot_run_code() -> None:
 
     evil = base64.b64encode(zlib.compress(pickle.dumps(Evil()))).decode()
     with pytest.raises(ValueError, match=r"asks for builtins\.print"):
-        code.unpacked_tests(evil)
+        sandbox.unpacked_tests(evil)
     with pytest.raises(ValueError, match="neither JSON"):
-        code.unpacked_tests("hello")
+        sandbox.unpacked_tests("hello")
 
 
 # Instructions
@@ -189,16 +191,16 @@ def test_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
         "instructions": ["punctuation:no_comma", "keywords:existence"],
         "kwargs": [{}, {"keywords": ["pear"], "num_words": None}],
     }
-    instructions.check_instructions(payload["instructions"])
-    assert instructions.grade(payload, "A pear is one.").score == 1.0
-    missed = instructions.grade(payload, "A pear, for one.")
+    checks.check_instructions(payload["instructions"])
+    assert checks.grade_instructions(payload, "A pear is one.").score == 1.0
+    missed = checks.grade_instructions(payload, "A pear, for one.")
     assert missed.score == 0.0
     assert missed.note == "not followed: punctuation:no_comma"
     assert missed.details["followed"] == [False, True]
     with pytest.raises(InputError, match=r"no check for .* made:up"):
-        instructions.check_instructions(["made:up"])
+        checks.check_instructions(["made:up"])
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [])
     with pytest.raises(InputError, match=r"number_sentences .* nltk\.downloader punkt_tab"):
-        instructions.check_instructions(["length_constraints:number_sentences"])
+        checks.check_instructions(["length_constraints:number_sentences"])

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvspec.runtime.evaluation.sample import Sample
-from mvspec.runtime.evaluation.statistics import accuracy, paired
-from mvspec.runtime.evaluation.summary import summaries, summarise
+from mvspec.runtime.evaluation.results import EvaluationSample
+from mvspec.runtime.evaluation.summary import accuracy, paired, summaries, summarise
 
 
 def test_one_sample_a_problem_is_wilsons() -> None:
@@ -63,10 +62,14 @@ def test_equal_runs_differ_by_nothing() -> None:
 
 def test_summaries_by_group_and_cap() -> None:
     samples = [
-        Sample("a", 0, 64, "x", score=1.0, form="ok", tokens=30, critical_path=20, blocks=1),
-        Sample("a", 1, 64, "x", score=None, note="the grader took more than 3 s", form="cut"),
-        Sample("b", 0, 64, "y", score=0.0, form="ok", tokens=10, critical_path=10),
-        Sample("b", 0, 32, "y", error="too long"),
+        EvaluationSample(
+            "a", 0, 64, "x", score=1.0, form="ok", tokens=30, critical_path=20, blocks=1
+        ),
+        EvaluationSample(
+            "a", 1, 64, "x", score=None, note="the grader took more than 3 s", form="cut"
+        ),
+        EvaluationSample("b", 0, 64, "y", score=0.0, form="ok", tokens=10, critical_path=10),
+        EvaluationSample("b", 0, 32, "y", error="too long"),
     ]
     found = {(each.group, each.cap): each for each in summaries(samples)}
     assert list(found) == [("y", 32), ("x", 64), ("y", 64), ("all", 64)]
@@ -76,4 +79,4 @@ def test_summaries_by_group_and_cap() -> None:
     assert both.corpus.to_dict()["parallelism"] == 1.25
     assert both.corpus.to_dict()["parallelism_with_blocks"] == 1.5
     assert (found["y", 32].accuracy, found["y", 32].refused) == (None, 1)
-    assert summarise(samples).record()["well_formed_documents"] == 2
+    assert summarise(samples).to_dict()["well_formed_documents"] == 2

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mvspec.runtime.engine.torch_engine import TorchEngine
-    from mvspec.runtime.evaluation.plots import Curve
-    from mvspec.runtime.evaluation.speed import Grid, Measured
+    from mvspec.runtime.evaluation.plots import PlotCurve
+    from mvspec.runtime.evaluation.speed import SpeedCell, SpeedGrid
     from mvspec.runtime.serving.engine import SGLangEngine
 
 __all__ = ["bench"]
@@ -61,13 +61,13 @@ def bench(
     with needs("eval", "bench"):
         from mvspec.runtime.evaluation.plots import check_plot
     with needs("serve-client", "bench"):
-        from mvspec.runtime.evaluation.engines import load_engine
-        from mvspec.runtime.evaluation.speed import Grid, measure_grid
+        from mvspec.runtime.evaluation.generation import load_engine
+        from mvspec.runtime.evaluation.speed import SpeedGrid, measure_grid
     if output is not None:
         check_output(output)
     if plot is not None:
         check_plot(plot)
-    grid = Grid(batches, degrees, tokens, prompt, paths, repeats, seed)
+    grid = SpeedGrid(batches, degrees, tokens, prompt, paths, repeats, seed)
     with as_given():
         grid.shapes()
     loaded = load_engine(model, engine, max(batches))
@@ -80,7 +80,7 @@ def bench(
     if plot is not None:
         draw(plot, found, about)
     if as_json:
-        print(json.dumps({"about": about, "cells": [each.record() for each in found]}))
+        print(json.dumps({"about": about, "cells": [each.to_dict() for each in found]}))
     else:
         print_table(speed_table(found))
 
@@ -128,7 +128,9 @@ def check_output(path: Path) -> None:
         raise InputError(f"-o {path}: there is no folder {path.parent}")
 
 
-def write_output(path: Path, found: Sequence[Measured], grid: Grid, about: dict[str, Any]) -> None:
+def write_output(
+    path: Path, found: Sequence[SpeedCell], grid: SpeedGrid, about: dict[str, Any]
+) -> None:
     """Write the figures as JSON or CSV, whole or not at all.
 
     Raises:
@@ -137,7 +139,7 @@ def write_output(path: Path, found: Sequence[Measured], grid: Grid, about: dict[
     if path.suffix.lower() == ".csv":
         file = io.StringIO()
         rows = [
-            {name: value for name, value in each.record().items() if not isinstance(value, tuple)}
+            {name: value for name, value in each.to_dict().items() if not isinstance(value, tuple)}
             for each in found
         ]
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
@@ -146,7 +148,7 @@ def write_output(path: Path, found: Sequence[Measured], grid: Grid, about: dict[
         text = file.getvalue()
     else:
         shown = {**about, "tokens": grid.tokens, "prompt": grid.prompt, "repeats": grid.repeats}
-        text = json.dumps({"about": shown, "cells": [each.record() for each in found]}, indent=1)
+        text = json.dumps({"about": shown, "cells": [each.to_dict() for each in found]}, indent=1)
     part = path.with_name(f".{path.name}.tmp")
     try:
         part.write_text(text, "utf-8")
@@ -156,7 +158,7 @@ def write_output(path: Path, found: Sequence[Measured], grid: Grid, about: dict[
         raise InputError(f"-o {path}: {error.strerror or error}") from None
 
 
-def speed_table(found: Sequence[Measured]) -> Table:
+def speed_table(found: Sequence[SpeedCell]) -> Table:
     """Return a row for each cell."""
     table = plain_table(
         "batch", "degree = ideal", "paths", "plain, s", "parallel, s", "times faster", "spread",
@@ -164,7 +166,7 @@ def speed_table(found: Sequence[Measured]) -> Table:
     )  # fmt: skip
     table.columns[0].justify = "right"
     for each in found:
-        record = each.record()
+        record = each.to_dict()
         low, high = each.spread
         table.add_row(
             f"{each.batch:,}", f"{each.degree:.2f}", f"{each.paths}",
@@ -174,17 +176,17 @@ def speed_table(found: Sequence[Measured]) -> Table:
     return table
 
 
-def draw(path: Path, found: Sequence[Measured], about: dict[str, Any]) -> None:
+def draw(path: Path, found: Sequence[SpeedCell], about: dict[str, Any]) -> None:
     """Draw speedup against the degree, and against the batch, with the ideal.
 
     Args:
         path: a .png or an .svg file.
     """
-    from mvspec.runtime.evaluation.plots import Curve, Panel, write_plot
+    from mvspec.runtime.evaluation.plots import PlotCurve, PlotPanel, write_plot
 
     degrees = sorted({each.degree for each in found})
     batches = sorted({each.batch for each in found})
-    by_degree = [Curve("ideal", [1.0, *degrees], [1.0, *degrees], ideal=True)]
+    by_degree = [PlotCurve("ideal", [1.0, *degrees], [1.0, *degrees], ideal=True)]
     for batch in batches:
         cells = sorted((c for c in found if c.batch == batch), key=lambda cell: cell.degree)
         by_degree.append(_curve(f"batch {batch}", [c.degree for c in cells], cells))
@@ -193,23 +195,23 @@ def draw(path: Path, found: Sequence[Measured], about: dict[str, Any]) -> None:
         cells = sorted((c for c in found if c.degree == degree), key=lambda cell: cell.batch)
         by_batch.append(_curve(f"degree {degree:.2f}", [c.batch for c in cells], cells))
         name = "" if number else "ideal"
-        by_batch.append(Curve(name, [batches[0], batches[-1]], [degree, degree], ideal=True))
+        by_batch.append(PlotCurve(name, [batches[0], batches[-1]], [degree, degree], ideal=True))
     ticks = {float(batch): f"{batch}" for batch in batches}
     y = "times as fast as plain text"
     panels = [
-        Panel("Speedup by degree of parallelism", "degree of parallelism", y, by_degree),
-        Panel("Speedup by batch", "requests at once", y, by_batch, ticks, log=True),
+        PlotPanel("Speedup by degree of parallelism", "degree of parallelism", y, by_degree),
+        PlotPanel("Speedup by batch", "requests at once", y, by_batch, ticks, log=True),
     ]
     shown = {name: value for name, value in about.items() if name not in ("load", "server")}
     note = ", ".join(f"{name} {value}" for name, value in shown.items())
     write_plot(path, panels, note)
 
 
-def _curve(name: str, x: list[float], cells: Sequence[Measured]) -> Curve:
-    from mvspec.runtime.evaluation.plots import Curve
+def _curve(name: str, x: list[float], cells: Sequence[SpeedCell]) -> PlotCurve:
+    from mvspec.runtime.evaluation.plots import PlotCurve
 
     spreads = [each.spread for each in cells]
-    return Curve(
+    return PlotCurve(
         name, x, [each.speedup for each in cells], [low for low, _ in spreads],
         [high for _, high in spreads],
     )  # fmt: skip

@@ -20,10 +20,8 @@ from mvspec.shown import visible
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mvspec.runtime.evaluation.comparison import Comparison
-    from mvspec.runtime.evaluation.sample import Sample
-    from mvspec.runtime.evaluation.statistics import Estimate
-    from mvspec.runtime.evaluation.summary import Summary
+    from mvspec.runtime.evaluation.results import EvaluationSample
+    from mvspec.runtime.evaluation.summary import AccuracyEstimate, EvaluationSummary, RunComparison
 
 __all__ = ["eval"]
 
@@ -166,12 +164,13 @@ def run(
         with needs("engine", "eval"):
             from mvspec.law.limits import Limits
             from mvspec.runtime import Options, Sampling
-            from mvspec.runtime.evaluation.engines import load_engine
-            from mvspec.runtime.evaluation.generation import Generation, prompt_of
+            from mvspec.runtime.evaluation.generation import AnswerGenerator, load_engine, prompt_of
         with as_given():
             sampling, limits = from_options(Sampling, given), from_options(Limits, given)
             options = Options(sampling, limits, structure)
-        generation = Generation(load_engine(model, engine, concurrency), prompt_of(prompt), options)
+        generation = AnswerGenerator(
+            load_engine(model, engine, concurrency), prompt_of(prompt), options
+        )
         asking = AskedSamples(samples, caps, concurrency)
         run = run_engine(evaluation, generation, asking, output or Path(), tell, sample_bar)
     raise typer.Exit(_shown([run], as_json, plot) or int(problem > 0))
@@ -201,16 +200,15 @@ def compare(
 ) -> None:
     """Compare two runs problem by problem; status 1 where B is significantly worse."""
     with needs("eval", "eval compare"):
-        from mvspec.runtime.evaluation.comparison import compare_runs
-        from mvspec.runtime.evaluation.curves import plot_caps
-        from mvspec.runtime.evaluation.plots import check_plot
+        from mvspec.runtime.evaluation.plots import check_plot, plot_caps
         from mvspec.runtime.evaluation.results import read_run
+        from mvspec.runtime.evaluation.summary import compare_runs
     if plot is not None:
         check_plot(plot)
     one, other = read_run(first), read_run(second)
     found = compare_runs(one, other)
     if as_json:
-        records = [each.record() for each in found]
+        records = [each.to_dict() for each in found]
         print(json.dumps({"first": str(first), "second": str(second), "comparisons": records}))
     else:
         for each in found:
@@ -266,14 +264,14 @@ def _some(names: list[str], most: int = 5) -> str:
 
 def _shown(runs: list[Any], as_json: bool, plot: Path | None) -> int:
     """Print and draw runs; return the exit status."""
-    from mvspec.runtime.evaluation.curves import plot_caps
+    from mvspec.runtime.evaluation.plots import plot_caps
     from mvspec.runtime.evaluation.summary import summaries
 
     bad = False
     for run in runs:
         found = summaries(run.samples.values())
         if as_json:
-            records = [each.record() for each in found]
+            records = [each.to_dict() for each in found]
             line = {"run": str(run.path), "settings": run.settings, "summaries": records}
             print(json.dumps(line), flush=True)
         else:
@@ -293,7 +291,7 @@ def _shown(runs: list[Any], as_json: bool, plot: Path | None) -> int:
     return int(bad)
 
 
-def troubles(samples: Iterable[Sample]) -> list[str]:
+def troubles(samples: Iterable[EvaluationSample]) -> list[str]:
     """Return a line for each sample that has no verdict, with the reason."""
     return [
         f"{visible(each.id)}, sample {each.sample}"
@@ -304,7 +302,7 @@ def troubles(samples: Iterable[Sample]) -> list[str]:
     ]
 
 
-def comparison_table(found: Comparison, first: str, second: str) -> Table:
+def comparison_table(found: RunComparison, first: str, second: str) -> Table:
     """Return a table of a comparison, a row for each figure.
 
     Args:
@@ -336,7 +334,7 @@ def comparison_table(found: Comparison, first: str, second: str) -> Table:
     return table
 
 
-def percent(estimate: Estimate | None) -> str:
+def percent(estimate: AccuracyEstimate | None) -> str:
     """Return an accuracy with its interval, in percent."""
     if estimate is None:
         return "-"
@@ -345,7 +343,7 @@ def percent(estimate: Estimate | None) -> str:
     return f"{100 * estimate.mean:.1f} [{100 * estimate.low:.1f}, {100 * estimate.high:.1f}]"
 
 
-def summary_table(found: Sequence[Summary], unit: str = "tokens") -> Table:
+def summary_table(found: Sequence[EvaluationSummary], unit: str = "tokens") -> Table:
     """Return a table with a column for each summary.
 
     Args:

@@ -12,23 +12,26 @@ from typing import TYPE_CHECKING, Any
 
 from mvspec.data.measure import Counter
 from mvspec.data.records import Fields
-from mvspec.runtime.evaluation.graded import grade_outputs
+from mvspec.runtime.evaluation.checks import check_instructions
 from mvspec.runtime.evaluation.grading import graders
-from mvspec.runtime.evaluation.instructions import check_instructions
-from mvspec.runtime.evaluation.problem import Problem, digest, open_problems, read_problems
-from mvspec.runtime.evaluation.recorded import Recorded, match_outputs
-from mvspec.runtime.evaluation.results import Run, open_results
-from mvspec.runtime.evaluation.sample import Sample
+from mvspec.runtime.evaluation.problem import (
+    EvaluationProblem,
+    digest,
+    open_problems,
+    read_problems,
+)
+from mvspec.runtime.evaluation.recorded import RecordedOutputs, grade_outputs, match_outputs
+from mvspec.runtime.evaluation.results import EvaluationRun, EvaluationSample, open_results
 from mvspec.runtime.evaluation.sandbox import missing
-from mvspec.runtime.evaluation.tasks import Task, task_of
+from mvspec.runtime.evaluation.tasks import EvaluationTask, task_of
 
 if TYPE_CHECKING:
-    from mvspec.runtime.evaluation.generation import Generation
+    from mvspec.runtime.evaluation.generation import AnswerGenerator
 
 __all__ = ["AskedSamples", "Evaluation", "EvaluationSource", "grade_recorded", "run_engine"]
 
 Tell = Callable[[str], object]
-Keep = Callable[[Sample], object]
+Keep = Callable[[EvaluationSample], object]
 Progress = Callable[[int, int], AbstractContextManager[Callable[[str], object]]]
 """Of samples in all and done before: gives a function that takes a short text after each."""
 
@@ -74,7 +77,7 @@ class EvaluationSource:
         """
         task = task_of(self.task, self.checker, allow_code=self.allow_code)
         if self.checker is not None:
-            from mvspec.runtime.evaluation.checker import find_checker
+            from mvspec.runtime.evaluation.checks import find_checker
 
             find_checker(self.checker)
         records = open_problems(self.data, self.split)
@@ -96,11 +99,11 @@ class Evaluation:
     """
 
     source: EvaluationSource
-    task: Task
-    problems: Sequence[Problem]
+    task: EvaluationTask
+    problems: Sequence[EvaluationProblem]
     digest: str
 
-    def settings(self, **more: Any) -> dict[str, Any]:
+    def to_dict(self, **more: Any) -> dict[str, Any]:
         """Return what decides a run's samples."""
         return {
             "task": self.task.name,
@@ -120,10 +123,10 @@ class Evaluation:
 
 
 @contextmanager
-def _kept(path: Path | None, settings: Mapping[str, Any]) -> Iterator[tuple[Run, Keep]]:
+def _kept(path: Path | None, settings: Mapping[str, Any]) -> Iterator[tuple[EvaluationRun, Keep]]:
     """Give a run and what adds a sample to it, on disk where there is a path."""
     if path is None:
-        run = Run(Path("-"), dict(settings))
+        run = EvaluationRun(Path("-"), dict(settings))
         yield run, lambda sample: run.samples.update({sample.key: sample})
         return
     with open_results(path, settings) as results:
@@ -139,7 +142,7 @@ def grade_recorded(
     path: Path | None,
     tell: Tell,
     progress: Progress = no_progress,
-) -> tuple[Run, Recorded]:
+) -> tuple[EvaluationRun, RecordedOutputs]:
     """Grade outputs that were recorded elsewhere.
 
     Args:
@@ -158,7 +161,7 @@ def grade_recorded(
         tell(f"left out: {line}")
     made = hashlib.sha256(repr(found.outputs).encode(errors="surrogatepass")).hexdigest()[:16]
     total = sum(map(len, found.outputs.values()))
-    settings = evaluation.settings(outputs=made, field=field or "output", count=unit, total=total)
+    settings = evaluation.to_dict(outputs=made, field=field or "output", count=unit, total=total)
     place = {problem.id: number for number, problem in enumerate(evaluation.problems)}
     with (
         _kept(path, settings) as (run, keep),
@@ -177,7 +180,7 @@ def grade_recorded(
     return run, found
 
 
-def score_line(run: Run) -> str:
+def score_line(run: EvaluationRun) -> str:
     """Return how many of the graded samples are right."""
     scores = [each.score for each in run.samples.values() if each.score is not None]
     return f"{sum(scores):g} of {len(scores):,} right" if scores else ""
@@ -200,12 +203,12 @@ class AskedSamples:
 
 def run_engine(
     evaluation: Evaluation,
-    generation: Generation,
+    generation: AnswerGenerator,
     asking: AskedSamples,
     path: Path,
     tell: Tell,
     progress: Progress = no_progress,
-) -> Run:
+) -> EvaluationRun:
     """Ask an engine for what is missing of a run, and grade it.
 
     Args:
@@ -221,8 +224,8 @@ def run_engine(
 
     source, problems = evaluation.source, evaluation.problems
     total = len(problems) * asking.samples * len(asking.caps)
-    settings = evaluation.settings(
-        **generation.settings(), samples=asking.samples, caps=list(asking.caps), total=total
+    settings = evaluation.to_dict(
+        **generation.to_dict(), samples=asking.samples, caps=list(asking.caps), total=total
     )
     with (
         open_results(path, settings) as results,
@@ -234,7 +237,7 @@ def run_engine(
             tell(f"{total - len(asked):,} of {total:,} samples are there: going on")
         with progress(total, total - len(asked)) as advance:
 
-            def keep(sample: Sample) -> None:
+            def keep(sample: EvaluationSample) -> None:
                 results.add(sample)
                 advance(score_line(run))
 

@@ -1,8 +1,9 @@
-"""Answers from an engine: problems to documents, documents to samples."""
+"""Answers of an engine: problems to documents, documents to graded samples."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -16,12 +17,11 @@ from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
 from mvspec.runtime.engine.torch_engine import TorchEngine
-from mvspec.runtime.evaluation.engines import model_name
-from mvspec.runtime.evaluation.graded import graded
 from mvspec.runtime.evaluation.grading import Graders
-from mvspec.runtime.evaluation.problem import Problem
-from mvspec.runtime.evaluation.sample import Key, Sample, shape_of
-from mvspec.runtime.evaluation.tasks import Task
+from mvspec.runtime.evaluation.problem import EvaluationProblem
+from mvspec.runtime.evaluation.recorded import graded
+from mvspec.runtime.evaluation.results import EvaluationSample, Key, shape_of
+from mvspec.runtime.evaluation.tasks import EvaluationTask
 from mvspec.runtime.options import Options
 from mvspec.trace import Trace
 from mvspec.tree.builder import document, user
@@ -32,12 +32,39 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PROMPTS",
-    "Generation",
+    "AnswerGenerator",
     "generate",
+    "load_engine",
+    "model_name",
     "prompt_of",
     "wanted",
     "written_text",
 ]
+
+
+def load_engine(model: str | None, url: str | None, most: int) -> TorchEngine | SGLangEngine:
+    """Return an engine.
+
+    Args:
+        model: folder or hub name; None for the default one.
+        url: of a server, instead of a model; `MVSPEC_API_KEY` is its key.
+        most: requests at once.
+
+    Raises:
+        MvspecError: the model cannot be loaded, or the server not be reached.
+    """
+    if url is None:
+        return TorchEngine.load(model, max_concurrent_requests=most)
+    from mvspec.runtime.serving.engine import SGLangEngine
+
+    key = os.environ.get("MVSPEC_API_KEY")
+    return SGLangEngine(url, api_key=key, max_requests=max(most, 256))
+
+
+def model_name(engine: TorchEngine | SGLangEngine) -> str:
+    """Return what an engine calls its model."""
+    return engine.model.name if isinstance(engine, TorchEngine) else engine.model
+
 
 PROMPTS = {
     "parallel": "Think step by step and in parallel before answering.",
@@ -62,7 +89,7 @@ def prompt_of(text: str) -> str:
 
 
 @dataclass(frozen=True)
-class Generation:
+class AnswerGenerator:
     """How answers are asked for.
 
     Args:
@@ -75,7 +102,7 @@ class Generation:
     prompt: str
     options: Options
 
-    def settings(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return what decides an answer."""
         sampling = asdict(self.options.sampling)
         sampling.pop("logprobs")
@@ -88,12 +115,14 @@ class Generation:
             "structure": self.options.structure,
         }
 
-    def ask(self, problem: Problem) -> Document:
+    def ask(self, problem: EvaluationProblem) -> Document:
         """Return the document that a problem is asked with."""
         question = problem.question.rstrip()
         return document(user(f"{question} {self.prompt}" if self.prompt else question))
 
-    async def answer(self, problem: Problem, number: int, cap: int | None) -> Sample:
+    async def answer(
+        self, problem: EvaluationProblem, number: int, cap: int | None
+    ) -> EvaluationSample:
         """Return one answer, not graded yet.
 
         Args:
@@ -103,7 +132,7 @@ class Generation:
         Raises:
             MvspecError: the engine has failed. That it refuses this one is the sample's `error`.
         """
-        sample = Sample(problem.id, number, cap, problem.group)
+        sample = EvaluationSample(problem.id, number, cap, problem.group)
         try:
             plan = self.engine.plan(self.ask(problem))
             given = sum(len(op.tokens) for op in plan.ops if isinstance(op, Extend))
@@ -149,8 +178,11 @@ def written_text(trace: Trace, tokenizer: Any) -> str:
 
 
 def wanted(
-    problems: Sequence[Problem], samples: int, caps: Sequence[int | None], done: Iterable[Sample]
-) -> list[tuple[Problem, int, int | None]]:
+    problems: Sequence[EvaluationProblem],
+    samples: int,
+    caps: Sequence[int | None],
+    done: Iterable[EvaluationSample],
+) -> list[tuple[EvaluationProblem, int, int | None]]:
     """Return what a run still has to ask for, all problems once before any a second time.
 
     What was refused or not graded is asked for again.
@@ -170,12 +202,12 @@ def wanted(
 
 
 async def generate(
-    asked: Sequence[tuple[Problem, int, int | None]],
-    generation: Generation,
-    task: Task,
+    asked: Sequence[tuple[EvaluationProblem, int, int | None]],
+    generation: AnswerGenerator,
+    task: EvaluationTask,
     graders: Graders,
-    keep: Callable[[Sample], object],
-    have: Mapping[Key, Sample] | None = None,
+    keep: Callable[[EvaluationSample], object],
+    have: Mapping[Key, EvaluationSample] | None = None,
     *,
     concurrency: int,
     final: bool = False,

@@ -12,6 +12,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -19,9 +20,34 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from mvspec.data.parallel_map import settle
-from mvspec.runtime.evaluation.verdict import Verdict
 
-__all__ = ["Graders", "graders"]
+__all__ = ["GraderVerdict", "Graders", "graders"]
+
+
+@dataclass(frozen=True, slots=True)
+class GraderVerdict:
+    """What a grader says of an answer.
+
+    Args:
+        score: 1 for right, 0 for wrong, in between where a task has parts; None: not graded.
+        extracted: what was taken for the answer.
+        note: why it was not graded, or was not right.
+        details: more that a task's grader found; JSON.
+
+    >>> GraderVerdict(1.0).graded, GraderVerdict(None, note="the grader took more than 30 s").graded
+    (True, False)
+    """
+
+    score: float | None
+    extracted: str = ""
+    note: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def graded(self) -> bool:
+        """Whether it counts."""
+        return self.score is not None
+
 
 _START = 120.0
 """Seconds that a worker has to start: its imports do not count as grading."""
@@ -34,20 +60,22 @@ class _Worker:
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
 
-    def grade(self, grader: str, payload: Mapping[str, Any], text: str, seconds: float) -> Verdict:
+    def grade(
+        self, grader: str, payload: Mapping[str, Any], text: str, seconds: float
+    ) -> GraderVerdict:
         try:
             pipe = self._started(grader)
             pipe.send((grader, dict(payload), text))
             if pipe.poll(seconds):
-                found: Verdict = pipe.recv()
+                found: GraderVerdict = pipe.recv()
                 return found
         except (EOFError, OSError):
             process = self._process
             self.close()
             code = None if process is None else process.exitcode
-            return Verdict(None, note=f"the grader died (exit status {code})")
+            return GraderVerdict(None, note=f"the grader died (exit status {code})")
         self.close()
-        return Verdict(None, note=f"the grader took more than {seconds:g} s")
+        return GraderVerdict(None, note=f"the grader took more than {seconds:g} s")
 
     def _started(self, grader: str) -> Connection:
         if self._pipe is None or self._process is None or not self._process.is_alive():
@@ -85,7 +113,7 @@ def _work(pipe: Connection, first: str) -> None:
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error}".strip()
-            verdict = Verdict(
+            verdict = GraderVerdict(
                 None, note=f"the grader failed: {reason} ({where.name}, line {where.lineno})"
             )
         pipe.send(verdict)
@@ -112,11 +140,11 @@ class Graders:
             self._idle.put(worker)
         self._lock = threading.Lock()
 
-    def grade(self, grader: str, payload: Mapping[str, Any], text: str) -> Verdict:
+    def grade(self, grader: str, payload: Mapping[str, Any], text: str) -> GraderVerdict:
         """Return a verdict on an answer; waits for a worker, and never raises on the answer.
 
         Args:
-            grader: `module:function`, which takes payload and text and gives a `Verdict`.
+            grader: `module:function`, which takes payload and text and gives a `GraderVerdict`.
             payload: the problem's.
             text: what is graded.
         """

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.data.records import InputError
+from mvspec.runtime.evaluation.results import EvaluationRun
+from mvspec.runtime.evaluation.summary import problems_of, summarise
 
-__all__ = ["Curve", "Panel", "check_plot", "write_plot"]
+__all__ = ["PlotCurve", "PlotPanel", "check_plot", "plot_caps", "write_plot"]
 
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
 @dataclass(frozen=True)
-class Curve:
+class PlotCurve:
     """One line.
 
     Args:
@@ -35,7 +37,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Panel:
+class PlotPanel:
     """One pair of axes.
 
     Args:
@@ -48,7 +50,7 @@ class Panel:
     title: str
     x: str
     y: str
-    curves: Sequence[Curve]
+    curves: Sequence[PlotCurve]
     ticks: Mapping[float, str] = field(default_factory=dict)
     log: bool = False
 
@@ -65,7 +67,7 @@ def check_plot(path: Path) -> None:
         raise InputError(f"--plot {path}: there is no folder {path.parent}")
 
 
-def write_plot(path: Path, panels: Sequence[Panel], note: str = "") -> None:
+def write_plot(path: Path, panels: Sequence[PlotPanel], note: str = "") -> None:
     """Draw panels side by side.
 
     Args:
@@ -90,7 +92,7 @@ def write_plot(path: Path, panels: Sequence[Panel], note: str = "") -> None:
         figure.savefig(path, dpi=160, metadata=metadata)
 
 
-def _draw(axes: Any, panel: Panel) -> None:
+def _draw(axes: Any, panel: PlotPanel) -> None:
     number = 0
     for curve in panel.curves:
         if curve.ideal:
@@ -117,3 +119,56 @@ def _draw(axes: Any, panel: Panel) -> None:
         legend = axes.legend(fontsize=8, frameon=False)
         for text in legend.get_texts():
             text.set_parse_math(False)
+
+
+def plot_caps(path: Path, runs: Sequence[EvaluationRun]) -> None:
+    """Draw accuracy against the caps, and # parallel beside it, a curve for each run.
+
+    Args:
+        path: a .png or an .svg file.
+        runs: with samples under caps.
+
+    Raises:
+        InputError: none of them has a cap.
+    """
+    right: list[PlotCurve] = []
+    parallel: list[PlotCurve] = []
+    caps_of_all: set[int] = set()
+    for run in runs:
+        caps = sorted({each.cap for each in run.samples.values() if each.cap is not None})
+        summaries = [
+            summarise([each for each in run.samples.values() if each.cap == cap], cap=cap)
+            for cap in caps
+        ]
+        marks = [(each, each.accuracy) for each in summaries if each.accuracy is not None]
+        if not marks:
+            continue
+        caps_of_all |= set(caps)
+        right.append(
+            PlotCurve(
+                run.name,
+                [each.cap or 0 for each, _ in marks],
+                [100 * found.mean for _, found in marks],
+                [100 * (found.mean if found.low is None else found.low) for _, found in marks],
+                [100 * (found.mean if found.high is None else found.high) for _, found in marks],
+            )
+        )
+        shown = [(each.cap or 0, each.corpus.to_dict()["parallelism"]) for each in summaries]
+        known = [(cap, value) for cap, value in shown if value is not None]
+        if known:
+            parallel.append(
+                PlotCurve(run.name, [cap for cap, _ in known], [float(value) for _, value in known])
+            )
+    if not right:
+        names = ", ".join(str(run.path) for run in runs)
+        raise InputError(f"--plot: no caps in {names}: run with --cap, as --cap 512,1024,2048")
+    ticks = {float(cap): f"{cap:,}" for cap in sorted(caps_of_all)}
+    x = "cap on the critical path, tokens"
+    panels = [PlotPanel("Accuracy", x, "pass@1, %", right, ticks, log=True)]
+    if parallel:
+        panels.append(
+            PlotPanel("Parallelism, well-formed", x, "# parallel", parallel, ticks, log=True)
+        )
+    problems = {len(problems_of(run.samples.values())) for run in runs}
+    count = " and ".join(f"{number:,}" for number in sorted(problems))
+    write_plot(path, panels, f"{count} problems; bands are 95 % intervals over problems")

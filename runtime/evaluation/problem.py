@@ -12,7 +12,14 @@ from mvspec.data.columns import column, listed
 from mvspec.data.records import BadRecord, Fields, InputError, Record
 from mvspec.data.sources import Records, open_records
 
-__all__ = ["BadRow", "Columns", "Problem", "digest", "open_problems", "read_problems"]
+__all__ = [
+    "BadProblem",
+    "EvaluationProblem",
+    "ProblemColumns",
+    "digest",
+    "open_problems",
+    "read_problems",
+]
 
 NO_FIELDS = Fields()
 
@@ -20,12 +27,12 @@ _LISTED = 5
 """Bad rows that one message names."""
 
 
-class BadRow(Exception):
+class BadProblem(Exception):
     """A row is not a problem of the task; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class EvaluationProblem:
     """What is asked, and what an answer is graded by.
 
     Args:
@@ -43,7 +50,7 @@ class Problem:
     place: str = ""
 
 
-class Columns:
+class ProblemColumns:
     """A row's values by name; case and blanks do not matter.
 
     Args:
@@ -61,40 +68,40 @@ class Columns:
         """Return the first column of these that is there.
 
         Raises:
-            BadRow: there is none; the message has the columns that there are.
+            BadProblem: there is none; the message has the columns that there are.
         """
         found = self.find(*names)
         if found is None:
-            raise BadRow(f"no column {' or '.join(names)}: there is {listed(self.row)}")
+            raise BadProblem(f"no column {' or '.join(names)}: there is {listed(self.row)}")
         return found
 
     def text(self, *names: str) -> str:
         """Return such a column's text; numbers are written out.
 
         Raises:
-            BadRow: there is none, or it is no text.
+            BadProblem: there is none, or it is no text.
         """
         found = self.need(*names)
         if isinstance(found, int | float) and not isinstance(found, bool):
             return str(found)
         if not isinstance(found, str):
-            raise BadRow(f"column {names[0]} is {_kind(found)}, not a text")
+            raise BadProblem(f"column {names[0]} is {_kind(found)}, not a text")
         return found
 
     def items(self, *names: str) -> list[Any]:
         """Return such a column's list; JSON text of a list will do.
 
         Raises:
-            BadRow: there is none, or it is no list.
+            BadProblem: there is none, or it is no list.
         """
         found = self.need(*names)
         if isinstance(found, str):
             try:
                 found = json.loads(found)
             except ValueError:
-                raise BadRow(f"column {names[0]} is a text, not a list") from None
+                raise BadProblem(f"column {names[0]} is a text, not a list") from None
         if not isinstance(found, list | tuple):
-            raise BadRow(f"column {names[0]} is {_kind(found)}, not a list")
+            raise BadProblem(f"column {names[0]} is {_kind(found)}, not a list")
         return list(found)
 
 
@@ -121,10 +128,10 @@ def open_problems(
 
 def read_problems(
     records: Records,
-    read: Callable[[Columns], tuple[str, Mapping[str, Any]]],
+    read: Callable[[ProblemColumns], tuple[str, Mapping[str, Any]]],
     *,
     group: str = "source",
-) -> list[Problem]:
+) -> list[EvaluationProblem]:
     """Return the problems of all records.
 
     Args:
@@ -136,13 +143,13 @@ def read_problems(
         InputError: a row cannot be read, is no problem of the task, or has the id of another;
             the message has the places.
     """
-    problems: list[Problem] = []
+    problems: list[EvaluationProblem] = []
     places: dict[str, str] = {}
     bad: list[str] = []
     for record in records.read():
         try:
             problem = _problem(record, read, group)
-        except (BadRow, BadRecord) as error:
+        except (BadProblem, BadRecord) as error:
             reason = error.entry["reason"] if isinstance(error, BadRecord) else str(error)
             bad.append(f"{record.place}: {reason}")
             continue
@@ -161,24 +168,24 @@ def read_problems(
 
 
 def _problem(
-    record: Record, read: Callable[[Columns], tuple[str, Mapping[str, Any]]], group: str
-) -> Problem:
+    record: Record, read: Callable[[ProblemColumns], tuple[str, Mapping[str, Any]]], group: str
+) -> EvaluationProblem:
     value = record.at(".")
     if not isinstance(value, dict):
-        raise BadRow(f"{_kind(value)}, not an object with columns")
-    columns = Columns(value)
+        raise BadProblem(f"{_kind(value)}, not an object with columns")
+    columns = ProblemColumns(value)
     question, payload = read(columns)
     if not question.strip():
-        raise BadRow("the question is empty")
+        raise BadProblem("the question is empty")
     source = columns.find(group)
     told = "" if source is None or isinstance(source, dict | list) else str(source)
-    return Problem(record.name, question, payload, told, record.place)
+    return EvaluationProblem(record.name, question, payload, told, record.place)
 
 
-def digest(problems: Sequence[Problem]) -> str:
+def digest(problems: Sequence[EvaluationProblem]) -> str:
     """Return what tells problems from others, wherever they stand.
 
-    >>> len(digest([Problem("a", "2 + 3?", {"answer": "5"})]))
+    >>> len(digest([EvaluationProblem("a", "2 + 3?", {"answer": "5"})]))
     16
     """
     made = hashlib.sha256()

@@ -1,23 +1,165 @@
-"""A run on disk: one JSONL file that says under which settings, and one line a sample.
-
-A line is written at once and flushed, so a kill loses what is on its way and nothing else; what a
-kill or a full disk leaves of a line is cut off before the next one is written.
-"""
+"""Results of an evaluation: samples in a file that grows, taken up again after a kill."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mvspec.data.records import InputError
+from mvspec.data.measure import Counter, measure
+from mvspec.data.records import InputError, read_text
 from mvspec.data.resume import Journal, differing
-from mvspec.runtime.evaluation.sample import Key, Sample
+from mvspec.errors import MvspecError
+from mvspec.forms import FORMS
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.law.metrics import Metrics
+from mvspec.tree.ir import Parallel
 
-__all__ = ["Results", "Run", "open_results", "read_run"]
+__all__ = [
+    "EvaluationRun",
+    "EvaluationSample",
+    "Key",
+    "OutputShape",
+    "ResultsFile",
+    "final_text",
+    "open_results",
+    "read_run",
+    "shape_of",
+]
+
+Form = Literal["ok", "cut", "malformed", ""]
+Key = tuple[str, int, int | None]
+
+_END_THINK = "</Think>"
+
+
+@dataclass(frozen=True, slots=True)
+class OutputShape:
+    """How an output is built.
+
+    Args:
+        form: whether it is well-formed: "ok", "cut" (the beginning of a well-formed text) or
+            "malformed".
+        code: of its first violation.
+        blocks: parallel blocks of a well-formed one.
+        tokens, critical_path: of a well-formed one, in the unit that is counted in.
+    """
+
+    form: Form
+    code: str = ""
+    blocks: int = 0
+    tokens: int | None = None
+    critical_path: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSample:
+    """One answer to one problem.
+
+    Args:
+        id: the problem's.
+        sample: which of several answers, from 0.
+        cap: on the critical path, in tokens; None for none.
+        group: the problem's.
+        output: the assistant's text.
+        score: the verdict's; None where it was not graded.
+        extracted, note, details: likewise.
+        form, code, blocks, tokens, critical_path: as in `OutputShape`.
+        finish: how the run ended, as in `Trace.finish`; "" for a recorded output.
+        seconds: of the clock, from the first forward to the last.
+        prompt: tokens of it.
+        error: why there is no output.
+    """
+
+    id: str
+    sample: int = 0
+    cap: int | None = None
+    group: str = ""
+    output: str = ""
+    score: float | None = None
+    extracted: str = ""
+    note: str = ""
+    form: Form = ""
+    code: str = ""
+    blocks: int = 0
+    tokens: int | None = None
+    critical_path: int | None = None
+    finish: str = ""
+    seconds: float | None = None
+    prompt: int | None = None
+    error: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        """What it is an answer to."""
+        return self.id, self.sample, self.cap
+
+    @property
+    def metrics(self) -> Metrics | None:
+        """Its tokens and critical path, where they are known."""
+        if self.tokens is None or self.critical_path is None:
+            return None
+        return Metrics(self.tokens, self.critical_path, blocks=self.blocks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return its line, without what says nothing."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if value not in (None, "", {}) or name in ("id", "score", "output")
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> EvaluationSample:
+        """Return the sample of a line.
+
+        Raises:
+            ValueError: it is none.
+        """
+        names = {each.name for each in fields(cls)}
+        strange = set(record) - names
+        if strange or not isinstance(record.get("id"), str):
+            raise ValueError(f"no sample: {', '.join(sorted(strange)) or 'it has no id'}")
+        return cls(**record)
+
+
+def final_text(output: str) -> str:
+    """Return what stands behind the thoughts, "" where they do not end.
+
+    >>> final_text("<Think>\\nHm.\\n</Think>\\n\\nIt is 4.")
+    'It is 4.'
+    >>> final_text("It is 4.")
+    'It is 4.'
+    """
+    _, tag, after = output.rpartition(_END_THINK)
+    if tag:
+        return after.strip()
+    return "" if "<Think>" in output else output
+
+
+def shape_of(output: str, count: Counter, form: str = MULTIVERSE.name) -> OutputShape:
+    """Return how an output is built.
+
+    Args:
+        count: of tokens, or another unit.
+        form: the surface form it is in.
+
+    >>> shape_of("<Think>\\nHm", len).form
+    'cut'
+    """
+    document, diagnostics, cut = read_text(output, form)
+    if document is None:
+        return OutputShape("cut" if cut else "malformed", diagnostics[0].code)
+    try:
+        metrics = measure(document, count, FORMS[form].syntax)
+    except MvspecError:
+        return OutputShape("ok", blocks=sum(1 for _ in document.walk(Parallel)))
+    return OutputShape("ok", "", metrics.blocks, metrics.tokens, metrics.critical_path)
+
 
 FORMAT = 1
 
@@ -28,7 +170,7 @@ GROWING = ("samples", "caps", "limit", "total")
 
 
 @dataclass
-class Run:
+class EvaluationRun:
     """What a file of results holds.
 
     Args:
@@ -39,7 +181,7 @@ class Run:
 
     path: Path
     settings: dict[str, Any] = field(default_factory=dict)
-    samples: dict[Key, Sample] = field(default_factory=dict)
+    samples: dict[Key, EvaluationSample] = field(default_factory=dict)
 
     @property
     def missing(self) -> int:
@@ -52,7 +194,7 @@ class Run:
         return self.path.stem
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> EvaluationRun:
     """Read a file of results; a last line that a kill has cut is left out.
 
     Raises:
@@ -64,13 +206,13 @@ def read_run(path: Path) -> Run:
     return run
 
 
-def _read(path: Path) -> tuple[Run, int]:
+def _read(path: Path) -> tuple[EvaluationRun, int]:
     """Return a run, and how many bytes of the file are whole lines."""
     try:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    run = Run(path)
+    run = EvaluationRun(path)
     whole = data.rfind(b"\n") + 1
     if not whole and not data.startswith(_BEGINNING):
         raise InputError(f"{path}: no results of mvspec eval")
@@ -82,7 +224,7 @@ def _read(path: Path) -> tuple[Run, int]:
                     raise ValueError(f"format {row.get('format')}: this mvspec reads {FORMAT}")
                 run.settings = dict(row["settings"])
             else:
-                sample = Sample.from_record(row)
+                sample = EvaluationSample.from_dict(row)
                 run.samples[sample.key] = sample
         except (ValueError, TypeError) as error:
             if number == 1:
@@ -91,20 +233,20 @@ def _read(path: Path) -> tuple[Run, int]:
     return run, whole
 
 
-class Results:
+class ResultsFile:
     """A file that samples are added to."""
 
-    def __init__(self, run: Run, journal: Journal) -> None:
+    def __init__(self, run: EvaluationRun, journal: Journal) -> None:
         self.run = run
         self._journal = journal
 
-    def add(self, sample: Sample) -> None:
+    def add(self, sample: EvaluationSample) -> None:
         """Write a sample's line.
 
         Raises:
             InputError: the disk is full, or the file cannot be written; what it held stays.
         """
-        self._write(sample.record())
+        self._write(sample.to_dict())
         self.run.samples[sample.key] = sample
 
     def settle(self, settings: Mapping[str, Any]) -> None:
@@ -124,7 +266,7 @@ class Results:
 
 
 @contextmanager
-def open_results(path: Path, settings: Mapping[str, Any]) -> Iterator[Results]:
+def open_results(path: Path, settings: Mapping[str, Any]) -> Iterator[ResultsFile]:
     """Give the file of a run, new or taken up.
 
     Args:
@@ -145,15 +287,15 @@ def open_results(path: Path, settings: Mapping[str, Any]) -> Iterator[Results]:
     except OSError as error:
         raise InputError(f"-o {path}: {error.strerror or error}") from None
     with journal:
-        run, whole = _read(path) if path.stat().st_size else (Run(path), 0)
+        run, whole = _read(path) if path.stat().st_size else (EvaluationRun(path), 0)
         _compare(run, settings)
         journal.cut(whole)
-        results = Results(run, journal)
+        results = ResultsFile(run, journal)
         results.settle(settings)
         yield results
 
 
-def _compare(run: Run, settings: Mapping[str, Any]) -> None:
+def _compare(run: EvaluationRun, settings: Mapping[str, Any]) -> None:
     """Refuse to take a run up under other settings."""
     if not run.settings:
         if run.samples:

@@ -11,21 +11,22 @@ from typing import Any
 
 from mvspec.data.columns import COLUMNS
 from mvspec.data.records import InputError
-from mvspec.runtime.evaluation import choice, code
-from mvspec.runtime.evaluation.problem import BadRow, Columns
+from mvspec.runtime.evaluation.checks import listed, shuffled
+from mvspec.runtime.evaluation.problem import BadProblem, ProblemColumns
+from mvspec.runtime.evaluation.sandbox import unpacked_tests
 
-__all__ = ["OWN", "TASKS", "Task", "task_of"]
+__all__ = ["OWN", "TASKS", "EvaluationTask", "task_of"]
 
 _ROOM = "mvspec.runtime.evaluation"
 
 QUESTION = COLUMNS["question"]
 ANSWER = COLUMNS["answer"]
 
-Read = Callable[[Columns], tuple[str, dict[str, Any]]]
+Read = Callable[[ProblemColumns], tuple[str, dict[str, Any]]]
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationTask:
     """A kind of problem.
 
     Args:
@@ -46,7 +47,7 @@ class Task:
     runs_code: bool = False
 
 
-def read_maths(columns: Columns) -> tuple[str, dict[str, Any]]:
+def read_maths(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
     """Return a question and its `answer`; without one, what its worked solution boxes last."""
     question = columns.text(*QUESTION)
     if columns.find(*ANSWER) is not None:
@@ -54,7 +55,7 @@ def read_maths(columns: Columns) -> tuple[str, dict[str, Any]]:
     solution = columns.text(*ANSWER, "solution")
     answer = _boxed(solution)
     if answer is None:
-        raise BadRow("column solution boxes no answer: add a column answer")
+        raise BadProblem("column solution boxes no answer: add a column answer")
     return question, {"answer": answer}
 
 
@@ -71,15 +72,15 @@ def _boxed(text: str) -> str | None:
     return None
 
 
-def read_aime(columns: Columns) -> tuple[str, dict[str, Any]]:
+def read_aime(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
     """Return a question of maths whose answer is a whole number from 0 to 999."""
     question, payload = read_maths(columns)
     if not re.fullmatch(r"\d{1,3}", payload["answer"]):
-        raise BadRow(f"the answer {payload['answer']!r} is no whole number from 0 to 999")
+        raise BadProblem(f"the answer {payload['answer']!r} is no whole number from 0 to 999")
     return question, payload
 
 
-def read_choice(columns: Columns) -> tuple[str, dict[str, Any]]:
+def read_choice(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
     """Return a question with shuffled options, and the right one's `letter`.
 
     The options are those of `choices` or `options`, with `answer` the right one's letter, number
@@ -96,10 +97,10 @@ def read_choice(columns: Columns) -> tuple[str, dict[str, Any]]:
         right = _right(columns.need(*ANSWER, "answer_index", "label"), options)
     options = [option.strip() for option in options]
     if not 2 <= len(options) <= len(ascii_uppercase):
-        raise BadRow(f"{len(options)} options: expected 2 to {len(ascii_uppercase)}")
-    options, right = choice.shuffled(options, right, question)
+        raise BadProblem(f"{len(options)} options: expected 2 to {len(ascii_uppercase)}")
+    options, right = shuffled(options, right, question)
     payload = {"options": options, "letter": ascii_uppercase[right]}
-    return choice.listed(question, options), payload
+    return listed(question, options), payload
 
 
 def _right(answer: Any, options: list[str]) -> int:
@@ -114,23 +115,23 @@ def _right(answer: Any, options: list[str]) -> int:
         letter = str(answer).strip().strip("().").upper()
         number = ascii_uppercase.find(letter) if len(letter) == 1 else -1
     if not 0 <= number < len(options):
-        raise BadRow(f"the answer {answer!r} is none of the {len(options)} options")
+        raise BadProblem(f"the answer {answer!r} is none of the {len(options)} options")
     return number
 
 
-def read_instructions(columns: Columns) -> tuple[str, dict[str, Any]]:
+def read_instructions(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
     """Return a prompt with its `instructions` and `kwargs`."""
     prompt = columns.text("prompt", "question", "problem")
     names = [str(each) for each in columns.items("instruction_id_list", "instructions")]
     given = columns.items("kwargs")
     if len(given) != len(names):
-        raise BadRow(f"{len(names)} instructions and kwargs for {len(given)}")
+        raise BadProblem(f"{len(names)} instructions and kwargs for {len(given)}")
     if not all(isinstance(each, dict) for each in given):
-        raise BadRow("column kwargs holds something that is no object")
+        raise BadProblem("column kwargs holds something that is no object")
     return prompt, {"prompt": prompt, "instructions": names, "kwargs": given}
 
 
-def read_code(columns: Columns) -> tuple[str, dict[str, Any]]:
+def read_code(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
     """Return a problem of programming with its `tests`, public and private."""
     question = columns.text("question_content", "question", "problem", "prompt").strip()
     starter = columns.find("starter_code") or ""
@@ -141,13 +142,13 @@ def read_code(columns: Columns) -> tuple[str, dict[str, Any]]:
         names = ["tests"]
     for name in names:
         try:
-            tests += code.unpacked_tests(columns.need(name))
+            tests += unpacked_tests(columns.need(name))
         except ValueError as error:
-            raise BadRow(f"column {name}: {error}") from None
+            raise BadProblem(f"column {name}: {error}") from None
     if not tests or not all(
         isinstance(test, dict) and {"input", "output"} <= set(test) for test in tests
     ):
-        raise BadRow("a test is no object with input and output, or there is none")
+        raise BadProblem("a test is no object with input and output, or there is none")
     metadata = columns.find("metadata")
     if isinstance(metadata, str):
         metadata = _decoded(metadata)
@@ -175,32 +176,34 @@ def _decoded(text: str) -> Any:
         return None
 
 
-def read_own(columns: Columns) -> tuple[str, dict[str, Any]]:
+def read_own(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
     """Return a question; its checker gets the whole row."""
     return columns.text(*QUESTION), {"row": dict(columns.row)}
 
 
 OWN = "own"
 
-_MATHS = Task("math", read_maths, f"{_ROOM}.maths:grade", whole=True)
+_MATHS = EvaluationTask("math", read_maths, f"{_ROOM}.checks:grade_mathematics", whole=True)
 _AIME = replace(_MATHS, read=read_aime)
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, EvaluationTask] = {
     "math": _MATHS,
     "aime24": replace(_AIME, name="aime24"),
     "aime25": replace(_AIME, name="aime25"),
     "math500": replace(_MATHS, name="math500"),
-    "gpqa-diamond": Task("gpqa-diamond", read_choice, f"{_ROOM}.choice:grade", whole=True),
-    "ifeval": Task("ifeval", read_instructions, f"{_ROOM}.instructions:grade"),
-    "livecodebench": Task(
-        "livecodebench", read_code, f"{_ROOM}.code:grade", seconds=300.0, runs_code=True
+    "gpqa-diamond": EvaluationTask(
+        "gpqa-diamond", read_choice, f"{_ROOM}.checks:grade_choice", whole=True
     ),
-    OWN: Task(OWN, read_own, f"{_ROOM}.checker:grade"),
+    "ifeval": EvaluationTask("ifeval", read_instructions, f"{_ROOM}.checks:grade_instructions"),
+    "livecodebench": EvaluationTask(
+        "livecodebench", read_code, f"{_ROOM}.sandbox:grade_code", seconds=300.0, runs_code=True
+    ),
+    OWN: EvaluationTask(OWN, read_own, f"{_ROOM}.checks:grade_own"),
 }
 """Every task by name."""
 
 
-def task_of(name: str, checker: str | None = None, *, allow_code: bool = False) -> Task:
+def task_of(name: str, checker: str | None = None, *, allow_code: bool = False) -> EvaluationTask:
     """Return a task, ready to grade.
 
     Args:
@@ -212,7 +215,7 @@ def task_of(name: str, checker: str | None = None, *, allow_code: bool = False) 
         InputError: there is no such task, or it lacks what it needs.
 
     >>> task_of("aime24").grader
-    'mvspec.runtime.evaluation.maths:grade'
+    'mvspec.runtime.evaluation.checks:grade_mathematics'
     """
     task = TASKS.get(name.lower())
     if task is None:
@@ -228,7 +231,7 @@ def task_of(name: str, checker: str | None = None, *, allow_code: bool = False) 
     if checker is None:
         return task
 
-    def read(columns: Columns) -> tuple[str, dict[str, Any]]:
+    def read(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
         question, payload = read_own(columns)
         return question, {**payload, "checker": checker}
 

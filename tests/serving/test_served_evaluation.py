@@ -8,8 +8,8 @@ from typing import Any
 
 from mvspec.runtime import Options, Sampling
 from mvspec.runtime.evaluation.evaluation import AskedSamples, EvaluationSource, run_engine
-from mvspec.runtime.evaluation.generation import Generation, prompt_of
-from mvspec.runtime.evaluation.speed import Grid, measure_grid
+from mvspec.runtime.evaluation.generation import AnswerGenerator, prompt_of
+from mvspec.runtime.evaluation.speed import SpeedGrid, measure_grid
 
 
 def test_an_evaluation_is_that_of_the_other_engine(
@@ -21,7 +21,9 @@ def test_an_evaluation_is_that_of_the_other_engine(
     given = EvaluationSource("math", (str(data),)).open(print)
     runs = []
     for number, side in enumerate((engine, reference)):
-        how = Generation(side, prompt_of("parallel"), Options(Sampling(temperature=1.0, seed=2)))
+        how = AnswerGenerator(
+            side, prompt_of("parallel"), Options(Sampling(temperature=1.0, seed=2))
+        )
         path = tmp_path / f"{number}.jsonl"
         runs.append(run_engine(given, how, AskedSamples(2, (40, 120), 4), path, print))
     served, local = runs
@@ -33,6 +35,6 @@ def test_an_evaluation_is_that_of_the_other_engine(
 
 
 def test_a_grid_is_measured_against_plain_requests(engine: Any) -> None:
-    cells = list(measure_grid(engine, Grid((1, 2), (2.0,), 32, 8, repeats=1)))
+    cells = list(measure_grid(engine, SpeedGrid((1, 2), (2.0,), 32, 8, repeats=1)))
     assert [cell.batch for cell in cells] == [1, 2]
     assert all(cell.plain[0] > 0 and cell.parallel[0] > 0 for cell in cells)
