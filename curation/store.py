@@ -53,7 +53,10 @@ class CurationStore:
             self._write = self._open()
             (found,) = self._write.execute("PRAGMA user_version").fetchone()
             if found not in (0, FORMAT):
-                raise InputError(f"{path}: format {found}, this mvspec reads {FORMAT}")
+                raise InputError(
+                    f"{path}: format {found}, and this mvspec reads {FORMAT}: use another folder, "
+                    "or the version that made it"
+                )
             self._write.executescript(_TABLES)
         except sqlite3.DatabaseError as error:
             raise InputError(f"{path}: {error}") from None

@@ -6,10 +6,11 @@ import asyncio
 import gzip
 import json
 import logging
+import sqlite3
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,13 @@ def test_one_answer_is_paid_once(tmp_path: Path) -> None:
         assert server.seen.total() == 1
     assert caller.traffic.calls == 0
     assert caller.traffic.stored == 20
+
+
+def test_a_store_of_another_format_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "answers.sqlite")) as file:
+        file.execute("PRAGMA user_version = 9")
+    with pytest.raises(InputError, match="format 9, and this mvspec reads 1: use another folder"):
+        CurationStore(tmp_path / "answers.sqlite")
 
 
 def test_retries_are_bounded(tmp_path: Path) -> None:
