@@ -22,8 +22,7 @@ import synthetic
 
 import mvspec
 from mvspec.compiler import Layout, compile_document, layout_from_ids
-from mvspec.compiler.lower import tags_of_ids
-from mvspec.compiler.runs import structural_runs
+from mvspec.compiler.tokens import tokens_of_ids
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.data.sources import read
 
@@ -43,12 +42,12 @@ def dense_reference(
 ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Mask and positions by evaluating pairs; returns (float mask [n, n], positions [n])."""
     n = len(ids)
-    spans = structural_runs(*tags_of_ids(ids, vocabulary)).spans
+    spans = tokens_of_ids(ids, vocabulary).law.threads[1:]
     mask = np.tril(np.ones((n, n), dtype=np.bool_))
     position_ids = np.arange(n)
     blocks: dict[int, list[tuple[int, int]]] = {}
     for span in spans:
-        blocks.setdefault(span.block, []).append((span.start, span.end))
+        blocks.setdefault(span.block, []).append((span.start, span.stop))
     for paths in blocks.values():
         for i, (start, end) in enumerate(paths):
             for other, stop in paths[:i]:
@@ -56,9 +55,10 @@ def dense_reference(
                     np.arange(start, end), np.arange(other, stop), indexing="ij"
                 )
                 mask[rows, columns] = False
-    outer = {span.block: span.outer for span in spans}
+    outer = {span.block: span.parent for span in spans}
     for block, paths in reversed(blocks.items()):  # what is inside comes first
-        stop = spans[outer[block]].end if outer[block] >= 0 else n
+        around = outer[block]
+        stop = around.stop if around is not None and around.parent is not None else n
         base = position_ids[paths[0][0]]
         for start, end in paths:
             position_ids[start:end] += base - position_ids[start]

@@ -9,9 +9,7 @@ import numpy as np
 import mvspec
 from mvspec.compiler.layout import Layout, lay_out
 from mvspec.compiler.plan import ExecutionPlan
-from mvspec.compiler.runs import structural_runs
-from mvspec.compiler.vocabulary import TAGS
-from mvspec.law.tags import Tag
+from mvspec.law.threads import SurfaceLaw
 from mvspec.runtime.evaluation.speed import HEADER, ReplayShape, replay, token_ids
 
 PROSE = (
@@ -29,26 +27,21 @@ def layout(n: int, coverage: float, *, paths: int = 4, block: int = 2048, seed: 
         block: tokens of all paths of one block, about.
     """
     rng = random.Random(seed)
-    tags: list[int] = []
-    ends: list[int] = []
-
-    def event(at: int, *each: Tag) -> None:
-        tags.extend(TAGS.index(tag) for tag in each)
-        ends.extend([at] * len(each))
-
+    law = SurfaceLaw()
     at = 0
     while coverage and at + block / coverage <= n:
-        at += int(block * (1 - coverage) / coverage)
-        event(at, Tag.PARALLEL, Tag.GOAL, *[Tag.OUTLINE, Tag.END_OUTLINE] * paths, Tag.END_GOAL)
+        before = int(block * (1 - coverage) / coverage)
+        law.tokens(before)
+        law.fork(paths)
+        at += before
         weights = [rng.uniform(1, 3) for _ in range(paths)]
         for weight in weights:
-            event(at, Tag.PATH)
-            at += int(block * weight / sum(weights))
-            event(at, Tag.END_PATH)
-        event(at, Tag.CONCLUSION, Tag.END_CONCLUSION, Tag.END_PARALLEL)
-    runs = structural_runs(np.array(tags, dtype=np.int8), np.array(ends, dtype=np.int64))
+            share = int(block * weight / sum(weights))
+            law.tokens(share)
+            law.end()
+            at += share
     ids = np.arange(n, dtype=np.int32) % 1000
-    return lay_out(ids, np.ones(n, dtype=np.bool_), np.zeros(n, dtype=np.bool_), runs)
+    return lay_out(ids, np.ones(n, dtype=np.bool_), np.zeros(n, dtype=np.bool_), law)
 
 
 def text(rng: random.Random, words: int) -> str:

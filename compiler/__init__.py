@@ -2,18 +2,18 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mvspec.compiler.cost import Cost, plan_cost
+from mvspec.compiler.cost import PlanCost, plan_cost
 from mvspec.compiler.layout import Layout, concatenate
-from mvspec.compiler.lower import Tokens, lower
 from mvspec.compiler.lowerings import LOWERINGS, layout_from_ids
 from mvspec.compiler.models import check_model
 from mvspec.compiler.packing import pack
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.planning import plan_document, plan_layout
 from mvspec.compiler.replay import replay_plan, trace_layout
-from mvspec.compiler.segments import Segment, segments
+from mvspec.compiler.segments import Segment, document_segments
 from mvspec.compiler.sequential import flatten
 from mvspec.compiler.stages import Stages, compile_document, compile_stages
+from mvspec.compiler.tokens import Tokens, lower
 from mvspec.compiler.vocabulary import Vocabulary, add_tags
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOWERINGS",
-    "Cost",
     "ExecutionPlan",
     "Layout",
+    "PlanCost",
     "Segment",
     "Stages",
     "Tokens",
@@ -36,6 +36,7 @@ __all__ = [
     "compile_stages",
     "concatenate",
     "dense_mask",
+    "document_segments",
     "flatten",
     "layout_from_ids",
     "lower",
@@ -45,7 +46,6 @@ __all__ = [
     "plan_document",
     "plan_layout",
     "replay_plan",
-    "segments",
     "trace_layout",
 ]
 

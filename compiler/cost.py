@@ -1,18 +1,19 @@
-"""What a plan costs, before it runs."""
+"""Cost of a plan before it runs: tokens, critical path, steps, threads, keys and values."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join
+from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Generate
 from mvspec.errors import Unsupported
+from mvspec.law.threads import StructuralLaw
 
-__all__ = ["Cost", "plan_cost"]
+__all__ = ["PlanCost", "plan_cost"]
 
 
 @dataclass(frozen=True)
-class Cost:
+class PlanCost:
     """Upper bounds, with every hole filled to its `max_tokens`.
 
     Args:
@@ -44,7 +45,9 @@ class Cost:
         )
 
 
-def plan_cost(plan: ExecutionPlan, step_cost: Callable[[int], float] = lambda threads: 1.0) -> Cost:
+def plan_cost(
+    plan: ExecutionPlan, step_cost: Callable[[int], float] = lambda threads: 1.0
+) -> PlanCost:
     """Predict the cost of a static plan or a replay.
 
     Args:
@@ -63,54 +66,36 @@ def plan_cost(plan: ExecutionPlan, step_cost: Callable[[int], float] = lambda th
     >>> cost.steps, cost.peak_threads, cost.parallelism, cost.speedup
     (10, 2, 2.0, 2.0)
     """
-    chain: dict[int, int] = {0: 0}  # tokens of the longest chain to each thread's end
-    clock: dict[int, int] = {0: 0}  # decode steps likewise
+    law, clock = StructuralLaw(), StructuralLaw()  # in tokens, in decode steps
     stretches: list[tuple[int, int]] = []  # [from, to) in steps, for every decoding thread
-    tokens = prompt = generated = 0
-    for op in plan.verify().ops:
+    generated = 0
+    plan.verify()
+    for (op, thread), (_, timed) in zip(plan.fold(law), plan.fold(clock), strict=True):
         if isinstance(op, Adaptive):
             raise Unsupported("an adaptive plan's size is the model's choice: it has no cost yet")
-        if isinstance(op, Fork):
-            for path in op.paths:
-                chain[path], clock[path] = chain[op.thread], clock[op.thread]
-        elif isinstance(op, Join):
-            chain[op.thread] = max(chain[path] for path in op.paths)
-            clock[op.thread] = max(clock[path] for path in op.paths)
-        else:
-            size, steps = _size(op)
-            tokens += size
-            if isinstance(op, Extend) and op.author == "prompt":
-                prompt += size
-                continue
-            generated += size if _decoded(op) else 0
-            chain[op.thread] += size
-            stretches.append((clock[op.thread], clock[op.thread] + steps))
-            clock[op.thread] += steps
+        size = op.hole.max_tokens if isinstance(op, Generate) else len(op.tokens)
+        if isinstance(op, Extend) and op.author == "prompt":
+            law.tokens(thread, size, own=0)
+            continue
+        law.tokens(thread, size)
+        chosen = isinstance(op, Generate) or op.author == "model"
+        generated += size if chosen else 0
+        steps = size if chosen else min(size, 1)
+        start = clock.tokens(timed, steps)
+        stretches.append((start, start + steps))
     parallel, peak = _sweep(stretches, step_cost)
     alone = sum(end - start for start, end in stretches) * step_cost(1)
-    critical = max(chain.values())
-    return Cost(
-        tokens=tokens,
+    metrics = law.metrics
+    return PlanCost(
+        tokens=law.count,
         generated=generated,
-        critical_path=critical,
-        steps=max(clock.values()),
+        critical_path=metrics.critical_path,
+        steps=clock.metrics.critical_path,
         peak_threads=peak,
-        kv_tokens=tokens,
-        parallelism=(tokens - prompt) / critical if critical else 1.0,
+        kv_tokens=law.count,
+        parallelism=metrics.parallelism,
         speedup=alone / parallel if parallel else 1.0,
     )
-
-
-def _decoded(op: Extend | Generate) -> bool:
-    return isinstance(op, Generate) or op.author == "model"
-
-
-def _size(op: Extend | Generate) -> tuple[int, int]:
-    """Tokens of an op, and the steps that it takes."""
-    if isinstance(op, Generate):
-        return op.hole.max_tokens, op.hole.max_tokens
-    size = len(op.tokens)
-    return size, size if op.author == "model" else min(size, 1)
 
 
 def _sweep(

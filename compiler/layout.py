@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mvspec.compiler.runs import Runs
 from mvspec.errors import VerifyError
+from mvspec.law.threads import SurfaceLaw
 
 __all__ = ["Layout", "concatenate", "lay_out"]
 
@@ -128,11 +128,11 @@ def lay_out(
     ids: Int,
     free: NDArray[np.bool_],
     forced: NDArray[np.bool_],
-    runs: Runs,
+    law: SurfaceLaw,
     *,
     forced_loss: bool = False,
 ) -> Layout:
-    """Spread runs over their tokens.
+    """Spread the runs of the law over their tokens.
 
     Args:
         ids, free, forced: of the tokens [n].
@@ -140,19 +140,20 @@ def lay_out(
             surface form is their parent.
     """
     n = len(ids)
-    bounds = np.array([*runs.starts, n], dtype=np.int64)
+    starts, positions, parents, threads = zip(*law.runs, strict=True)
+    bounds = np.array([*starts, n], dtype=np.int64)
     lengths = np.diff(bounds)
     # Runs without a token (a prefix that ends at a fork) leave no trace.
     index = np.arange(n, dtype=np.int32)
-    shift = np.array(runs.starts, dtype=np.int64) - np.array(runs.positions, dtype=np.int64)
+    shift = bounds[:-1] - np.array(positions, dtype=np.int64)
     position_ids = index - np.repeat(shift.astype(np.int32), lengths)
     parent = index - 1
     kept = lengths > 0
-    parent[bounds[:-1][kept]] = np.array(runs.parents, dtype=np.int32)[kept]
-    depth = max(map(len, runs.hide))
-    table = np.zeros((2, depth, len(runs.hide)), dtype=np.int32)
-    for run, intervals in enumerate(runs.hide):
-        for level, (lo, hi) in enumerate(intervals):
+    parent[bounds[:-1][kept]] = np.array(parents, dtype=np.int32)[kept]
+    depth = max(len(thread.hidden) for thread in law.threads)
+    table = np.zeros((2, depth, len(threads)), dtype=np.int32)
+    for run, thread in enumerate(threads):
+        for level, (lo, hi) in enumerate(thread.hidden):
             table[:, level, run] = lo, hi
     hide = np.repeat(table, lengths, axis=2)
     loss = free.copy()

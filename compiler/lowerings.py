@@ -1,4 +1,4 @@
-"""What one document becomes: the layout of the law, and those of other systems to compare with.
+"""Lowerings of a document: the layout of the law, and those of other systems to compare with.
 
 Each lowering is a pure function from tokens to a `Layout`. Only `multiverse` and `shared` are
 served by this project's engines; the others are what other trainers and engines see.
@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvspec.compiler.layout import Layout, lay_out
-from mvspec.compiler.lower import Tokens, tokens_of_ids
-from mvspec.compiler.official import official
-from mvspec.compiler.runs import structural_runs
+from mvspec.compiler.published import published
 from mvspec.compiler.sequential import sequential
 from mvspec.compiler.shared import shared
+from mvspec.compiler.tokens import Tokens, tokens_of_ids
 from mvspec.compiler.tree import tree
 from mvspec.errors import Unsupported
 
@@ -27,8 +26,7 @@ __all__ = ["LOWERINGS", "UNFORCED", "find_lowering", "layout_from_ids", "multive
 
 def multiverse(tokens: Tokens, *, forced_loss: bool = False) -> Layout:
     """Lay tokens out by the structural law."""
-    runs = structural_runs(tokens.tags, tokens.ends)
-    return lay_out(tokens.ids, tokens.free, tokens.forced, runs, forced_loss=forced_loss)
+    return lay_out(tokens.ids, tokens.free, tokens.forced, tokens.law, forced_loss=forced_loss)
 
 
 LOWERINGS: dict[str, Callable[[Tokens], Layout]] = {
@@ -36,7 +34,7 @@ LOWERINGS: dict[str, Callable[[Tokens], Layout]] = {
     "autoregressive": sequential,
     "sequential": sequential,
     "tree": tree,
-    "official": official,
+    "official": published,
 }
 """By name; "shared(k)" as well, for any k. All but `autoregressive` keep the document's text."""
 

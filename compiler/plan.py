@@ -1,4 +1,4 @@
-"""Plans: what a runtime does, op by op, in the order of the surface form.
+"""Execution plans: the ops of a runtime, in the order of the surface form.
 
     %0 = start
     extend %0 prompt 21 tokens
@@ -16,6 +16,7 @@ A value is a thread between a fork and a join; `fork` and `join` use up what the
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -23,12 +24,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.forms import FORMS, JSON
 from mvspec.law.limits import Limits
+from mvspec.law.threads import LawThread, StructuralLaw
 from mvspec.tree.ir import Document, Gen
 from mvspec.tree.node import verify_error
 
 __all__ = ["Adaptive", "ExecutionPlan", "Extend", "Fork", "Generate", "Join", "Op"]
 
-Thread = Annotated[int, Field(ge=0)]
+ThreadId = Annotated[int, Field(ge=0)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
@@ -45,7 +47,7 @@ class Extend(_Op):
     """
 
     op: Literal["extend"] = "extend"
-    thread: Thread
+    thread: ThreadId
     tokens: tuple[TokenId, ...]
     author: Literal["prompt", "engine", "model"] = "engine"
 
@@ -63,7 +65,7 @@ class Generate(_Op):
     """
 
     op: Literal["generate"] = "generate"
-    thread: Thread
+    thread: ThreadId
     hole: Gen
     lead: str = ""
 
@@ -80,8 +82,8 @@ class Fork(_Op):
     """Split a thread: each path goes on from its end and sees none of the others."""
 
     op: Literal["fork"] = "fork"
-    thread: Thread
-    paths: tuple[Thread, ...] = Field(min_length=1)
+    thread: ThreadId
+    paths: tuple[ThreadId, ...] = Field(min_length=1)
 
     def __str__(self) -> str:
         return f"{', '.join(f'%{path}' for path in self.paths)} = fork %{self.thread}"
@@ -91,8 +93,8 @@ class Join(_Op):
     """Let all paths of one fork meet: the thread goes on after the longest and sees them all."""
 
     op: Literal["join"] = "join"
-    paths: tuple[Thread, ...] = Field(min_length=1)
-    thread: Thread
+    paths: tuple[ThreadId, ...] = Field(min_length=1)
+    thread: ThreadId
 
     def __str__(self) -> str:
         return f"%{self.thread} = join {', '.join(f'%{path}' for path in self.paths)}"
@@ -102,7 +104,7 @@ class Adaptive(_Op):
     """Let the model decide when to fork, to the end of its turn or of the limits."""
 
     op: Literal["adaptive"] = "adaptive"
-    thread: Thread
+    thread: ThreadId
     limits: Limits = Limits()
 
     def __str__(self) -> str:
@@ -159,6 +161,32 @@ class ExecutionPlan(BaseModel):
     def holes(self) -> tuple[Gen, ...]:
         """The holes that the plan fills, in surface order."""
         return tuple(op.hole for op in self.ops if isinstance(op, Generate))
+
+    def fold(
+        self, law: StructuralLaw, *, backwards: bool = False
+    ) -> Iterator[tuple[Extend | Generate | Adaptive, LawThread]]:
+        """Yield the ops that write, each with its thread in the law, which forks and joins.
+
+        Args:
+            law: a new one; whoever iterates tells it how long each op is.
+            backwards: from the last op on: joins split a thread and forks end paths.
+        """
+        ops, start = self.ops, 0
+        if backwards and ops:
+            ops, last = ops[::-1], ops[-1]
+            start = last.paths[0] if isinstance(last, Fork) else last.thread
+        threads = {start: law.root}
+        for op in ops:
+            if not isinstance(op, Fork | Join):
+                yield op, threads[op.thread]
+            elif isinstance(op, Fork) is not backwards:
+                paths = law.fork(threads[op.thread], len(op.paths))
+                threads.update(zip(op.paths, paths, strict=True))
+            else:
+                for path in op.paths:
+                    thread = threads[path]
+                    # A single path may run to the end of the plan without a join.
+                    threads[op.thread] = law.end(thread) or thread if thread.parent else thread
 
     def programs(self) -> tuple[dict[int, deque[Op]], dict[int, Join]]:
         """Return the ops of each thread, and for each path the join that it ends in."""

@@ -8,18 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from mvspec.compiler.layout import Layout
-from mvspec.compiler.lower import Tokens, id_array
-from mvspec.compiler.lowerings import multiverse
+from mvspec.compiler.layout import Layout, lay_out
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join, Op
-from mvspec.compiler.segments import Segment, segments
-from mvspec.compiler.shared import shared
-from mvspec.compiler.vocabulary import TAGS, Vocabulary
+from mvspec.compiler.segments import Segment, document_segments
+from mvspec.compiler.shared import in_rounds
+from mvspec.compiler.tokens import id_array
+from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
+from mvspec.law.threads import SurfaceLaw
 from mvspec.tree.ir import Document, Message
 
 __all__ = ["plan_document", "plan_layout"]
@@ -42,7 +42,7 @@ def plan_document(
         document: a conversation, or one assistant turn.
         tokenizer: a transformers fast tokenizer or a `tokenizers.Tokenizer`.
         syntax: the surface form; `UNTAGGED` for a model that was never taught the tags.
-        template: see `mvspec.compiler.segments`.
+        template: see `mvspec.compiler.document_segments`.
         limits: of an adaptive plan.
 
     Raises:
@@ -72,7 +72,7 @@ def plan_document(
     if isinstance(document, Message):
         document = Document(messages=(document,))
     vocabulary = Vocabulary.of(tokenizer, tagged=syntax.tagged)
-    parts = segments(document, vocabulary.source, syntax=syntax, template=template)
+    parts = document_segments(document, vocabulary.source, syntax=syntax, template=template)
     leads = _take_leads(parts)
     static = bool(document.holes)
     answered = bool(document.messages) and document.messages[-1].role == "assistant"
@@ -175,60 +175,43 @@ def plan_layout(
     """
     ids: list[int] = []
     authors: list[int] = []
-    tags: list[int] = []
-    ends: list[int] = []
-
-    def event(*each: Tag) -> None:
-        tags.extend(TAGS.index(tag) for tag in each)
-        ends.extend([len(ids)] * len(each))
-
-    inside: list[tuple[Fork, list[int]]] = []  # with the paths that were begun
-    current = 0
+    law = SurfaceLaw()
+    threads = {0: law.here}
 
     def enter(thread: int, where: str) -> None:
-        if thread == current:
-            return
-        paths, begun = (inside[-1][0].paths, inside[-1][1]) if inside else ((), [])
-        while len(begun) < len(paths):  # those before it have no op
-            event(*[Tag.END_PATH] * bool(begun), Tag.PATH)
-            begun.append(paths[len(begun)])
-            if begun[-1] == thread:
-                return
-        raise VerifyError(where, "a layout takes all of one path, then all of the next")
+        """Go to a thread, past the paths before it that have no op."""
+        target = threads[thread]
+        while law.here is not target:
+            here = law.here
+            if here.parent is None or here.parent is not target.parent or here.path > target.path:
+                raise VerifyError(where, "a layout takes all of one path, then all of the next")
+            law.end()
 
     for index, op in enumerate(plan.verify().ops):
         where = f"ops[{index}]"
         if isinstance(op, Adaptive):
             raise Unsupported("an adaptive plan has no layout before it runs")
+        if isinstance(op, Join):
+            enter(op.paths[-1], where)
+            law.end()
+            threads[op.thread] = law.here
+            continue
+        enter(op.thread, where)
         if isinstance(op, Fork):
-            enter(op.thread, where)
-            event(Tag.PARALLEL, Tag.GOAL, *[Tag.OUTLINE, Tag.END_OUTLINE] * len(op.paths))
-            event(Tag.END_GOAL)
-            inside.append((op, []))
-            current = -1
-        elif isinstance(op, Join):
-            paths, begun = inside[-1][0].paths, inside[-1][1]
-            if len(begun) < len(paths):
-                enter(paths[-1], where)
-            event(Tag.END_PATH)
-            inside.pop()
-            current = op.thread
-            event(Tag.CONCLUSION, Tag.END_CONCLUSION, Tag.END_PARALLEL)
+            fork = law.here
+            law.fork(len(op.paths))
+            threads.update(zip(op.paths, fork.paths, strict=True))
+            continue
+        if isinstance(op, Generate):
+            name = op.hole.name
+            if holes is None or name not in holes:
+                raise Unsupported(f"hole {name!r} has no tokens yet")
+            new, author = id_array(holes[name]).tolist(), 2
         else:
-            enter(op.thread, where)
-            current = op.thread
-            if isinstance(op, Generate):
-                name = op.hole.name
-                if holes is None or name not in holes:
-                    raise Unsupported(f"hole {name!r} has no tokens yet")
-                new, author = id_array(holes[name]).tolist(), 2
-            else:
-                new, author = list(op.tokens), ("prompt", "engine", "model").index(op.author)
-            ids += new
-            authors += [author] * len(new)
+            new, author = list(op.tokens), ("prompt", "engine", "model").index(op.author)
+        law.tokens(len(new))
+        ids += new
+        authors += [author] * len(new)
     who = np.array(authors, dtype=np.int8)
-    tokens = Tokens(
-        np.array(ids, dtype=np.int32), who == 2, who == 1,
-        np.array(tags, dtype=np.int8), np.array(ends, dtype=np.int64),
-    )  # fmt: skip
-    return (shared(share) if share else multiverse)(tokens)
+    layout = lay_out(np.array(ids, dtype=np.int32), who == 2, who == 1, law)
+    return in_rounds(layout, law, share) if share else layout

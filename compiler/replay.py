@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import groupby
 
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.plan import ExecutionPlan, Extend, Fork, Join, Op
 from mvspec.compiler.planning import plan_layout
+from mvspec.law.threads import thread_events
 from mvspec.shown import as_layout, as_plan
 from mvspec.trace import Trace
 
@@ -31,43 +33,23 @@ def trace_layout(trace: Trace) -> Layout:
 
 def _ops(trace: Trace) -> Iterator[Op]:
     """Yield the ops of a trace's replay, in the order of the surface form."""
-    blocks: dict[int, list[int]] = {}
-    for thread in trace.threads[1:]:
-        blocks.setdefault(thread.block, []).append(thread.id)
-    name = {0: 0}  # thread -> the plan's number of it, which changes with every join
-    made = 1
-    opened: list[list[int]] = []
-    index, n = 0, len(trace)
-
-    def fork(block: int, thread: int) -> Fork:
-        nonlocal made
-        paths = tuple(range(made, made + len(blocks[block])))
-        made += len(paths)
-        name.update(zip(blocks[block], paths, strict=True))
-        opened.append([block, thread])
-        return Fork(thread=name[thread], paths=paths)
-
-    def join() -> Join:
-        nonlocal made
-        block, thread = opened.pop()
-        ends = tuple(name[path] for path in blocks[block])
-        name[thread], made = made, made + 1
-        return Join(paths=ends, thread=name[thread])
-
-    while index < n:
-        owner = trace.thread_ids[index]
-        chain = trace.chain(owner)
-        inside = [block for block, _ in chain]
-        while [block for block, _ in opened] != inside[: len(opened)]:
-            yield join()
-        for block in inside[len(opened) :]:
-            parent = trace.threads[blocks[block][0]].parent
-            yield fork(block, parent or 0)
-        stop = index
-        author = trace.authors[index]
-        while stop < n and (trace.thread_ids[stop], trace.authors[stop]) == (owner, author):
-            stop += 1
-        yield Extend(thread=name[owner], tokens=trace.ids[index:stop], author=author)
-        index = stop
-    while opened:
-        yield join()
+    runs = [(owner, author, len(list(group))) for (owner, author), group in
+            groupby(zip(trace.thread_ids, trace.authors, strict=True))]  # fmt: skip
+    following = iter(runs)
+    names = {0: 0}  # thread -> the plan's number of it, which changes with every join
+    made, at = 1, 0
+    for event in thread_events(trace.threads, [owner for owner, _, _ in runs]):
+        thread, paths = event.thread, event.paths
+        if event.kind == "tokens":
+            _, author, count = next(following)
+            tokens = trace.ids[at : at + count]
+            yield Extend(thread=names[thread], tokens=tokens, author=author)
+            at += count
+        elif event.kind == "fork":
+            names.update(zip(paths, range(made, made + len(paths)), strict=True))
+            yield Fork(thread=names[thread], paths=tuple(names[path] for path in paths))
+            made += len(paths)
+        elif paths:
+            parent = trace.threads[thread].parent or 0
+            names[parent], made = made, made + 1
+            yield Join(paths=tuple(names[path] for path in paths), thread=names[parent])

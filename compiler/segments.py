@@ -1,4 +1,4 @@
-"""A document as segments: what is tokenised on its own, and who writes it.
+"""Segments of a document: runs of text, each tokenised on its own, and their authors.
 
 Boundaries stand exactly where a runtime switches between writing and letting the model choose,
 so byte-pair merges never cross a place where they could not arise at inference.
@@ -20,7 +20,7 @@ from mvspec.forms.syntax import Syntax
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Document, Gen, Message, Text
 
-__all__ = ["NO_CONTEXT", "Segment", "segments"]
+__all__ = ["NO_CONTEXT", "Segment", "document_segments"]
 
 NO_CONTEXT = ChatContext()
 """Every turn of the assistant carries loss, and a template gets roles and contents alone."""
@@ -47,7 +47,7 @@ class Segment:
     loss: bool = True
 
 
-def segments(
+def document_segments(
     document: Document | Message,
     tokenizer: Any = None,
     *,

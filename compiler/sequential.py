@@ -7,9 +7,9 @@ from typing import Any, overload
 import numpy as np
 
 from mvspec.compiler.layout import Layout, lay_out
-from mvspec.compiler.lower import Tokens
-from mvspec.compiler.runs import Runs
+from mvspec.compiler.tokens import Tokens
 from mvspec.errors import Unsupported
+from mvspec.law.threads import SurfaceLaw
 from mvspec.tree.ir import Document, Gen, Message, Parallel, Text, Think
 from mvspec.tree.node import Node
 
@@ -22,8 +22,7 @@ def sequential(tokens: Tokens) -> Layout:
     Source: the rebuttal's question whether plain fine-tuning on such text would suffice.
     """
     written = tokens.free | tokens.forced
-    plain = Runs([0], [0], [-1], [()], [-1], [])
-    return lay_out(tokens.ids, written, np.zeros_like(written), plain)
+    return lay_out(tokens.ids, written, np.zeros_like(written), SurfaceLaw())
 
 
 @overload

@@ -137,7 +137,7 @@ class ShardWriter:
                 continue
             entries.append(([encodable(record.name)], layout))
             cut = len(layout) < len(stages.layout)
-            counts += Counts(records=1, truncated=int(cut), parallelism=stages.parallelism())
+            counts += Counts(records=1, truncated=int(cut), parallelism=stages.metrics.parallelism)
         if self.options.pack:
             entries = self._pack(entries, pad_id(tokenizer))
         for _, layout in entries:

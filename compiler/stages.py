@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 
 from mvspec.compiler.layout import Layout
-from mvspec.compiler.lower import Tokens, tokens_of_segments
 from mvspec.compiler.lowerings import UNFORCED, find_lowering, multiverse
-from mvspec.compiler.runs import structural_runs
-from mvspec.compiler.segments import NO_CONTEXT, Segment, segments
+from mvspec.compiler.segments import NO_CONTEXT, Segment, document_segments
 from mvspec.compiler.sequential import flatten
+from mvspec.compiler.tokens import Tokens, tokens_of_segments
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.data.chat import ChatContext
 from mvspec.errors import Unsupported
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
+from mvspec.law.metrics import Metrics
 from mvspec.tree.ir import Document, Message
 
 __all__ = ["REORDERED", "Stages", "compile_document", "compile_stages", "segments_of"]
@@ -28,7 +28,7 @@ REORDERED = ("tree", "shared")
 
 @dataclass(frozen=True)
 class Stages:
-    """What a document became.
+    """A document in every stage of the compiler.
 
     Args:
         lowering: the name of the lowering.
@@ -47,27 +47,20 @@ class Stages:
         """Whether the layout has the tokens in another order than `tokens`."""
         return self.lowering.startswith(REORDERED)
 
-    def parallelism(self) -> float:
-        """Return the assistant's tokens over the length of their critical path; 1 for none.
-
-        Positions that only a prompt between two turns takes are not counted.
-        """
-        assistant = self.tokens.free | self.tokens.forced
-        law = multiverse(self.tokens) if self.reordered else self.layout
-        positions = law.position_ids[assistant]
-        return len(positions) / len(np.unique(positions)) if len(positions) else 1.0
+    @property
+    def metrics(self) -> Metrics:
+        """The counts of the assistant's tokens; the law's degree of parallelism, whatever the
+        lowering, but that of plain text where the layout is plain."""
+        law = self.tokens.law.metrics
+        return Metrics(law.tokens, law.tokens) if self.lowering == "sequential" else law
 
     def threads(self) -> list[str]:
         """Return for each token of `tokens` its path, as "2.1" (first path inside the second)."""
-        runs = structural_runs(self.tokens.tags, self.tokens.ends)
-        names = [""]
-        for span in runs.spans:
-            outer = names[span.outer + 1]
-            names.append(f"{outer}.{span.number + 1}" if outer else str(span.number + 1))
-        lengths = np.diff([*runs.starts, len(self.tokens.ids)])
+        runs = self.tokens.law.runs
+        lengths = np.diff([*(run.start for run in runs), len(self.tokens.ids)])
         return [
-            names[path + 1]
-            for path, length in zip(runs.paths, lengths.tolist(), strict=True)
+            ".".join(str(path + 1) for _, path in run.thread.chain)
+            for run, length in zip(runs, lengths.tolist(), strict=True)
             for _ in range(length)
         ]
 
@@ -85,7 +78,7 @@ def segments_of(
     find_lowering(lowering)
     if lowering == "autoregressive":
         document = flatten(document)
-    return segments(
+    return document_segments(
         document, vocabulary.source, syntax=syntax, template=template,
         forced=lowering not in UNFORCED, context=context,
     )  # fmt: skip

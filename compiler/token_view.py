@@ -7,7 +7,6 @@ from itertools import pairwise
 import numpy as np
 from tokenizers.decoders import DecodeStream
 
-from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.stages import compile_stages
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported
@@ -39,24 +38,23 @@ def lay_tokens(document: Document, vocabulary: Vocabulary) -> TokenView:
     view.ids = tokens.ids.tolist()
     view.widths = [units(text) for text in texts]
     view.tree = tuple(_messages(document, view.text))
-    structure = structural_runs(tokens.tags, tokens.ends)
+    law = tokens.law
     titles = {
         id(path): outline.text
         for block in document.walk(Parallel)
         for outline, path in zip(block.goal.outlines, block.paths, strict=True)
     }
-    for span, path in zip(structure.spans, document.walk(Path), strict=True):
-        thread = ViewedThread(path.label, titles[id(path)], span.outer + 1, span.block)
-        view.threads.append(thread)
+    for thread, path in zip(law.threads[1:], document.walk(Path), strict=True):
+        above = thread.parent.rank if thread.parent else 0
+        view.threads.append(ViewedThread(path.label, titles[id(path)], above, thread.block))
     authors = np.where(tokens.free, AUTHORS.index("model"), 0)
     authors[tokens.forced] = AUTHORS.index("engine")
-    cuts = {*structure.starts, len(tokens.ids), *(np.flatnonzero(np.diff(authors)) + 1).tolist()}
-    starts = sorted(cuts)
-    run = 0
-    for start, stop in pairwise(starts):
-        while run + 1 < len(structure.starts) and structure.starts[run + 1] <= start:
-            run += 1
-        place = structure.paths[run] + 1, int(authors[start])
+    changes = (np.flatnonzero(np.diff(authors)) + 1).tolist()
+    owners = {run.start: run.thread for run in law.runs}
+    owner = law.threads[0]
+    for start, stop in pairwise(sorted({*owners, *changes, len(texts)})):
+        owner = owners.get(start, owner)
+        place = owner.rank, int(authors[start])
         add_run(view.runs, TokenRun(*place, stop - start, int(positions[start])))
     return view
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mvspec.compiler.layout import Layout
-from mvspec.compiler.lower import Tokens
-from mvspec.compiler.runs import structural_runs
+from mvspec.compiler.tokens import Tokens
 
 __all__ = ["tree"]
 
@@ -22,27 +21,26 @@ def tree(tokens: Tokens) -> Layout:
 
     Source: ThreadWeaver's prefix trie; here no token carries loss twice.
     """
-    spans = structural_runs(tokens.tags, tokens.ends).spans
     n = len(tokens.ids)
     # A path's home is the sequence that generates it: its own branch, or, for the first of its
     # siblings, the one that it continues.
-    home_of: list[int] = []
+    home_of = [0]
     home = np.zeros(n, dtype=np.int32)
     branches = [_Branch(0, n, 0, 0, 0, ())]
-    for span in spans:
-        end = n if span.end < 0 else span.end
-        outer = 0 if span.outer < 0 else home_of[span.outer]
-        if span.number == 0:
+    for path in tokens.law.threads[1:]:
+        end = n if path.stop < 0 else path.stop
+        outer = home_of[path.parent.rank] if path.parent else 0
+        if path.path == 0:
             home_of.append(outer)
             continue
         host = branches[outer]
-        fork = host.place + span.fork + 1 - host.start
+        fork = host.place + path.fork + 1 - host.start
         place = branches[-1].place + branches[-1].end - branches[-1].start
         hidden = (*host.hidden, (fork, place))
-        position = host.position + span.fork + 1 - host.start
+        position = host.position + path.fork + 1 - host.start
         home_of.append(len(branches))
-        home[span.start : end] = len(branches)
-        branches.append(_Branch(span.start, end, place, fork, position, hidden))
+        home[path.start : end] = len(branches)
+        branches.append(_Branch(path.start, end, place, fork, position, hidden))
     source = np.concatenate([np.arange(b.start, b.end, dtype=np.int32) for b in branches])
     index = np.arange(len(source), dtype=np.int32)
     parent = index - 1

@@ -7,6 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -20,7 +21,8 @@ from pydantic import (
 )
 
 from mvspec.errors import Diagnostic, LimitExceeded, VerifyError
-from mvspec.law.threads import Chain
+from mvspec.law.metrics import Metrics
+from mvspec.law.threads import Chain, law_of_threads
 from mvspec.shown import as_html, as_layout, as_plan
 from mvspec.tree.ir import Document
 from mvspec.tree.node import verify_error
@@ -175,25 +177,31 @@ class Trace(_Record):
         own = (i for i, author in enumerate(self.authors) if author != "prompt")
         return next(own, len(self.ids))
 
+    @cached_property
+    def metrics(self) -> Metrics:
+        """The counts of the assistant's tokens, by the law.
+
+        Raises:
+            VerifyError: the tokens are not in the order of the surface form.
+        """
+        owned = zip(self.thread_ids, (a != "prompt" for a in self.authors), strict=True)
+        runs = ((thread, len(list(group)), own) for (thread, own), group in groupby(owned))
+        return law_of_threads(self.threads, runs)[0].metrics
+
     @property
     def answer(self) -> int:
         """How many tokens are the assistant's."""
-        return sum(author != "prompt" for author in self.authors)
+        return self.metrics.tokens
 
     @property
     def critical_path(self) -> int:
-        """Positions from the assistant's first token to its last, without prompts in between."""
-        own = [p for p, a in zip(self.position_ids, self.authors, strict=True) if a != "prompt"]
-        if not own:
-            return 0
-        given = [p for p, a in zip(self.position_ids, self.authors, strict=True) if a == "prompt"]
-        between = sum(min(own) < position < max(own) for position in given)
-        return max(own) - min(own) + 1 - between
+        """Length of the longest chain of the assistant's tokens."""
+        return self.metrics.critical_path
 
     @property
     def parallelism(self) -> float:
         """The assistant's tokens over their critical path; 1 for a plain turn."""
-        return self.answer / self.critical_path if self.answer else 1.0
+        return self.metrics.parallelism
 
     @property
     def text(self) -> str:

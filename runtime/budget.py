@@ -1,15 +1,16 @@
-"""What the limits of a run leave to the holes of a static plan."""
+"""Budget of the holes of a static plan: tokens and positions that a run's limits leave them."""
 
 from __future__ import annotations
 
-from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join
+from mvspec.compiler.plan import ExecutionPlan, Extend, Generate
 from mvspec.errors import LimitExceeded, VerifyError
 from mvspec.law.limits import Limits
+from mvspec.law.threads import StructuralLaw
 
-__all__ = ["Budget"]
+__all__ = ["HoleBudget"]
 
 
-class Budget:
+class HoleBudget:
     """Tokens and positions that a static plan has to spend.
 
     Args:
@@ -29,29 +30,23 @@ class Budget:
         """For each hole the positions that its thread needs after it, to the end of the plan."""
         self.fixed = 0
         """Tokens that are written in any case."""
-        least: dict[int, int] = {}
-        most: dict[int, int] = {}
-        for op in reversed(plan.ops):
-            if isinstance(op, Join):
-                for path in op.paths:
-                    least[path] = least.get(op.thread, 0)
-                    most[path] = most.get(op.thread, 0)
-            elif isinstance(op, Fork):
-                least[op.thread] = max(least.get(path, 0) for path in op.paths)
-                most[op.thread] = max(most.get(path, 0) for path in op.paths)
+        least, most = StructuralLaw(), StructuralLaw()  # from the end of the plan on
+        both = zip(plan.fold(least, backwards=True), plan.fold(most, backwards=True), strict=True)
+        for (op, thread), (_, longest) in both:
+            if isinstance(op, Generate):
+                self.left[op.hole.name] = thread.position
+                lead = bool(op.lead)
+                least.tokens(thread, lead)
+                most.tokens(longest, max(op.hole.max_tokens, lead))
+                self.fixed += lead
             elif isinstance(op, Extend):
-                least[op.thread] = least.get(op.thread, 0) + len(op.tokens)
-                most[op.thread] = most.get(op.thread, 0) + len(op.tokens)
+                least.tokens(thread, len(op.tokens))
+                most.tokens(longest, len(op.tokens))
                 self.fixed += len(op.tokens) if op.author != "prompt" else 0
-            elif isinstance(op, Generate):
-                self.left[op.hole.name] = least.get(op.thread, 0)
-                least[op.thread] = least.get(op.thread, 0) + bool(op.lead)
-                most[op.thread] = most.get(op.thread, 0) + max(op.hole.max_tokens, bool(op.lead))
-                self.fixed += bool(op.lead)
-        self.positions = least.get(0, 0)
-        if context is not None and most.get(0, 0) > context:
+        self.positions, positions = least.root.position, most.root.position
+        if context is not None and positions > context:
             raise LimitExceeded(
-                f"the plan takes up to {most[0]} positions, its holes' max_tokens included, and "
+                f"the plan takes up to {positions} positions, its holes' max_tokens included, and "
                 f"the model has {context}: shorten the text or lower max_tokens"
             )
         if limits.max_position is not None and self.positions > limits.max_position:
@@ -84,20 +79,15 @@ class Budget:
 
 def _check_predicted(plan: ExecutionPlan) -> None:
     """Refuse holes whose first token has no parent: at the very start, and after a join."""
-    predicted = {0: False}
-    for index, op in enumerate(plan.ops):
-        if isinstance(op, Fork):
-            predicted.update((path, predicted[op.thread]) for path in op.paths)
-        elif isinstance(op, Join):
-            predicted[op.thread] = False
-        elif isinstance(op, Extend):
-            predicted[op.thread] |= bool(op.tokens)
-        elif isinstance(op, Generate | Adaptive):
-            if not predicted[op.thread]:
-                what = "a hole" if isinstance(op, Generate) else "the model's turn"
-                raise VerifyError(
-                    f"ops[{index}] ({op})",
-                    f"{what} is the first token there and nothing predicts it: write a text "
-                    "before it",
-                )
-            predicted[op.thread] = True
+    law = StructuralLaw()
+    for op, thread in plan.fold(law):
+        if isinstance(op, Extend):
+            law.tokens(thread, len(op.tokens))
+        elif thread.last >= 0:
+            law.tokens(thread, 1)
+        else:
+            what = "a hole" if isinstance(op, Generate) else "the model's turn"
+            raise VerifyError(
+                f"ops[{plan.ops.index(op)}] ({op})",
+                f"{what} is the first token there and nothing predicts it: write a text before it",
+            )

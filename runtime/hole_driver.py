@@ -9,7 +9,7 @@ from mvspec.compiler.plan import ExecutionPlan, Fork, Generate, Join
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.law.tags import TAG
-from mvspec.runtime.budget import Budget
+from mvspec.runtime.budget import HoleBudget
 from mvspec.runtime.constraint import value_of
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.sampling import DrawnToken
@@ -53,7 +53,7 @@ class FilledHoles:
     """
 
     def __init__(
-        self, plan: ExecutionPlan, lexicon: Lexicon, budget: Budget, *, share: bool
+        self, plan: ExecutionPlan, lexicon: Lexicon, budget: HoleBudget, *, share: bool
     ) -> None:
         self.budget = budget
         self.texts: dict[str, str] = {}

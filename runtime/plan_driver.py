@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Op
 from mvspec.runtime.adaptive_driver import AdaptiveDriver, AdaptiveTurn
-from mvspec.runtime.budget import Budget
+from mvspec.runtime.budget import HoleBudget
 from mvspec.runtime.hole_driver import FilledHoles, HoleDriver
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.options import Options
@@ -58,7 +58,7 @@ class PlanScript:
         limits = options.limits
         self._bounded = limits.max_tokens is not None or limits.max_position is not None
         self.replay = not any(isinstance(op, Generate | Adaptive) for op in plan.ops)
-        budget = Budget(plan, options.limits, context)
+        budget = HoleBudget(plan, options.limits, context)
         self.holes = FilledHoles(plan, lexicon, budget, share=bool(options.share))
         self.programs, self.joins = plan.programs()
         blocks = list(plan.document.walk(Parallel)) if plan.document else []

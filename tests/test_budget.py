@@ -20,7 +20,7 @@ from mvspec.compiler.plan import ExecutionPlan, Extend, Generate  # noqa: E402
 from mvspec.errors import LimitExceeded  # noqa: E402
 from mvspec.law.limits import Limits  # noqa: E402
 from mvspec.runtime import Options, Result, Sampling  # noqa: E402
-from mvspec.runtime.budget import Budget  # noqa: E402
+from mvspec.runtime.budget import HoleBudget  # noqa: E402
 
 
 def body() -> mv.Document:
@@ -46,7 +46,7 @@ def body() -> mv.Document:
 
 def shape(plan: ExecutionPlan) -> tuple[int, int]:
     """Return what a plan writes in any case: tokens without the prompt, and positions."""
-    least = Budget(plan, Limits())
+    least = HoleBudget(plan, Limits())
     return least.fixed, least.positions
 
 

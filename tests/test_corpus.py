@@ -12,10 +12,10 @@ import mvspec
 from mvspec.compiler import (
     Vocabulary,
     compile_document,
+    document_segments,
     layout_from_ids,
     plan_document,
     plan_layout,
-    segments,
 )
 
 CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
@@ -49,5 +49,5 @@ def test_segments_split_no_token_that_the_whole_text_has() -> None:
     for document in well_formed():
         whole = Vocabulary.of(tokenizer).encode(mvspec.render(document))
         assert compile_document(document, tokenizer).input_ids.tolist() == whole
-        boundaries += len(segments(document, tokenizer)) - 1
+        boundaries += len(document_segments(document, tokenizer)) - 1
     assert boundaries == 776

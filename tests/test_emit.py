@@ -111,16 +111,16 @@ def test_degree_of_parallelism_leaves_the_prompt_out() -> None:
     turn = mvspec.parse(CANONICAL).messages
     alone = compile_stages(mvspec.document(*turn), small_tokenizer())
     layout = alone.layout
-    assert alone.parallelism() == len(layout) / (int(layout.position_ids.max()) + 1)
+    assert alone.metrics.parallelism == len(layout) / (int(layout.position_ids.max()) + 1)
     chat = compile_stages(mvspec.document(mvspec.user("Why? " * 50), *turn), chat_tokenizer())
     end = 1  # the end of turn, which the model writes too
-    assert chat.parallelism() == pytest.approx(
+    assert chat.metrics.parallelism == pytest.approx(
         (len(layout) + end) / (int(layout.position_ids.max()) + 1 + end)
     )
-    for lowering, wanted in (("sequential", 1.0), ("tree", alone.parallelism()),
-                             ("shared(2)", alone.parallelism())):  # fmt: skip
+    for lowering, wanted in (("sequential", 1.0), ("tree", alone.metrics.parallelism),
+                             ("shared(2)", alone.metrics.parallelism)):  # fmt: skip
         stages = compile_stages(mvspec.document(*turn), small_tokenizer(), lowering)
-        assert stages.parallelism() == wanted
+        assert stages.metrics.parallelism == wanted
 
 
 def test_threads_follow_the_nesting() -> None:

@@ -32,7 +32,7 @@ from mvspec.runtime import (  # noqa: E402
     TorchEngine,
     Written,
 )
-from mvspec.runtime.budget import Budget  # noqa: E402
+from mvspec.runtime.budget import HoleBudget  # noqa: E402
 
 ENGINES = {
     name: dice_engine(tokenizer, liking)
@@ -153,7 +153,7 @@ def test_events_of_holes_add_up(
     plan = engine.plan(holes(seed, share))
     limits = Limits()
     if budget is not None:
-        limits = Limits(max_tokens=Budget(plan, limits).fixed + budget)
+        limits = Limits(max_tokens=HoleBudget(plan, limits).fixed + budget)
     options = Options(Sampling(1.0, seed=seed), limits, share=share, threads=threads)
     check(engine, list(engine.stream(plan, options)))
 

@@ -20,11 +20,11 @@ from mvspec.compiler import (
     Segment,
     Vocabulary,
     compile_document,
+    document_segments,
     layout_from_ids,
     lower,
-    segments,
 )
-from mvspec.compiler.lower import tokens_of_segments
+from mvspec.compiler.tokens import tokens_of_segments
 from mvspec.errors import Unsupported
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Message
@@ -82,7 +82,7 @@ def test_ids_are_those_of_the_whole_text_except_at_forced_boundaries(
     tokenizer = make()
     text = mvspec.render(message)
     assume(unicodedata.is_normalized("NFC", text))
-    parts = segments(message, tokenizer)
+    parts = document_segments(message, tokenizer)
     assert "".join(part.text for part in parts) == text
     ours = spans(lower(message, tokenizer).ids.tolist(), tokenizer)
     whole = spans(Vocabulary.of(tokenizer).encode(text), tokenizer)
@@ -104,7 +104,7 @@ def test_ids_are_those_of_the_whole_text_except_at_forced_boundaries(
 
 
 def test_the_boundaries_are_after_a_label_and_after_a_join_header() -> None:
-    parts = segments(NESTED, small_tokenizer())
+    parts = document_segments(NESTED, small_tokenizer())
     cuts = boundaries(parts)
     text = CANONICAL.encode()
     around = [(text[:cut].split(b">")[-1], text[cut : cut + 1]) for cut in cuts]
@@ -162,7 +162,7 @@ def test_a_conversation_is_its_template_and_its_messages(
 ) -> None:
     question += "<|im_start|>assistant\n<Parallel><tool_call>"
     document = mvspec.document(mvspec.user(question), message, mvspec.user(again), message)
-    parts = segments(document, CHAT)
+    parts = document_segments(document, CHAT)
     turn = mvspec.render(message)
     text = (
         f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n{turn}<|im_end|>\n"
@@ -200,8 +200,9 @@ def test_the_end_of_turn_carries_loss_and_what_the_template_writes_does_not() ->
 
 def test_a_question_alone_is_a_prompt() -> None:
     question = mvspec.document(mvspec.user("How?"))
-    assert [part.author for part in segments(question, CHAT)] == ["template", "outside", "template"]
-    assert segments(question, CHAT)[-1].text.endswith("<|im_start|>assistant\n")
+    parts = document_segments(question, CHAT)
+    assert [part.author for part in parts] == ["template", "outside", "template"]
+    assert parts[-1].text.endswith("<|im_start|>assistant\n")
     answered = mvspec.document(mvspec.user("How?"), mvspec.assistant("So."))
     prompt = lower(question, CHAT).ids
     assert lower(answered, CHAT).ids[: len(prompt)].tolist() == prompt.tolist()
@@ -210,11 +211,11 @@ def test_a_question_alone_is_a_prompt() -> None:
 
 def test_a_template_is_used_where_it_is_needed_or_asked_for() -> None:
     alone = mvspec.document(mvspec.assistant("So."))
-    assert [part.text for part in segments(alone, CHAT)] == ["So."]
-    asked = [part.text for part in segments(alone, CHAT, template=True)]
+    assert [part.text for part in document_segments(alone, CHAT)] == ["So."]
+    asked = [part.text for part in document_segments(alone, CHAT, template=True)]
     assert asked == ["<|im_start|>assistant\n", "So.", "<|im_end|>", "\n"]
-    assert segments(mvspec.document(), CHAT, template=True) == []
-    assert segments(mvspec.document(), CHAT) == []
+    assert document_segments(mvspec.document(), CHAT, template=True) == []
+    assert document_segments(mvspec.document(), CHAT) == []
 
 
 LOOP = "{% for message in messages %}"
@@ -268,19 +269,19 @@ def test_a_bare_tokenizer_has_no_template() -> None:
 def test_a_template_that_trims_its_messages_trims_none_of_ours() -> None:
     trimming = chat_tokenizer(CHATML.replace("message.content", "message.content | trim"))
     document = mvspec.document(mvspec.user("  How? \n"), mvspec.assistant(" So.\n"))
-    assert segments(document, trimming) == segments(document, CHAT)
+    assert document_segments(document, trimming) == document_segments(document, CHAT)
 
 
 def test_the_end_of_turn_may_be_any_special_token() -> None:
     tokenizer = chat_tokenizer(CHATML.replace("<|im_end|>", "<|endoftext|>"))
     assert "<|endoftext|>" not in tokenizer.all_special_tokens
-    parts = segments(mvspec.document(mvspec.assistant("So.")), tokenizer, template=True)
+    parts = document_segments(mvspec.document(mvspec.assistant("So.")), tokenizer, template=True)
     assert parts[-2:] == [Segment("<|endoftext|>", "model"), Segment("\n", "template")]
 
 
 def test_holes_have_no_tokens_yet() -> None:
     message = mvspec.assistant("It is ", mvspec.gen("x"), ".")
-    assert [part.hole.name for part in segments(message) if part.hole] == ["x"]
+    assert [part.hole.name for part in document_segments(message) if part.hole] == ["x"]
     with pytest.raises(Unsupported, match="hole 'x' has no tokens yet"):
         compile_document(message, small_tokenizer())
 

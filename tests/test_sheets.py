@@ -33,7 +33,6 @@ from mvspec.view.record_view import (
     TreeBranch,
     TreeLeaf,
     ViewedThread,
-    hidden,
     ramps,
     units,
 )
@@ -61,8 +60,9 @@ def mask(threads: list[ViewedThread], runs: list[TokenRun]) -> np.ndarray[Any, A
     """Who sees whom, by the sheet's intervals, as the page draws it."""
     owners = expanded(runs)[0]
     seen = np.tril(np.ones((len(owners), len(owners)), dtype=np.bool_))
+    _, hidden = RecordView("", "", "text", threads=threads, runs=runs).law()
     for query, owner in enumerate(owners):
-        intervals = hidden(threads, runs)[owner]
+        intervals = hidden[owner]
         for lo, hi in zip(intervals[::2], intervals[1::2], strict=True):
             seen[query, lo:hi] = False
     return seen
@@ -113,8 +113,7 @@ def test_a_document_in_words(document: Document) -> None:
     metrics = measure(document, lambda text: len(words(text)))
     prompts = sum(len(words(t.text)) for m in document.messages if m.role != "assistant"
                   for t in m.body if isinstance(t, mvspec.Text))  # fmt: skip
-    assert sheet.tokens == metrics.tokens
-    assert sheet.critical_path == metrics.critical_path
+    assert sheet.law()[0] == metrics
     assert sum(run.size for run in pages.runs if not run.author) == prompts
     labels = [path.label for path in document.walk(mvspec.Path)]
     assert sorted(labels) == sorted(thread.label for thread in pages.threads[1:])
@@ -186,8 +185,7 @@ def test_a_trace_is_its_layout(kind: str) -> None:
     assert sheet.text == "".join(trace.token_texts)
     assert sheet.widths == [units(text) for text in trace.token_texts]
     assert np.array_equal(mask(sheet.threads, sheet.runs), dense_mask(trace.layout))
-    assert sheet.tokens == trace.answer
-    assert sheet.critical_path == trace.critical_path
+    assert sheet.law()[0] == trace.metrics
     kept = "".join(in_units(sheet.text, *leaf) for leaf in leaves(sheet.tree))
     if "untagged" in kind:  # by its threads, everything
         assert kept == sheet.text

@@ -234,4 +234,5 @@ def test_counts_of_a_batch(turn: Message, second: Message) -> None:
 def test_degree_of_a_trace() -> None:
     layout = compile_document(mvspec.parse(CANONICAL), TOKENIZER)
     stages = mvspec.compiler.compile_stages(mvspec.parse(CANONICAL), TOKENIZER)
-    assert Batch([BatchRow(layout, ())]).degrees[0] == pytest.approx(stages.parallelism(), rel=0.01)
+    degree = stages.metrics.parallelism
+    assert Batch([BatchRow(layout, ())]).degrees[0] == pytest.approx(degree, rel=0.01)

@@ -181,7 +181,7 @@ def totals(stages: Stages) -> str:
     last = int(layout.position_ids.max(initial=-1))
     return (
         f"{len(layout):,} tokens, positions 0 to {last:,}, "
-        f"degree of parallelism {stages.parallelism():.3f}, {loss:,} with loss, "
+        f"degree of parallelism {stages.metrics.parallelism:.3f}, {loss:,} with loss, "
         f"depth {layout.depth} ({stages.lowering})"
     )
 

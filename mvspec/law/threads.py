@@ -32,7 +32,7 @@ __all__ = [
     "StructuralLaw",
     "SurfaceLaw",
     "ThreadEvent",
-    "TokenRun",
+    "LawRun",
     "law_of_threads",
     "sees",
     "thread_events",
@@ -74,7 +74,8 @@ class LawThread:
         start, stop: in surface order, its tokens with those of the blocks inside it; `stop` is
             -1 before its end.
         fork: index of the last token before its block; -1 for none.
-        hidden: in surface order, (lo, hi) at each level: it sees none of the tokens [lo, hi).
+        hidden: in surface order, (lo, hi) at each level: it sees none of the tokens [lo, hi);
+            (0, 0) for a block's first path.
         rank: in surface order, its place among all threads; the root has 0.
     """
 
@@ -193,7 +194,7 @@ class StructuralLaw:
         )  # fmt: skip
 
 
-class TokenRun(NamedTuple):
+class LawRun(NamedTuple):
     """A stretch of tokens from a fork, a path's start or a join to the next, which may be empty.
 
     Args:
@@ -221,14 +222,14 @@ class SurfaceLaw:
     >>> law.tokens(3), law.fork(2), law.tokens(2), law.end(), law.tokens(4), law.end()
     (0, None, 3, None, 3, None)
     >>> [(run.start, run.position, run.parent, run.thread.hidden) for run in law.runs]
-    [(0, 0, -1, ()), (3, 3, 2, ()), (5, 3, 2, ((3, 5),)), (9, 7, -1, ())]
+    [(0, 0, -1, ()), (3, 3, 2, ((0, 0),)), (5, 3, 2, ((3, 5),)), (9, 7, -1, ())]
     """
 
     def __init__(self, position: int = 0) -> None:
         self.law = StructuralLaw(position)
         self.here = self.law.root
         self.threads = [self.here]
-        self.runs = [TokenRun(0, position, -1, self.here)]
+        self.runs = [LawRun(0, position, -1, self.here)]
 
     def tokens(self, count: int, own: int | None = None) -> int:
         """Take so many tokens, of which `own` are the assistant's; return the first's position."""
@@ -248,7 +249,7 @@ class SurfaceLaw:
             self._enter(siblings[path.path + 1])
         else:
             self.here = joined
-            self.runs.append(TokenRun(self.law.count, joined.position, -1, joined))
+            self.runs.append(LawRun(self.law.count, joined.position, -1, joined))
 
     def _enter(self, path: LawThread) -> None:
         start, parent = self.law.count, path.parent
@@ -256,9 +257,9 @@ class SurfaceLaw:
         path.start = start
         path.rank = len(self.threads)
         first = parent.paths[0].start
-        path.hidden = (*parent.hidden, (first, start)) if start > first else parent.hidden
+        path.hidden = (*parent.hidden, (first, start) if start > first else (0, 0))
         self.threads.append(path)
-        self.runs.append(TokenRun(start, path.position, path.last, path))
+        self.runs.append(LawRun(start, path.position, path.last, path))
         self.here = path
 
     @property

@@ -8,12 +8,14 @@ at which positions they sit. Offsets and widths count UTF-16 units, as the page'
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from mvspec.errors import Diagnostic
+from mvspec.errors import Diagnostic, VerifyError
+from mvspec.law.metrics import Metrics
 from mvspec.law.tags import TAG
+from mvspec.law.threads import law_of_threads
 
 __all__ = [
     "AUTHORS",
@@ -23,7 +25,6 @@ __all__ = [
     "TreeBranch",
     "TreeLeaf",
     "ViewedThread",
-    "hidden",
     "units",
 ]
 
@@ -139,39 +140,42 @@ class RecordView:
     steps: Sequence[int] = ()
     ends: Sequence[float] = ()
 
-    @property
-    def tokens(self) -> int:
-        """How many tokens are the assistant's."""
-        return sum(run.size for run in self.runs if run.author)
+    def law(self) -> tuple[Metrics, list[list[int]]]:
+        """Return the counts of the assistant's tokens, and for each thread what it may not see.
 
-    @property
-    def critical_path(self) -> int:
-        """How many positions the assistant's tokens take."""
-        spans = sorted((r.position, r.position + r.size) for r in self.runs if r.author)
-        length, reached = 0, -1
-        for start, stop in spans:
-            length += max(0, stop - max(start, reached))
-            reached = max(reached, stop)
-        return length
+        The second are tokens lo, hi, lo, hi, ...: in the order of the surface form the siblings
+        before a path stand together, one interval a level (law, rule 3). A trace whose tokens
+        stand in another order has no law: it counts as plain text, and hides nothing.
 
-    @property
-    def parallelism(self) -> float:
-        """The degree of parallelism, which the page rounds wherever it shows it."""
-        return self.tokens / self.critical_path if self.tokens else 1.0
+        >>> threads = [ViewedThread(), ViewedThread("1", "", 0, 0), ViewedThread("2", "", 0, 0)]
+        >>> runs = [TokenRun(0, 2, 5, 0), TokenRun(1, 2, 3, 5), TokenRun(2, 2, 4, 5)]
+        >>> RecordView("", "", "text", threads=threads, runs=runs).law()[1]
+        [[], [], [5, 8]]
+        """
+        runs = [(run.thread, run.size, run.author > 0) for run in self.runs]
+        try:
+            law, known = law_of_threads(self.threads, runs)
+        except VerifyError:
+            own = sum(size for _, size, own in runs if own)
+            return Metrics(own, own), [[] for _ in self.threads]
+        hidden = [known[n].hidden if n in known else () for n in range(len(self.threads))]
+        return law.metrics, [[n for pair in each if any(pair) for n in pair] for each in hidden]
 
     def index(self) -> list[Any]:
         """Return what the list of records knows of it."""
+        metrics, _ = self.law()
         lead = TAG.sub(" ", (self.lead or self.text or self.source or "")[: 3 * SNIPPET])
         blocks = len({thread.block for thread in self.threads} - {-1})
         codes = list(dict.fromkeys(each.code for each in self.diagnostics))
         return [
             self.name, self.kind, self.verdict, self.right, self.label,
-            " ".join(lead.split())[:SNIPPET], self.tokens, self.parallelism, blocks, codes,
+            " ".join(lead.split())[:SNIPPET], metrics.tokens, metrics.parallelism, blocks, codes,
         ]  # fmt: skip
 
     def lines(self) -> tuple[str, str]:
         """Return two lines of JSON: what a search reads, and all else."""
         searched = [self.text, self.source, *(value for _, value in self.fields)]
+        metrics, hidden = self.law()
         rest = {
             "place": self.place,
             "unit": self.unit,
@@ -179,12 +183,12 @@ class RecordView:
             "threads": self.threads,
             "runs": [part for run in self.runs for part in run],
             "widths": self.widths,
-            "hidden": hidden(self.threads, self.runs),
+            "hidden": hidden,
             "diagnostics": [_diagnostic(each) for each in self.diagnostics],
             "places": list(self.places),
             "keys": [key for key, _ in self.fields],
             "facts": self.facts,
-            "critical": self.critical_path,
+            "critical": metrics.critical_path,
         }
         for name in ("ids", "steps"):
             if values := getattr(self, name):
@@ -198,38 +202,6 @@ class RecordView:
 
 def _diagnostic(each: Diagnostic) -> dict[str, object]:
     return {**each.record(), "end": each.end}
-
-
-def hidden(threads: Sequence[ViewedThread], runs: Iterable[TokenRun]) -> list[list[int]]:
-    """Return for each thread the tokens that it may not see: lo, hi, lo, hi, ...
-
-    In the order of the surface form the siblings before a path stand together, from the first
-    token of the block's paths up to the first of its own: one interval a level, of which no
-    token of the path sees any (law, rule 3).
-
-    >>> threads = [ViewedThread(), ViewedThread("1", "", 0, 0), ViewedThread("2", "", 0, 0)]
-    >>> runs = [(0, 2, 5, 0), (1, 2, 3, 5), (2, 2, 4, 5), (0, 2, 1, 9)]
-    >>> hidden(threads, [TokenRun(*run) for run in runs])
-    [[], [], [5, 8]]
-    """
-    first: dict[int, int] = {}
-    start = 0
-    for run in runs:
-        at = run.thread
-        while at > 0 and at not in first:
-            first[at] = start
-            at = threads[at].parent
-        start += run.size
-    opened: dict[int, int] = {}
-    for number, index in first.items():
-        block = threads[number].block
-        opened[block] = min(index, opened.get(block, index))
-    out: list[list[int]] = []
-    for number, thread in enumerate(threads):
-        above = out[thread.parent] if 0 <= thread.parent < number else []
-        lo, hi = opened.get(thread.block, 0), first.get(number, 0)
-        out.append([*above, lo, hi] if thread.parent >= 0 and lo < hi else above)
-    return out
 
 
 def ramps(values: Sequence[int]) -> list[int]:

@@ -1,20 +1,23 @@
-"""Segments to tokens: ids, who wrote each, and where the structural tags stand."""
+"""Tokens of a document: ids, their authors, the structural tags among them, and their law."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mvspec.compiler.segments import Segment, segments
+from mvspec.compiler.segments import Segment, document_segments
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
 from mvspec.errors import Unsupported
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
+from mvspec.law.automaton import TagReader
 from mvspec.law.tags import Tag
+from mvspec.law.threads import SurfaceLaw
 from mvspec.tree.ir import Document, Message
 
 __all__ = ["Tokens", "id_array", "lower", "tokens_of_ids"]
@@ -43,6 +46,26 @@ class Tokens:
     ends: NDArray[np.int64]
     unlearned: Flags | None = None
 
+    @cached_property
+    def law(self) -> SurfaceLaw:
+        """The law of the tokens; those that are free or forced are the assistant's.
+
+        Raises:
+            VerifyError: the tags do not nest as the grammar has it; the address is the token.
+        """
+        reader = TagReader()
+        law = reader.law
+        n = len(self.ids)
+        own = np.concatenate([[0], np.cumsum(self.free | self.forced)])
+        at = before = 0
+        ends = self.ends.tolist()
+        for number, end, after in zip(self.tags.tolist(), ends, own[ends].tolist(), strict=True):
+            law.tokens(end - at, after - before)
+            at, before = end, after
+            reader.take(TAGS[number])
+        law.tokens(n - at, int(own[n]) - before)
+        return law
+
 
 def lower(
     document: Document | Message,
@@ -58,13 +81,15 @@ def lower(
         document: a document without holes, or one assistant turn.
         tokenizer: a transformers fast tokenizer or a `tokenizers.Tokenizer`.
         syntax: the surface form.
-        template, forced: see `segments`.
+        template, forced: see `document_segments`.
 
     Raises:
         Unsupported: the document has holes (make a plan of it), or the tokenizer is refused.
     """
     vocabulary = Vocabulary.of(tokenizer, tagged=syntax.tagged)
-    parts = segments(document, vocabulary.source, syntax=syntax, template=template, forced=forced)
+    parts = document_segments(
+        document, vocabulary.source, syntax=syntax, template=template, forced=forced
+    )
     return tokens_of_segments(parts, vocabulary)
 
 

@@ -1,4 +1,4 @@
-"""The layout that the published training code makes; nothing else here knows of it."""
+"""Layout of the published training code, the lowering `official`; nothing else knows of it."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mvspec.compiler.layout import Layout
-from mvspec.compiler.lower import Tokens
-from mvspec.compiler.runs import structural_runs
 from mvspec.compiler.sequential import sequential
+from mvspec.compiler.tokens import Tokens
 from mvspec.compiler.vocabulary import TAGS
 from mvspec.law.tags import Tag
 
-__all__ = ["official"]
+__all__ = ["published"]
 
 Int = NDArray[np.int32]
 
 
-def official(tokens: Tokens) -> Layout:
+def published(tokens: Tokens) -> Layout:
     """Reproduce the published training tensors, for comparison and published checkpoints.
 
     There, a path spans `<Path>` to `</Path>`; separators belong to no path, so later paths see
     them; `<Path>` sits on the position of the separator after `</Goal>`; `<Conclusion>` right
     after the longest `</Path>`; labels are shifted by one in flat order.
     """
-    spans = structural_runs(tokens.tags, tokens.ends).spans
+    paths = iter(tokens.law.threads[1:])
     n = len(tokens.ids)
     starts, positions = [0], [0]
     blocks: list[list[int]] = []  # of the open blocks: [where paths start, longest path's end]
+    siblings: dict[int, list[tuple[int, int]]] = {}
+    levels: list[Int] = []
     for number, end in zip(tokens.tags.tolist(), tokens.ends.tolist(), strict=True):
         at = positions[-1] + end - 1 - starts[-1]
         if TAGS[number] is Tag.END_GOAL:
@@ -37,6 +38,11 @@ def official(tokens: Tokens) -> Layout:
         elif TAGS[number] is Tag.PATH:
             starts.append(end - 1)
             positions.append(blocks[-1][0])
+            path = next(paths)
+            here = (end - 1, path.stop if path.stop >= 0 else n)
+            for earlier in siblings.setdefault(path.block, []):
+                _hide(levels, n, here, earlier)
+            siblings[path.block].append(here)
         elif TAGS[number] is Tag.END_PATH:
             blocks[-1][1] = max(blocks[-1][1], at)
         elif TAGS[number] is Tag.CONCLUSION:
@@ -44,14 +50,6 @@ def official(tokens: Tokens) -> Layout:
             positions.append(blocks.pop()[1] + 1)
     shift = np.array(starts, dtype=np.int32) - np.array(positions, dtype=np.int32)
     index = np.arange(n, dtype=np.int32)
-    siblings: dict[int, list[tuple[int, int]]] = {}
-    levels: list[Int] = []
-    for span in spans:
-        if span.tag >= 0:
-            here = (span.tag, span.end if span.end >= 0 else n)
-            for earlier in siblings.setdefault(span.block, []):
-                _hide(levels, n, here, earlier)
-            siblings[span.block].append(here)
     hide = np.stack(levels, axis=1) if levels else np.zeros((2, 0, n), dtype=np.int32)
     return replace(
         sequential(tokens),
