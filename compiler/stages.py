@@ -51,7 +51,7 @@ class Stages:
     def metrics(self) -> Metrics:
         """The counts of the assistant's tokens; the law's degree of parallelism, whatever the
         lowering, but that of plain text where the layout is plain."""
-        law = self.tokens.law.metrics
+        law = self.tokens.metrics
         return Metrics(law.tokens, law.tokens) if self.lowering == "sequential" else law
 
     def threads(self) -> list[str]:

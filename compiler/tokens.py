@@ -16,6 +16,7 @@ from mvspec.errors import Unsupported
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
 from mvspec.law.automaton import TagReader
+from mvspec.law.metrics import Metrics
 from mvspec.law.tags import Tag
 from mvspec.law.threads import SurfaceLaw
 from mvspec.tree.ir import Document, Message
@@ -48,22 +49,24 @@ class Tokens:
 
     @cached_property
     def law(self) -> SurfaceLaw:
-        """The law of the tokens; those that are free or forced are the assistant's.
+        """The law of the tokens.
 
         Raises:
             VerifyError: the tags do not nest as the grammar has it; the address is the token.
         """
-        reader = TagReader()
-        law = reader.law
-        n = len(self.ids)
+        return self._read(self.ends, len(self.ids))
+
+    @property
+    def metrics(self) -> Metrics:
+        """The counts of the tokens that are free or forced: the assistant's."""
         own = np.concatenate([[0], np.cumsum(self.free | self.forced)])
-        at = before = 0
-        ends = self.ends.tolist()
-        for number, end, after in zip(self.tags.tolist(), ends, own[ends].tolist(), strict=True):
-            law.tokens(end - at, after - before)
-            at, before = end, after
-            reader.take(TAGS[number])
-        law.tokens(n - at, int(own[n]) - before)
+        return self._read(own[self.ends], int(own[-1])).metrics
+
+    def _read(self, own: NDArray[np.int64], all_own: int) -> SurfaceLaw:
+        reader = TagReader()
+        law, ends = reader.law, self.ends.tolist()
+        reader.read(map(TAGS.__getitem__, self.tags.tolist()), ends, own.tolist())
+        law.tokens(len(self.ids) - law.count, all_own - law.metrics.tokens)
         return law
 
 

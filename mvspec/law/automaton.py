@@ -11,7 +11,7 @@ So its state is small: a place in the table, and the fixed text that must come f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from enum import StrEnum
 from operator import attrgetter
@@ -88,6 +88,7 @@ def may_follow(place: Place) -> frozenset[Tag]:
 _FOLLOWING = {place: frozenset(moves) for place, moves in MOVES.items()}
 _BODIES = (Place.TURN, Place.THINK, Place.PATH)
 _NONE: frozenset[Tag] = frozenset()
+_PLAIN = {Place.GOAL, Place.PATH, Place.CONCLUSION, Place.CONCLUDED}  # nothing else to do there
 
 
 class TagReader:
@@ -114,39 +115,59 @@ class TagReader:
         Raises:
             VerifyError: it may not come here; the address is its last token.
         """
-        places = self.places
-        here = places[-1]
-        following = MOVES[here].get(tag)
-        if following is None or following is Place.THINK:
-            if here is Place.TURN and (tag is Tag.THINK or tag is Tag.END_THINK):
-                return
-            raise VerifyError(self._where(), f"{tag} may not come here ({here})")
-        if following is Place.BODY:
-            following = Place.PATH if len(places) > 1 else Place.TURN
-        elif following is Place.OPENED:
-            self._outlines = 0
-        elif following is Place.OUTLINE:
-            self._outlines += 1
-        elif following is Place.FORKED:
-            if not self._outlines:
-                raise VerifyError(self._where(), "</Goal> without an outline")
-            self.law.fork(self._outlines)
-            places[-1] = following
-            places.append(Place.BETWEEN)
-            return
-        elif following is Place.ENDED:
-            block = self.law.here.parent
-            self.law.end()
-            if self.law.here is block:
-                places.pop()
-                places[-1] = Place.JOINED
-            else:
-                places[-1] = Place.BETWEEN
-            return
-        places[-1] = following
+        self.read((tag,), (self.law.law.count,), (0,))
 
-    def _where(self) -> str:
-        return f"token {self.law.law.count - 1}"
+    def read(self, tags: Iterable[Tag], ends: Iterable[int], own: Iterable[int]) -> None:
+        """Take the tags of a token sequence.
+
+        Args:
+            tags: in the order of the surface form.
+            ends: of each the index of the token after it.
+            own: of each how many of the tokens before that one are the assistant's, from where
+                the reading starts.
+
+        Raises:
+            VerifyError: one may not come there; the address is its last token.
+        """
+        places, law, outlines = self.places, self.law, self._outlines
+        place = places[-1]
+        at, counted = law.law.count, 0
+        for tag, end, after in zip(tags, ends, own, strict=True):
+            following = MOVES[place].get(tag)
+            if following in _PLAIN:
+                place = following
+                continue
+            if following is Place.OUTLINE:
+                outlines += 1
+            elif following is Place.OPENED:
+                outlines = 0
+            elif following is Place.BODY:
+                following = Place.PATH if len(places) > 1 else Place.TURN
+            elif following is Place.FORKED or following is Place.ENDED:
+                law.tokens(end - at, after - counted)
+                at, counted = end, after
+                if following is Place.ENDED:
+                    block = law.here.parent
+                    law.end()
+                    if law.here is block:
+                        places.pop()
+                        following = Place.JOINED
+                    else:
+                        following = Place.BETWEEN
+                elif outlines:
+                    law.fork(outlines)
+                    places[-1] = following
+                    following = Place.BETWEEN
+                    places.append(following)
+                else:
+                    raise VerifyError(f"token {end - 1}", "</Goal> without an outline")
+            elif following is None or following is Place.THINK:
+                if place is Place.TURN and (tag is Tag.THINK or tag is Tag.END_THINK):
+                    continue
+                raise VerifyError(f"token {end - 1}", f"{tag} may not come here ({place})")
+            place = following
+        places[-1] = place
+        self._outlines = outlines
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,6 +263,11 @@ class SurfaceLaw:
         self.here = path
 
     @property
+    def count(self) -> int:
+        """How many tokens it has taken."""
+        return self.law.count
+
+    @property
     def metrics(self) -> Metrics:
         """The counts of the assistant's tokens so far."""
         return self.law.metrics
