@@ -60,12 +60,11 @@ FiniteNumber = Annotated[float, Strict(), AllowInfNan(False)]
 StrictText = Annotated[str, Strict()]
 
 
-class _Record(BaseModel):
-    # Built when a trace is first read: most commands import the class and read none.
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+# Built when a trace is first read: most commands import the class and read none.
+FROZEN = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
 
-class TracedThread(_Record):
+class TracedThread(BaseModel):
     """The root thread (number 0) or one path.
 
     Args:
@@ -76,6 +75,8 @@ class TracedThread(_Record):
         block: number of the block that it is a path of; -1 at the root.
     """
 
+    model_config = FROZEN
+
     id: WholeNumber
     label: StrictText = ""
     title: StrictText = ""
@@ -83,13 +84,15 @@ class TracedThread(_Record):
     block: WholeNumber = -1
 
 
-class FilledHole(_Record):
+class FilledHole(BaseModel):
     """The tokens of one hole: those at [start, stop) in surface order.
 
     Args:
         text: its value as text.
         cut: whether max_tokens ended it inside its constraint.
     """
+
+    model_config = FROZEN
 
     name: str
     start: int
@@ -98,7 +101,7 @@ class FilledHole(_Record):
     cut: bool = False
 
 
-class Trace(_Record):
+class Trace(BaseModel):
     """A run as plain data; `ids` to `forward_ids` are [tokens], in the order of the surface form.
 
     Args:
@@ -122,6 +125,8 @@ class Trace(_Record):
             or depth), "time" (closed by force at max_seconds) or "interrupted" (cut off).
         seconds: of the whole run.
     """
+
+    model_config = FROZEN
 
     version: Literal[2] = VERSION
     model: str = ""

@@ -10,13 +10,16 @@ Exit status: 0 all is well, 1 some record is not, 2 the command cannot be carrie
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 import mvspec
-from mvspec.cli.console import MvspecGroup
+from mvspec.cli.console import discard_stdout, tell
+from mvspec.errors import MvspecError
 
 __all__ = ["COMMANDS", "app"]
 
@@ -45,8 +48,11 @@ PASSED_ON: dict[str, Any] = {
 """Settings of commands that hand their options, `--help` too, to another command line."""
 
 
-class CommandsByName(MvspecGroup):
-    """Commands that are imported when they are asked for."""
+class MvspecGroup(TyperGroup):
+    """Commands by name: imported when they are asked for, and ended alike.
+
+    Errors are one line; interrupts and closed pipes end in silence.
+    """
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -63,9 +69,36 @@ class CommandsByName(MvspecGroup):
         command.name = name
         return command
 
+    def invoke(self, ctx: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):
+            # A name or a message may hold what the terminal's encoding cannot.
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            try:
+                return super().invoke(ctx)
+            finally:
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            discard_stdout()
+            raise typer.Exit(141) from None
+        except MvspecError as error:
+            from mvspec.data.records import InputError
+
+            tell(f"mvspec: {error}")
+            raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
+        except OSError as error:
+            # A folder that is not there, a full disk: the command's surroundings, not its records.
+            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            tell(f"mvspec: {what}")
+            discard_stdout()
+            raise typer.Exit(2) from None
+
 
 app = typer.Typer(
-    cls=CommandsByName,
+    cls=MvspecGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

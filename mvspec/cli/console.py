@@ -1,4 +1,4 @@
-"""Terminal output that commands share: tables, progress bars, and how every command ends."""
+"""Terminal output that commands share: tables, progress bars, and lines for people."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperGroup
-
-from mvspec.errors import MvspecError
 
 if TYPE_CHECKING:
     from rich.console import ConsoleRenderable, RichCast
@@ -22,8 +19,8 @@ if TYPE_CHECKING:
     from mvspec.data.sources import Records
 
 __all__ = [
-    "MvspecGroup",
     "compiling_bar",
+    "discard_stdout",
     "plain_table",
     "print_table",
     "reading_bar",
@@ -162,37 +159,3 @@ def discard_stdout() -> None:
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class MvspecGroup(TyperGroup):
-    """Ends every command alike: errors as one line, interrupts and closed pipes in silence."""
-
-    def invoke(self, ctx: Any) -> Any:
-        for stream in (sys.stdout, sys.stderr):
-            # A name or a message may hold what the terminal's encoding cannot.
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
-        try:
-            try:
-                return super().invoke(ctx)
-            finally:
-                sys.stdout.flush()
-        except KeyboardInterrupt:
-            raise typer.Exit(130) from None
-        except BrokenPipeError:
-            discard_stdout()
-            raise typer.Exit(141) from None
-        except MvspecError as error:
-            from mvspec.data.records import InputError
-
-            tell(f"mvspec: {error}")
-            raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
-        except OSError as error:
-            # A folder that is not there, a full disk: the command's surroundings, not its records.
-            tell(
-                f"mvspec: {error.filename}: {error.strerror}"
-                if error.filename
-                else f"mvspec: {error}"
-            )
-            discard_stdout()
-            raise typer.Exit(2) from None
