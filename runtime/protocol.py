@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.planning import plan_document
 from mvspec.errors import MvspecError, Unsupported, VerifyError
-from mvspec.events import Event
+from mvspec.events import Event, Finished
 from mvspec.forms.syntax import Syntax
-from mvspec.runtime.options import Options
+from mvspec.runtime.interrupt import Interrupted
+from mvspec.runtime.options import Options, options_of_each
 from mvspec.trace import Result
 from mvspec.tree.ir import Document
 
@@ -92,50 +95,170 @@ class EngineRequest(Protocol):
 
 
 class Engine(Protocol):
-    """Runs documents and plans; callers use nothing else of an engine."""
+    """An engine, which runs documents and plans; callers use nothing else of one.
 
-    @property
-    def tokenizer(self) -> Any:
-        """Of the engine's model."""
+    An engine of its own says how a request is prepared, started, advanced and dropped; how runs
+    are made of that is said here.
 
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the engine can run."""
+    Attributes:
+        tokenizer: of the engine's model.
+        capabilities: what the engine can run.
+    """
+
+    tokenizer: Any
+    capabilities: Capabilities
+
+    # An engine's own
 
     def plan(self, document: Runnable) -> ExecutionPlan:
-        """Return the plan that the engine runs for a document."""
+        """Return the plan that the engine runs for a document.
 
-    def submit(
-        self, document: Runnable, options: Options | None = None, *, name: str = "0"
-    ) -> EngineRequest:
-        """Add a request; random streams depend on its name."""
+        Raises:
+            VerifyError: there is nothing for the model to go on from.
+            Unsupported: the tokenizer or its chat template cannot hold the document.
+        """
 
-    def follow(self, request: Any) -> Iterator[Event]:
-        """Yield what happens to a request that was submitted; the last event is `Finished`."""
+    def prepare(
+        self, document: Runnable, options: Options | None, name: str, *, quiet: bool = False
+    ) -> Any:
+        """Return an `EngineRequest` that can be run and has not started.
 
-    def stream(self, document: Runnable, options: Options | None = None) -> Iterator[Event]:
-        """Run a document or a plan and yield what happens; the last event is `Finished`."""
+        Args:
+            quiet: whether nobody follows its single tokens.
+        """
 
-    def stream_async(
-        self, document: Runnable, options: Options | None = None, *, name: str = "0"
-    ) -> AsyncIterator[Event]:
-        """Run a document or a plan and yield what happens; the event loop stays free."""
+    def start(self, requests: Sequence[Any]) -> None:
+        """Let requests run."""
+
+    def advance(self, request: Any) -> None:
+        """Wait until more of a request has happened."""
+
+    def follow_async(self, request: Any) -> AsyncGenerator[Event, None]:
+        """Start a request and yield what happens, without blocking the event loop."""
+
+    def result(self, request: Any) -> Result:
+        """Return what a request has done so far."""
+
+    def drop(self, request: Any) -> None:
+        """Forget a request; nothing of it runs any more."""
+
+    def set_weights(self, weights: Mapping[str, Any]) -> None:
+        """Let the model go on with other weights, by their names in its state dict."""
+
+    # Runs
 
     def run(self, document: Runnable, options: Options | None = None) -> Result:
-        """Run a document or a plan to its end."""
+        """Run a document or a plan to its end; paths advance together.
+
+        Args:
+            document: a document, whose holes are filled or whose next turn is written; or a plan.
+            options: how it is run; by default the likeliest tokens, without limits.
+
+        Returns:
+            Values by hole name, the document, the trace.
+
+        Raises:
+            VerifyError: the document gives the model nothing to go on from.
+            Unsupported: a hole has a constraint that cannot be honoured, or the chat template
+                cannot hold the document.
+            LimitExceeded: the plan does not fit into the model or its limits.
+            MvspecError: a server refuses it or goes away.
+            Interrupted: Ctrl-C; `trace` is what was done so far.
+        """
+        return self.run_many([document], options)[0]
 
     def run_many(
         self, documents: Sequence[Runnable], options: Options | Sequence[Options] | None = None
     ) -> list[Result]:
-        """Run several documents or plans at once."""
+        """Run several documents or plans at once.
+
+        Args:
+            documents: what to run; the random streams of each depend on its index.
+            options: one for all, or one for each.
+
+        Raises:
+            VerifyError: there are not as many options as documents.
+            Interrupted: Ctrl-C; `traces` is what each had done so far.
+            MvspecError: as `run`; none is run then, or all are dropped.
+        """
+        each = options_of_each(len(documents), options)
+        requests = [
+            self.prepare(document, option, str(index), quiet=True)
+            for index, (document, option) in enumerate(zip(documents, each, strict=True))
+        ]
+        try:
+            self.start(requests)
+            for request in requests:
+                while not request.finish:
+                    self.advance(request)
+                if request.error:
+                    raise request.error
+        except KeyboardInterrupt:
+            for request in requests:
+                self.drop(request)
+            raise Interrupted([self.result(request).trace for request in requests]) from None
+        finally:
+            for request in requests:
+                self.drop(request)
+        return [self.result(request) for request in requests]
+
+    def submit(self, document: Runnable, options: Options | None = None, *, name: str = "0") -> Any:
+        """Start a request, an `EngineRequest`, which is run while it is followed.
+
+        Args:
+            document: a document or a plan.
+            options: how it is run.
+            name: of the request; random streams depend on it.
+
+        Raises:
+            MvspecError: it cannot be run; what a server refuses comes while it is followed.
+        """
+        request = self.prepare(document, options, name)
+        self.start([request])
+        return request
+
+    def follow(self, request: Any) -> Iterator[Event]:
+        """Yield what happens to a request that was submitted, as `stream` does."""
+        try:
+            while True:
+                while request.events:
+                    yield request.events.popleft()
+                if request.finish:
+                    break
+                self.advance(request)
+            if request.error:
+                raise request.error
+            yield Finished(request.name, self.result(request))
+        except KeyboardInterrupt:
+            raise Interrupted([self.result(request).trace]) from None
+        finally:
+            self.drop(request)
+
+    def stream(self, document: Runnable, options: Options | None = None) -> Iterator[Event]:
+        """Run a document or a plan and yield what happens; the last event is `Finished`.
+
+        Leaving the loop drops the request.
+        """
+        yield from self.follow(self.submit(document, options))
 
     async def run_async(
         self, document: Runnable, options: Options | None = None, *, name: str = "0"
     ) -> Result:
         """Run a document or a plan; requests of several tasks share the engine's steps."""
+        request = await asyncio.to_thread(self.prepare, document, options, name, quiet=True)
+        async for event in self.follow_async(request):
+            if isinstance(event, Finished):
+                return event.result
+        raise AssertionError("the last event is Finished")
 
-    def set_weights(self, weights: Mapping[str, Any]) -> None:
-        """Let the model go on with other weights, by their names in its state dict."""
+    async def stream_async(
+        self, document: Runnable, options: Options | None = None, *, name: str = "0"
+    ) -> AsyncIterator[Event]:
+        """Run a document or a plan and yield what happens; the event loop stays free."""
+        request = await asyncio.to_thread(self.prepare, document, options, name)
+        async with aclosing(self.follow_async(request)) as events:
+            async for event in events:
+                yield event
 
 
 def plan_for(document: Runnable, tokenizer: Any, syntax: Syntax) -> ExecutionPlan:

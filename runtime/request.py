@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+import torch
 from torch import Tensor
 
 from mvspec.compiler.plan import ExecutionPlan
@@ -38,6 +39,9 @@ from mvspec.runtime.thread_state import (
 )
 
 __all__ = ["PlanRequest"]
+
+_ELSEWHERE = torch.empty(0)
+"""Stands for logits that a server keeps."""
 
 
 class PlanRequest:
@@ -174,19 +178,18 @@ class PlanRequest:
                     self._release(thread)
         self._after_forward(count)
 
-    def was_read(self, threads: Sequence[tuple[ThreadState, int]], logits: Tensor) -> None:
-        """Say what a forward has read whose logits lie elsewhere, and go on.
+    def was_read(self, threads: Sequence[tuple[ThreadState, int]]) -> None:
+        """Say what a forward of a server has read, which keeps its logits, and go on.
 
         Args:
             threads: with how many tokens of each were read for the first time.
-            logits: stand for those of the forward.
         """
         total = 0
         for thread, count in threads:
             thread.unread -= count
             total += count
             if not thread.unread:
-                thread.logits = logits, 0
+                thread.logits = _ELSEWHERE, 0
         for _ in range(total):
             self.queue.popleft()
         self._after_forward(total)

@@ -102,7 +102,8 @@ def machine(engine: TorchEngine | SGLangEngine) -> dict[str, Any]:
     from mvspec.runtime.engine.torch_engine import TorchEngine
 
     if not isinstance(engine, TorchEngine):
-        return {"engine": "sglang", "model": engine.model, "server": engine.endpoint.name}
+        model = engine.capabilities.model
+        return {"engine": "sglang", "model": model, "server": engine.endpoint.name}
     import torch
 
     device = engine.model.device

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from mvspec.compiler.plan import ExecutionPlan
@@ -19,10 +18,9 @@ from mvspec.runtime.engine.default_model import ModelError
 from mvspec.runtime.engine.kv_cache import token_bytes
 from mvspec.runtime.engine.model import EngineModel, load_model
 from mvspec.runtime.engine.scheduler import RequestScheduler
-from mvspec.runtime.interrupt import Interrupted
 from mvspec.runtime.lexicon import Lexicon
-from mvspec.runtime.options import Options, options_of_each
-from mvspec.runtime.protocol import Capabilities, Runnable, plan_for
+from mvspec.runtime.options import Options
+from mvspec.runtime.protocol import Capabilities, Engine, Runnable, plan_for
 from mvspec.runtime.request import PlanRequest
 from mvspec.runtime.result import result_of
 from mvspec.runtime.sampling import is_whole
@@ -31,7 +29,7 @@ from mvspec.trace import Result
 __all__ = ["TorchEngine"]
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """Runs documents and plans on a transformers causal language model: an `Engine`.
 
     All live threads of all requests are rows of one forward: weights are read once a step.
@@ -126,42 +124,50 @@ class TorchEngine:
     # Plans and steps
 
     def plan(self, document: Runnable) -> ExecutionPlan:
-        """Return the plan that the engine runs for a document.
-
-        Raises:
-            VerifyError: there is nothing for the model to go on from.
-            Unsupported: the tokenizer or its chat template cannot hold the document.
-        """
+        """See `Engine`."""
         return plan_for(document, self.tokenizer, self.syntax)
 
-    def submit(
-        self, document: Runnable, options: Options | None = None, *, name: str = "0"
-    ) -> PlanRequest:
-        """Add a request, which runs when the engine steps.
-
-        Args:
-            document: a document or a plan.
-            options: how it is run.
-            name: of the request; random streams depend on it.
-
-        Raises:
-            MvspecError: the request cannot be run; the message says why.
-        """
-        return self._submit(document, options, name)
-
-    def _submit(
+    def prepare(
         self, document: Runnable, options: Options | None, name: str, *, quiet: bool = False
     ) -> PlanRequest:
+        """See `Engine`."""
         plan, options = self.plan(document), options or Options()
         self.capabilities.check(plan, options)
         cache = self.model.cache()
         if self.max_kv_bytes is not None:
             cache.restrict(self.max_kv_bytes, token_bytes(self.model.model))
-        request = PlanRequest(
+        return PlanRequest(
             name, plan, options, self.lexicon, cache, self.model.context, quiet=quiet
         )
-        self.scheduler.add(request)
-        return request
+
+    def start(self, requests: Sequence[PlanRequest]) -> None:
+        """Let requests run when the engine steps."""
+        for request in requests:
+            self.scheduler.add(request)
+
+    def advance(self, request: PlanRequest) -> None:
+        """See `Engine`: the engine steps once."""
+        self.scheduler.advance(request)
+
+    async def follow_async(self, request: PlanRequest) -> AsyncGenerator[Event, None]:
+        """See `Engine`."""
+        try:
+            self.start([request])
+            while True:
+                while request.events:
+                    yield request.events.popleft()
+                if request.finish:
+                    break
+                await asyncio.to_thread(self.advance, request)
+            if request.error:
+                raise request.error
+            yield Finished(request.name, self.result(request))
+        finally:
+            self.drop(request)
+
+    def result(self, request: PlanRequest) -> Result:
+        """See `Engine`."""
+        return result_of(request, self.model.name)
 
     def step(self) -> bool:
         """Read the waiting tokens of all running requests and draw the next; False if idle.
@@ -189,118 +195,3 @@ class TorchEngine:
         """
         with self.scheduler.lock:
             self.model.set_weights(weights)
-
-    # Runs
-
-    def run(self, document: Runnable, options: Options | None = None) -> Result:
-        """Run a document or a plan to its end; paths advance together.
-
-        Args:
-            document: a document, whose holes are filled or whose next turn is written; or a plan.
-            options: how it is run; by default the likeliest tokens, without limits.
-
-        Returns:
-            Values by hole name, the document, the trace.
-
-        Raises:
-            VerifyError: the document gives the model nothing to go on from.
-            Unsupported: a hole has a constraint that cannot be honoured, or the chat template
-                cannot hold the document.
-            LimitExceeded: the plan does not fit into the model or its limits.
-            Interrupted: Ctrl-C; `trace` is what was done so far.
-        """
-        return self.run_many([document], options)[0]
-
-    def run_many(
-        self, documents: Sequence[Runnable], options: Options | Sequence[Options] | None = None
-    ) -> list[Result]:
-        """Run several documents or plans at once.
-
-        Args:
-            documents: what to run; the random streams of each depend on its index.
-            options: one for all, or one for each.
-
-        Raises:
-            VerifyError: there are not as many options as documents.
-            Interrupted: Ctrl-C; `traces` is what each had done so far.
-            MvspecError: as `run`; none is run then, or all are dropped.
-        """
-        each = options_of_each(len(documents), options)
-        requests: list[PlanRequest] = []
-        try:
-            for index, (document, option) in enumerate(zip(documents, each, strict=True)):
-                requests.append(self._submit(document, option, str(index), quiet=True))
-            for request in requests:
-                while not request.finish:
-                    self.scheduler.advance(request)
-                if request.error:
-                    raise request.error
-        except KeyboardInterrupt:
-            if not requests:
-                raise
-            raise Interrupted([self.result(request).trace for request in requests]) from None
-        finally:
-            for request in requests:
-                self.drop(request)
-        return [self.result(request) for request in requests]
-
-    def result(self, request: PlanRequest) -> Result:
-        """Return what a request has done so far."""
-        return result_of(request, self.model.name)
-
-    def stream(self, document: Runnable, options: Options | None = None) -> Iterator[Event]:
-        """Run a document or a plan and yield what happens; the last event is `Finished`.
-
-        The engine steps when the next event is asked for; leaving the loop drops the request.
-        """
-        yield from self.follow(self.submit(document, options))
-
-    def follow(self, request: PlanRequest) -> Iterator[Event]:
-        """Yield what happens to a request that was submitted, as `stream` does."""
-        try:
-            while True:
-                while request.events:
-                    yield request.events.popleft()
-                if request.finish:
-                    break
-                self.scheduler.advance(request)
-            if request.error:
-                raise request.error
-            yield Finished(request.name, self.result(request))
-        except KeyboardInterrupt:
-            raise Interrupted([self.result(request).trace]) from None
-        finally:
-            self.drop(request)
-
-    async def run_async(
-        self, document: Runnable, options: Options | None = None, *, name: str = "0"
-    ) -> Result:
-        """Run a document or a plan; requests of several tasks share the engine's steps."""
-        request = await asyncio.to_thread(self._submit, document, options, name, quiet=True)
-        async for event in self._follow_async(request):
-            if isinstance(event, Finished):
-                return event.result
-        raise AssertionError("the last event is Finished")
-
-    async def stream_async(
-        self, document: Runnable, options: Options | None = None, *, name: str = "0"
-    ) -> AsyncIterator[Event]:
-        """Run a document or a plan and yield what happens; the event loop stays free."""
-        request = await asyncio.to_thread(self._submit, document, options, name)
-        async with aclosing(self._follow_async(request)) as events:
-            async for event in events:
-                yield event
-
-    async def _follow_async(self, request: PlanRequest) -> AsyncGenerator[Event, None]:
-        try:
-            while True:
-                while request.events:
-                    yield request.events.popleft()
-                if request.finish:
-                    break
-                await asyncio.to_thread(self.scheduler.advance, request)
-            if request.error:
-                raise request.error
-            yield Finished(request.name, self.result(request))
-        finally:
-            self.drop(request)

@@ -14,7 +14,6 @@ from mvspec.runtime.options import Options
 from mvspec.runtime.serving.protocol import (
     KEY,
     PlanPayload,
-    check_options,
     decode_event,
     decode_result,
 )
@@ -45,7 +44,7 @@ class ClientRequest:
         dropped: whether nobody waits for it any more.
 
     Raises:
-        Unsupported: an option or the plan is one that SGLang cannot run.
+        Unsupported: the plan begins without a prompt.
     """
 
     def __init__(
@@ -58,7 +57,6 @@ class ClientRequest:
         *,
         live: bool = True,
     ) -> None:
-        check_options(options)
         self.name = name
         self.plan = plan
         self.rid = f"mvspec-{uuid.uuid4().hex}"

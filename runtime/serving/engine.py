@@ -6,9 +6,9 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from functools import cached_property, partial
+from functools import partial
 from typing import Any
 
 from mvspec.compiler.plan import ExecutionPlan
@@ -20,11 +20,11 @@ from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.tags import Tag
-from mvspec.runtime.interrupt import Interrupted
-from mvspec.runtime.options import Options, options_of_each
-from mvspec.runtime.protocol import Runnable, plan_for
+from mvspec.runtime.options import Options
+from mvspec.runtime.protocol import Engine, Runnable, plan_for
 from mvspec.runtime.serving.client_request import ClientRequest
 from mvspec.runtime.serving.endpoint import HttpEndpoint, LocalEndpoint
+from mvspec.runtime.serving.protocol import served_capabilities
 from mvspec.trace import Result
 
 __all__ = ["SGLangEngine"]
@@ -33,7 +33,7 @@ _PATIENCE = 10.0
 """Seconds that an aborted request has to say what it had done."""
 
 
-class SGLangEngine:
+class SGLangEngine(Engine):
     """Runs documents and plans on SGLang, natively: `mvspec serve MODEL` starts such a server.
 
     Args:
@@ -72,8 +72,9 @@ class SGLangEngine:
         self.tokenizer = tokenizer or self._load()
         backend = getattr(self.tokenizer, "backend_tokenizer", self.tokenizer)
         tagged = all(backend.token_to_id(tag.value) is not None for tag in Tag)
-        self.syntax: Syntax = MULTIVERSE if tagged else UNTAGGED
         self.vocabulary = Vocabulary.of(self.tokenizer, tagged=tagged)
+        self.syntax: Syntax = MULTIVERSE if tagged else UNTAGGED
+        self.capabilities = served_capabilities(self.vocabulary, self.endpoint.model, None)
         self.endpoint.check(self.vocabulary)
 
     def _load(self) -> Any:
@@ -86,53 +87,34 @@ class SGLangEngine:
                 f"({error}): pass tokenizer=, the same one"
             ) from None
 
-    @cached_property
-    def model(self) -> str:
-        """What the server calls its model."""
-        return self.endpoint.model
-
-    # Plans
-
     def plan(self, document: Runnable) -> ExecutionPlan:
-        """Return the plan that the engine runs for a document.
-
-        Raises:
-            VerifyError: there is nothing for the model to go on from.
-            Unsupported: the tokenizer or its chat template cannot hold the document.
-        """
+        """See `Engine`."""
         return plan_for(document, self.tokenizer, self.syntax)
 
-    def submit(
-        self, document: Runnable, options: Options | None = None, *, name: str = "0"
-    ) -> ClientRequest:
-        """Send a request.
-
-        Args:
-            document: a document or a plan.
-            options: how it is run.
-            name: of the request; random streams depend on it.
+    def set_weights(self, weights: Mapping[str, Any]) -> None:
+        """Refuse, as `capabilities.weights` says.
 
         Raises:
-            MvspecError: it cannot be run here; what the server refuses comes while it is followed.
+            Unsupported: always.
         """
-        request = self._request(document, options, name)
-        self._send([request])
-        return request
-
-    def _request(
-        self, document: Runnable, options: Options | None, name: str, *, live: bool = True
-    ) -> ClientRequest:
-        plan = self.plan(document)
-        if plan.form not in (self.syntax.name, UNTAGGED.name):
-            raise Unsupported(
-                f"the plan is in form {plan.form!r}, and the server's tokenizer has no tags: "
-                "plan the document with syntax=UNTAGGED"
-            )
-        return ClientRequest(
-            name, plan, options or Options(), self.endpoint.name, self.model, live=live
+        raise Unsupported(
+            "SGLang: set_weights is not there; pause the server with POST /pause_generation, send "
+            "its own POST /update_weights_from_disk, and go on with POST /continue_generation"
         )
 
-    def _send(self, requests: Sequence[ClientRequest]) -> None:
+    # Requests
+
+    def prepare(
+        self, document: Runnable, options: Options | None, name: str, *, quiet: bool = False
+    ) -> ClientRequest:
+        """See `Engine`."""
+        plan, options = self.plan(document), options or Options()
+        self.capabilities.check(plan, options)
+        return ClientRequest(
+            name, plan, options, self.endpoint.name, self.capabilities.model, live=not quiet
+        )
+
+    def start(self, requests: Sequence[ClientRequest]) -> None:
         """Send requests from a thread of their own, which Ctrl-C does not reach."""
 
         def work() -> None:
@@ -164,125 +146,12 @@ class SGLangEngine:
 
             await asyncio.gather(*map(one, requests))
 
-    def drop(self, request: ClientRequest) -> None:
-        """End a request that nobody waits for any more."""
-        if not (request.finish or request.dropped):
-            request.dropped = True
-            self.endpoint.abort(request.rid)
+    def advance(self, request: ClientRequest) -> None:
+        """See `Engine`."""
+        request.receive()
 
-    def result(self, request: ClientRequest) -> Result:
-        """Return the result of a request; one that has not ended is ended, as far as it came."""
-        self.drop(request)
-        until = time.monotonic() + _PATIENCE
-        try:
-            while not request.finish:
-                request.receive(max(until - time.monotonic(), 0.0))
-        except queue.Empty:
-            pass
-        return request.result
-
-    # Runs
-
-    def run(self, document: Runnable, options: Options | None = None) -> Result:
-        """Run a document or a plan to its end; paths advance together.
-
-        Args:
-            document: a document, whose holes are filled or whose next turn is written; or a plan.
-            options: how it is run; by default the likeliest tokens, without limits.
-
-        Returns:
-            Values by hole name, the document, the trace.
-
-        Raises:
-            MvspecError: it cannot be run, the server refuses it or goes away.
-            Interrupted: Ctrl-C; `trace` is what was done so far.
-        """
-        return self.run_many([document], options)[0]
-
-    def run_many(
-        self, documents: Sequence[Runnable], options: Options | Sequence[Options] | None = None
-    ) -> list[Result]:
-        """Run several documents or plans at once.
-
-        Args:
-            documents: what to run; the random streams of each depend on its index.
-            options: one for all, or one for each.
-
-        Raises:
-            VerifyError: there are not as many options as documents.
-            Interrupted: Ctrl-C; `traces` is what each had done so far.
-            MvspecError: as `run`; all are dropped then.
-        """
-        each = options_of_each(len(documents), options)
-        pairs = zip(documents, each, strict=True)
-        requests = [
-            self._request(document, option, str(index), live=False)
-            for index, (document, option) in enumerate(pairs)
-        ]
-        self._send(requests)
-        try:
-            for request in requests:
-                while not request.finish:
-                    request.receive()
-                    request.events.clear()
-                if request.error:
-                    raise request.error
-        except KeyboardInterrupt:
-            for request in requests:
-                self.drop(request)
-            raise Interrupted([self.result(request).trace for request in requests]) from None
-        finally:
-            for request in requests:
-                self.drop(request)
-        return [request.result for request in requests]
-
-    def stream(self, document: Runnable, options: Options | None = None) -> Iterator[Event]:
-        """Run a document or a plan and yield what happens; the last event is `Finished`.
-
-        Leaving the loop ends the request on the server.
-        """
-        yield from self.follow(self.submit(document, options))
-
-    def follow(self, request: ClientRequest) -> Iterator[Event]:
-        """Yield what happens to a request that was submitted, as `stream` does."""
-        try:
-            while True:
-                while request.events:
-                    yield request.events.popleft()
-                if request.finish:
-                    break
-                request.receive()
-            if request.error:
-                raise request.error
-            yield Finished(request.name, request.result)
-        except KeyboardInterrupt:
-            raise Interrupted([self.result(request).trace]) from None
-        finally:
-            self.drop(request)
-
-    async def run_async(
-        self, document: Runnable, options: Options | None = None, *, name: str | None = None
-    ) -> Result:
-        """Run a document or a plan; the event loop stays free."""
-        result: Result | None = None
-        async for event in self._follow_async(document, options, name, live=False):
-            if isinstance(event, Finished):
-                result = event.result
-        assert result is not None
-        return result
-
-    async def stream_async(
-        self, document: Runnable, options: Options | None = None, *, name: str | None = None
-    ) -> AsyncIterator[Event]:
-        """Run a document or a plan and yield what happens; the event loop stays free."""
-        async with aclosing(self._follow_async(document, options, name, live=True)) as events:
-            async for event in events:
-                yield event
-
-    async def _follow_async(
-        self, document: Runnable, options: Options | None, name: str | None, *, live: bool
-    ) -> AsyncGenerator[Event, None]:
-        request = await asyncio.to_thread(self._request, document, options, name or "0", live=live)
+    async def follow_async(self, request: ClientRequest) -> AsyncGenerator[Event, None]:
+        """See `Engine`; an engine of this process answers in the loop that awaits."""
         try:
             async with self.endpoint.session() as send, aclosing(send(request.body)) as chunks:
                 async for chunk in chunks:
@@ -299,3 +168,20 @@ class SGLangEngine:
         finally:
             if not request.finish:
                 await asyncio.to_thread(self.drop, request)
+
+    def drop(self, request: ClientRequest) -> None:
+        """End a request that nobody waits for any more."""
+        if not (request.finish or request.dropped):
+            request.dropped = True
+            self.endpoint.abort(request.rid)
+
+    def result(self, request: ClientRequest) -> Result:
+        """Return the result of a request; one that has not ended is ended, as far as it came."""
+        self.drop(request)
+        until = time.monotonic() + _PATIENCE
+        try:
+            while not request.finish:
+                request.receive(max(until - time.monotonic(), 0.0))
+        except queue.Empty:
+            pass
+        return request.result

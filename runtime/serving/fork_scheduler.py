@@ -22,10 +22,9 @@ from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.request import PlanRequest
 from mvspec.runtime.sampling import DrawnToken
 from mvspec.runtime.serving.adapter import SchedulerAdapter
-from mvspec.runtime.serving.forked_request import ForkedRequest, ThreadKV
+from mvspec.runtime.serving.forked_request import ForkedRequest, SlotCounter, ThreadKV
 from mvspec.runtime.serving.prometheus import COUNTED
-from mvspec.runtime.serving.protocol import ClientResponse, PlanPayload
-from mvspec.runtime.serving.run import SlotCounter
+from mvspec.runtime.serving.protocol import ClientResponse, PlanPayload, served_capabilities
 from mvspec.runtime.serving.sglang_req import is_thread, thread_of
 
 __all__ = ["ForkScheduler", "KVBudget"]
@@ -112,6 +111,7 @@ class ForkScheduler:
     def __init__(self, adapter: SchedulerAdapter, lexicon: Lexicon) -> None:
         self.adapter = adapter
         self.lexicon = lexicon
+        self.capabilities = served_capabilities(lexicon.vocabulary, "", adapter.context)
         self.budget = KVBudget(adapter)
         self.requests: dict[str, ForkedRequest] = {}
         self.counters = dict.fromkeys(COUNTED, 0)
@@ -169,6 +169,7 @@ class ForkScheduler:
             client_req.origin_input_ids = array("q", chain.from_iterable(given))
         most = adapter.most_new_tokens(client_req)
         options = asked.options_within(most)
+        self.capabilities.check(plan, options)
         run = PlanRequest(
             asked.name, plan, options, self.lexicon, SlotCounter(), adapter.context,
             quiet=not asked.live,
@@ -230,8 +231,8 @@ class ForkScheduler:
     def stuck(self, thread: ThreadKV) -> None:
         """Nothing may come next in a thread: its run would have closed it, so this is a fault."""
         thread.sampling = False
-        fault = RuntimeError(f"nothing may come next: {thread.state.driver}")
-        self._broken(thread.request, fault)
+        error = RuntimeError(f"nothing may come next in thread {thread.state.number}")
+        self._broken(thread.request, error)
 
     # Before a step
 

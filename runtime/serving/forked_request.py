@@ -21,12 +21,32 @@ from mvspec.runtime.request import PlanRequest
 from mvspec.runtime.sampling import DrawnToken
 from mvspec.runtime.serving.adapter import SchedulerAdapter
 from mvspec.runtime.serving.protocol import ClientResponse
-from mvspec.runtime.serving.run import READ
 from mvspec.runtime.thread_state import ThreadState, ThreadToken
 
-__all__ = ["ForkedRequest", "ThreadKV"]
+__all__ = ["ForkedRequest", "SlotCounter", "ThreadKV"]
 
 _BLOCK = -1
+
+
+class SlotCounter:
+    """A KV store that only numbers a request's tokens: the server's rows say what a thread sees."""
+
+    def __init__(self) -> None:
+        self._used = 0
+
+    def fork(self, row: int | None) -> int:
+        """Return the row of a new thread; the server has the real ones."""
+        return 0
+
+    def allocate(self, row: int, count: int) -> int:
+        """Return the first of `count` new numbers."""
+        self._used += count
+        return self._used - count
+
+    def hide(self, *_: object) -> None:
+        """See `KVStore`: nothing is held here."""
+
+    merge = release = clear = hide
 
 
 class ThreadKV:
@@ -62,7 +82,7 @@ class ThreadKV:
         self.sampling = False
         self.paths: list[ThreadKV] = []
         self._read: list[int] = []
-        """For each item of `state` that was read: a token's column, or that it is a block."""
+        """For each item of `state` that was read: a token's number, or that it is a block."""
         self._decoded: ThreadToken | None = None
         """The token that its next decode step reads."""
         self._repeats = False
@@ -71,16 +91,12 @@ class ThreadKV:
     def __str__(self) -> str:
         """What it waits for, for the log."""
         state = self.state
-        there = {
-            "prefilling": self.prefilling, "sampling": self.sampling,
-            "decoding": self._decoded is not None,
-            "ended": state.ended, "wants": self.request.run.draws(state),
-        }  # fmt: skip
+        doing = "prefilling" if self.prefilling else "sampling" if self.sampling else "waiting"
         paths = f" [{', '.join(map(str, self.paths))}]" if self.paths else ""
         return (
-            f"%{state.number} {'resident' if self.req is not None else 'waits'}, "
-            f"{len(self._read)} of {len(state.items)} read, {len(self.slots)} slots "
-            f"{' '.join(name for name, holds in there.items() if holds)}{paths}"
+            f"%{state.number} {doing if self.req is not None else 'without a row'}, "
+            f"{len(self._read)} of {len(state.items)} read, {len(self.slots)} slots"
+            f"{', ended' * state.ended}{', draws' * self.request.run.draws(state)}{paths}"
         )
 
     # What it is to read
@@ -152,7 +168,7 @@ class ThreadKV:
         if self.prefilling or self.sampling:
             return True
         state = self.state
-        if self._decoded is None or state.paths or state.ended or state.todo is not None:
+        if self._decoded is None or state.paths or state.ended:
             return False
         return len(self.pending()) == 1
 
@@ -231,38 +247,37 @@ class ThreadKV:
 
     # Forwards
 
-    def complete(self) -> tuple[int, ThreadToken] | None:
+    def complete(self) -> int | None:
         """Take what a forward has read of it.
 
         Returns:
-            How many tokens were read for the first time, and the last; None where it was none.
+            How many tokens were read for the first time; None where nothing was read.
         """
         decoded, self._decoded = self._decoded, None
         if self.prefilling:
             self.prefilling = False
             tokens, self.prefill_tokens = self.prefill_tokens, []
             if not tokens:
-                last = self._predecessor()
-                self.tokens.append(last.id)
-                return 0, last
+                self.tokens.append(self._predecessor().id)
+                return 0
         elif decoded is None:  # it was launched before a refused token was known
             return None
         else:
             tokens = [decoded]
-        columns = [token.slot for token in tokens]
+        numbers = [token.slot for token in tokens]
         self.tokens.extend([token.id for token in tokens])
-        self._read += columns
-        return self.request.count_new(columns), tokens[-1]
+        self._read += numbers
+        return self.request.count_new(numbers)
 
-    def take(self, drawn: DrawnToken) -> None:
+    def take(self, draw: DrawnToken) -> None:
         """Let its thread take the token that was sampled for it."""
         self.sampling = False
         at, items = len(self._read), self.state.items
-        self.request.run.take(self.state, drawn)
+        self.request.run.take(self.state, draw)
         self._forget()
         item = items[at] if at < len(items) and len(self._read) == at else None
         # Refused, or an end that leaves no token: then what the server reads next is nothing.
-        self._decoded = item if isinstance(item, ThreadToken) and item.id == drawn.id else None
+        self._decoded = item if isinstance(item, ThreadToken) and item.id == draw.id else None
 
     # Memory
 
@@ -379,18 +394,21 @@ class ForkedRequest:
             for name in ("cached_tokens", "cached_tokens_device", "cached_tokens_host"):
                 setattr(self.client_req, name, getattr(self.root.req, name))
         completed = [(thread, thread.complete()) for thread in threads]
-        read = [(thread.state, found[0]) for thread, found in completed if found is not None]
+        read = [(thread.state, count) for thread, count in completed if count is not None]
         if read:
-            self.run.was_read(read, READ)
-        for thread, found in completed:
-            thread.sampling = bool(
-                found and not self.run.finish and thread.whole and self.run.draws(thread.state)
+            self.run.was_read(read)
+        for thread, count in completed:
+            thread.sampling = (
+                count is not None
+                and not self.run.finish
+                and thread.whole
+                and self.run.draws(thread.state)
             )
 
-    def count_new(self, columns: Sequence[int]) -> int:
+    def count_new(self, numbers: Sequence[int]) -> int:
         """Return how many tokens are read for the first time: a rebuilt request reads again."""
         before = len(self._seen)
-        self._seen.update(columns)
+        self._seen.update(numbers)
         return len(self._seen) - before
 
     # Memory
@@ -429,19 +447,13 @@ class ForkedRequest:
     def log_line(self) -> str:
         """Return how it ended, as one line of JSON."""
         run = self.run
-        tokens = [token for _, found in run.root.stretches() for token in found]
-        own = [token.position for token in tokens if token.author != "prompt"]
-        given = [token.position for token in tokens if token.author == "prompt"]
-        path = 0
-        if own:
-            low, high = min(own), max(own)
-            path = high - low + 1 - sum(low < position < high for position in given)
+        metrics, seconds = run.law.metrics, run.forward_seconds
         told = {
             "rid": self.rid,
-            "tokens": len(own),
+            "tokens": metrics.tokens,
             "threads": sum(1 for _ in run.root.threads()),
-            "critical_path": path,
-            "seconds": round(run.forward_seconds[-1], 3) if run.forward_seconds else 0.0,
+            "critical_path": metrics.critical_path,
+            "seconds": round(seconds[-1], 3) if seconds else 0.0,
             "finish": run.finish or "interrupted",
         }
         reason: Any = self.client_req.finished_reason

@@ -241,6 +241,19 @@ def _has_mrope(scheduler: Any) -> bool:
     return "mrope_section" in scaling
 
 
+_GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
+
+_REFUSED_FIELDS = (
+    "session_params", "custom_logit_processor", "return_hidden_states", "token_ids_logprob",
+    "return_sampling_mask",
+)  # fmt: skip
+
+_REFUSED_SAMPLING = (
+    "logit_bias", "frequency_penalty", "presence_penalty", "min_new_tokens", "stop_token_ids",
+    "ignore_eos",
+)  # fmt: skip
+
+
 def check_request(recv: Any, *, unasked: bool = False) -> None:
     """Refuse a request that asks for what fork and join cannot be combined with.
 
@@ -254,34 +267,24 @@ def check_request(recv: Any, *, unasked: bool = False) -> None:
     sampling = recv.sampling_params
     refused = {
         "a grammar of the whole answer (give holes a constraint instead)": any(
-            getattr(sampling, name, None)
-            for name in ("json_schema", "regex", "ebnf", "structural_tag")
+            getattr(sampling, name, None) for name in _GRAMMARS
         ),
         "lora_path": getattr(recv, "lora_id", None),
-        "session_params": getattr(recv, "session_params", None),
         "input_embeds": getattr(recv, "input_embeds", None) is not None,
         "images, audio or video": getattr(recv, "mm_inputs", None) is not None,
-        "custom_logit_processor": getattr(recv, "custom_logit_processor", None),
-        "return_hidden_states": getattr(recv, "return_hidden_states", False),
-        "logit_bias": getattr(sampling, "logit_bias", None),
-        "frequency_penalty": getattr(sampling, "frequency_penalty", 0.0),
-        "presence_penalty": getattr(sampling, "presence_penalty", 0.0),
-        "min_new_tokens": getattr(sampling, "min_new_tokens", 0),
         "n above 1 (send the plan several times, with a seed each)": not unasked
         and (getattr(sampling, "n", None) or 1) > 1,
-        "stop_token_ids": getattr(sampling, "stop_token_ids", None),
         "stop_regex": getattr(sampling, "stop_regex_strs", None),
-        "ignore_eos": getattr(sampling, "ignore_eos", False),
         "beam search": (getattr(sampling, "beam_width", None) or 1) > 1,
         "logprob_start_len": getattr(recv, "logprob_start_len", -1) not in (-1, None),
-        "token_ids_logprob": getattr(recv, "token_ids_logprob", None),
-        "return_sampling_mask": getattr(recv, "return_sampling_mask", False),
+        **{name: getattr(recv, name, None) for name in _REFUSED_FIELDS},
+        **{name: getattr(sampling, name, None) for name in _REFUSED_SAMPLING},
     }
     _refuse(refused)
 
 
 def make_plain(recv: Any) -> None:
     """Take out what would let SGLang queue a request elsewhere: it is refused anyway."""
-    for name in ("json_schema", "regex", "ebnf", "structural_tag"):
+    for name in _GRAMMARS:
         if getattr(recv.sampling_params, name, None):
             setattr(recv.sampling_params, name, None)

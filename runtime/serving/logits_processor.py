@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.sampling import choose_ids
 from mvspec.runtime.serving.forked_request import ThreadKV
 
@@ -32,12 +31,10 @@ class LogitsProcessor:
     """The logits processor of one server's threads; masks that come again stay on its device.
 
     Args:
-        lexicon: of its tokenizer.
         size: the width of its logits.
     """
 
-    def __init__(self, lexicon: Lexicon, size: int) -> None:
-        self.lexicon = lexicon
+    def __init__(self, size: int) -> None:
         self.size = size
         self._kept: OrderedDict[int, tuple[Any, int]] = OrderedDict()
         self._table: Tensor | None = None
@@ -64,10 +61,10 @@ class LogitsProcessor:
         used: set[int] = set()
         for row, thread in rows:
             self._penalise(scores, row, thread)
-            allowed, again = self._allowed(thread)
+            allowed, lasting = thread.request.run.allowed(thread.state)
             if allowed is None:
                 continue
-            slot = self._slot(allowed, used) if again else 0
+            slot = self._slot(allowed, used) if lasting else 0
             if not slot:
                 bits = self._pack(np.asarray(allowed))
                 if not bits.any():
@@ -92,9 +89,7 @@ class LogitsProcessor:
             rows: of the batch, and the threads that draw there.
         """
         seeded = [
-            (row, thread)
-            for row, thread in rows
-            if thread.sampling and thread.state.driver.given is None and self.is_seeded(thread)
+            (row, thread) for row, thread in rows if thread.sampling and self.is_seeded(thread)
         ]
         if not seeded:
             return None
@@ -127,10 +122,6 @@ class LogitsProcessor:
         seen = upload(sorted(set(thread.tokens)), row.device)
         score = row[seen]
         row[seen] = torch.where(score > 0, score / penalty, score * penalty)
-
-    def _allowed(self, thread: ThreadKV) -> tuple[Any, bool]:
-        """Return a thread's mask, None for anything, and whether the same object comes again."""
-        return thread.request.run.allowed(thread.state)
 
     def _slot(self, allowed: Any, used: set[int]) -> int:
         """Return where the table holds a mask; 0 where it cannot.

@@ -98,7 +98,7 @@ class Plugin:
             ends = set(config.hf_eos_token_id or ()) | {tokenizer.eos_token_id}
             lexicon = Lexicon(vocabulary, config.vocab_size, ends - {None})
             self.forks = ForkScheduler(adapter, lexicon)
-            self.processor = LogitsProcessor(lexicon, config.vocab_size)
+            self.processor = LogitsProcessor(config.vocab_size)
             self._tags = frozenset(vocabulary.tag_ids.values())
             if labels := adapter.labels:
                 self.metrics = PrometheusMetrics(self.forks.counters, labels)
@@ -265,12 +265,15 @@ class Plugin:
         if sampling and forward.return_logprob:
             index = upload([row for row, _ in sampling], scores.device)
             raw = scores[index].float()
-        known = [(row, thread.state.driver.given) for row, thread in sampling]
-        given = [(row, id) for row, id in known if id is not None]
-        drawn = [each for each in sampling if each[1].state.driver.given is None]
-        for thread in processor.apply(scores, drawn):
+        given, drawing = [], []
+        for row, thread in sampling:
+            if (id := thread.state.driver.given) is None:
+                drawing.append((row, thread))
+            else:
+                given.append((row, id))
+        for thread in processor.apply(scores, drawing):
             forks.stuck(thread)
-        held = processor.hold(scores, sampling)
+        held = processor.hold(scores, drawing)
         with without_threads(info):
             ids = original(runner, logits, forward, *args, **kw)
         if held is not None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import asdict, fields, replace
-from operator import attrgetter
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,18 +17,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Op
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Diagnostic, LimitExceeded, MvspecError, Unsupported, VerifyError
-from mvspec.events import (
-    Event,
-    Forked,
-    HoleFilled,
-    Joined,
-    PathEnded,
-    TakenBack,
-    Written,
-)
+from mvspec.events import Event, Forked, HoleFilled, Joined, PathEnded, TakenBack, Written
+from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.runtime.constraint import value_of
 from mvspec.runtime.options import Options
+from mvspec.runtime.protocol import Capabilities
 from mvspec.runtime.request import PlanRequest
 from mvspec.runtime.result import result_of
 from mvspec.runtime.serving.adapter import SchedulerAdapter
@@ -43,11 +36,11 @@ __all__ = [
     "PROTOCOL",
     "ClientResponse",
     "PlanPayload",
-    "check_options",
     "decode_event",
     "decode_result",
     "encode_event",
     "encode_result",
+    "served_capabilities",
 ]
 
 KEY = "mvspec"
@@ -146,13 +139,9 @@ class PlanPayload(BaseModel):
         if not ids:
             raise Unsupported("the plan begins without a prompt: begin the document with user(...)")
         return ids, cls(
-            ops=tuple(ops),
-            form=plan.form,
-            document=plan.document,
-            options=options,
-            name=name,
-            live=live,
-        )
+            ops=tuple(ops), form=plan.form, document=plan.document,
+            options=options, name=name, live=live,
+        )  # fmt: skip
 
     def plan(self, prompt: Sequence[int], vocabulary: Vocabulary) -> ExecutionPlan:
         """Return the whole plan.
@@ -163,18 +152,13 @@ class PlanPayload(BaseModel):
 
         Raises:
             VerifyError: its ops do not fit together, or an id of the prompt is negative.
-            Unsupported: the vocabulary lacks the tags of its form, or one of its ids.
+            Unsupported: the vocabulary lacks one of its ids.
         """
         if min(prompt, default=0) < 0:
             raise VerifyError("input_ids", f"{min(prompt)} is negative: send the ids of tokens")
         first = Extend(thread=0, tokens=tuple(prompt), author="prompt")
         ops = self.ops or (Adaptive(thread=0),)
         plan = ExecutionPlan(ops=(first, *ops), form=self.form, document=self.document).verify()
-        if plan.form != UNTAGGED.name and not vocabulary.tagged:
-            raise Unsupported(
-                f"the plan is in form {plan.form!r}, and the server's tokenizer has no tags: plan "
-                "the document with syntax=UNTAGGED, or serve a model that was taught the tags"
-            )
         for index, op in enumerate(plan.ops):
             if isinstance(op, Extend) and max(op.tokens, default=0) >= vocabulary.size:
                 raise Unsupported(
@@ -199,12 +183,7 @@ class PlanPayload(BaseModel):
         return total
 
     def options_within(self, most: int) -> Options:
-        """Return the options, with no more tokens than the server has room for.
-
-        Raises:
-            Unsupported: an option is one that this engine lacks.
-        """
-        check_options(self.options)
+        """Return the options, with no more tokens than the server has room for."""
         asked = self.options.limits.max_tokens
         limits = self.options.limits.model_copy(
             update={"max_tokens": most if asked is None else min(asked, most)}
@@ -212,20 +191,24 @@ class PlanPayload(BaseModel):
         return replace(self.options, limits=limits)
 
 
-def check_options(options: Options) -> None:
-    """Refuse options that an engine on SGLang lacks.
+def served_capabilities(vocabulary: Vocabulary, model: str, context: int | None) -> Capabilities:
+    """Return what an engine on SGLang can run; client and server check it both.
 
-    Raises:
-        Unsupported: by the option's name.
+    Args:
+        vocabulary: of the server's tokenizer.
+        model: what the server calls it.
+        context: how many positions it has; None where that is not known.
     """
-    lacking = [name for name in ("share", "threads", "logits") if getattr(options, name)]
-    if lacking:
-        raise Unsupported(f"SGLang has no option {lacking[0]!r}: leave it out, or use TorchEngine")
+    forms = {UNTAGGED.name} | ({MULTIVERSE.name} if vocabulary.tagged else set())
+    options = frozenset({"structure", "decode"})
+    return Capabilities(
+        "SGLang", model, vocabulary.size, context, frozenset(forms), options=options
+    )
 
 
 # What comes back
 
-_KINDS: dict[str, type[Any]] = {
+_EVENTS: dict[str, type[Any]] = {
     kind.__name__: kind for kind in (Written, TakenBack, Forked, PathEnded, Joined, HoleFilled)
 }
 
@@ -236,21 +219,15 @@ _COLUMNS = {
 }  # fmt: skip
 
 
-# `asdict` would copy every value, and take ten times as long.
-_FIELDS = {
-    kind: (names := [field.name for field in fields(kind)], attrgetter(*names))
-    for kind in _KINDS.values()
-}
-
-
 def encode_event(event: Event) -> dict[str, Any]:
     """Return an event as JSON, with its kind.
 
     >>> encode_event(PathEnded("0", 2, 7))
     {'kind': 'PathEnded', 'request': '0', 'thread': 2, 'forward': 7}
     """
-    names, values = _FIELDS[type(event)]
-    return {"kind": type(event).__name__, **dict(zip(names, values(event), strict=True))}
+    kind = type(event)
+    # `asdict` would copy every value, and take ten times as long.
+    return {"kind": kind.__name__} | {name: getattr(event, name) for name in kind.__match_args__}
 
 
 def decode_event(told: Mapping[str, Any], plan: ExecutionPlan) -> Event:
@@ -268,7 +245,7 @@ def decode_event(told: Mapping[str, Any], plan: ExecutionPlan) -> Event:
         for name, value in told.items()
         if name != "kind"
     }
-    event: Event = _KINDS[told["kind"]](**fields)
+    event: Event = _EVENTS[told["kind"]](**fields)
     if isinstance(event, HoleFilled) and not event.cut:
         values, _ = _values(plan, {event.name: event.text}, {})
         return replace(event, value=values.get(event.name))
@@ -477,10 +454,9 @@ class ClientResponse:
     def _matched(self) -> int | str | None:
         """Return the token or the string that ended the turn, as far as SGLang may know it."""
         run, ids = self.run, self.client_req.output_ids
-        stopped = run.stopped
-        if stopped:
+        if run.stopped:
             # SGLang would cut the text where the string first stands, which may be in a block.
-            return stopped if stopped not in run.lexicon.vocabulary.decode(ids) else None
+            return run.stopped if run.stopped not in run.lexicon.vocabulary.decode(ids) else None
         return ids[-1] if ids and ids[-1] in run.lexicon.ends else None
 
     def abort(self, message: str, *, asked: bool = False) -> None:

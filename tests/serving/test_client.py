@@ -19,6 +19,7 @@ from served import Served
 
 import mvspec as mv
 from mvspec.compiler.plan import ExecutionPlan
+from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.limits import Limits
 from mvspec.runtime import (
     Finished,
@@ -93,7 +94,7 @@ def test_a_static_plan_is_that_of_the_other_engine(
     assert dict(found.texts) == dict(wanted.texts)
     assert dict(found.errors) == dict(wanted.errors)
     assert found.document == wanted.document
-    assert found.trace.model == str(engine.model)
+    assert found.trace.model == engine.capabilities.model
 
 
 def test_a_schema_gives_an_instance_of_its_class(engine: Any, reference: Any) -> None:
@@ -191,6 +192,18 @@ def test_a_number_of_any_size_comes_back() -> None:
     result, events = decode_result(text, ExecutionPlan(ops=()), "m")
     assert (result.trace.seed, result.trace.model) == (2**70, "m")
     assert events[0]["value"] == filled.value
+
+
+@pytest.mark.parametrize("told", ['{"version": 1}', '{"ops": [], "native": false}'])
+def test_a_client_of_another_version_is_refused_by_name(told: str) -> None:
+    with pytest.raises(Unsupported, match=r"speaks version 1 of mvspec's protocol"):
+        PlanPayload.from_json(told)
+
+
+@pytest.mark.parametrize("told", ['{"version": 1}', '{"trace": {}}', "x"])
+def test_a_server_of_another_version_is_refused_by_name(told: str) -> None:
+    with pytest.raises(MvspecError, match="the server runs another version of mvspec"):
+        decode_result(told, ExecutionPlan(ops=()), "m")
 
 
 def test_several_at_once_without_blocking(engine: Any, reference: Any) -> None:

@@ -165,7 +165,9 @@ def test_a_server_without_tags_and_its_end(untagged: Path, folder: Path, tmp_pat
             timeout=60.0,
         )
         assert answer.status_code == 400
-        assert "the server's tokenizer has no tags" in answer.text
+        assert (
+            "SGLang: the plan is in form 'multiverse', and the tokenizer has no tags" in answer.text
+        )
 
         long = Options(limits=Limits(max_tokens=3000))
         ask = mv.document(mv.user("Well?"))
