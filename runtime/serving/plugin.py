@@ -51,7 +51,7 @@ def register() -> None:
     except MvspecError as error:
         _refuse(error)
         return
-    hooks.apply(Plugin(), hooks.HOOKS)
+    hooks.apply(SGLangPlugin(), hooks.HOOKS)
     if adaptive:
         hooks.apply(OpenAIFrontend(), hooks.FRONTEND_HOOKS)
     log.info("mvspec: fork and join for sglang %s", version)
@@ -64,7 +64,7 @@ def _refuse(error: MvspecError) -> None:
     log.warning("mvspec: plans are refused on this server: %s", error)
 
 
-class Plugin:
+class SGLangPlugin:
     """The hooks of one process of SGLang, by the names of `HOOKS`.
 
     Attributes:
