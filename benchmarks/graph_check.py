@@ -109,7 +109,7 @@ def main() -> None:
                 made = engine.model.graphs
                 print(json.dumps({
                     "model": kind, "dtype": str(dtype), "graphs": bool(made and not made.off),
-                    "replays": made.replays if made else 0, "steps": engine.steps,
+                    "replays": made.replays if made else 0, "steps": engine.scheduler.steps,
                     "off": made.off if made else "",
                     "together - training": max(difference(model, each) for each in together),
                     "alone - training": max(difference(model, each) for each in alone),
@@ -151,7 +151,7 @@ def falls_back(tokenizer: Any) -> None:
         results = [engine.run(plan, DECODE) for _ in range(2)]
         print(json.dumps({
             "model": type(made).__name__, "off": engine.model.graphs.off,
-            "replays": engine.model.graphs.replays, "steps": engine.steps,
+            "replays": engine.model.graphs.replays, "steps": engine.scheduler.steps,
             "difference": difference(model, results[-1]) if isinstance(made, Asks) else None,
         }), flush=True)  # fmt: skip
 

@@ -116,7 +116,7 @@ def test_files_that_cannot_be_written_are_refused_before_the_run(
     paths: Any = {name: tmp_path / path for name, path in more.items()}
     with pytest.raises(MvspecError, match=message):
         run_file(program, None, Options(), **paths)
-    assert small.steps == 0
+    assert small.scheduler.steps == 0
 
 
 @pytest.mark.parametrize("live", [True, False])
