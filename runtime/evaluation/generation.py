@@ -63,7 +63,7 @@ def load_engine(model: str | None, url: str | None, most: int) -> TorchEngine | 
 
 def model_name(engine: TorchEngine | SGLangEngine) -> str:
     """Return what an engine calls its model."""
-    return engine.model.name if isinstance(engine, TorchEngine) else engine.model
+    return engine.capabilities.model
 
 
 PROMPTS = {
