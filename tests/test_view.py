@@ -200,6 +200,9 @@ def test_paths_stand_side_by_side(viewer: Viewer, mixed: Path) -> None:
     facts = viewer.one("#facts").text.replace("\n", " ")
     assert "words 123" in facts
     assert "blocks 2" in facts
+    # Of 105 positions; rounded once, in the list and in the head alike.
+    assert "degree of parallelism 1.171" in facts
+    assert "×1.171" in viewer.all(".item .last")[0].text
 
 
 def test_on_a_narrow_screen_paths_stand_one_below_the_other(viewer: Viewer, mixed: Path) -> None:
