@@ -24,8 +24,8 @@ from mvspec.runtime.tasks.arithmetic import (
     SPLITS,
     STEPWISE,
     TINY,
-    Difficulty,
-    Problem,
+    ArithmeticDifficulty,
+    ArithmeticProblem,
     answer_of,
     arithmetic_model,
     ask,
@@ -47,7 +47,7 @@ def pairs(draw: st.DrawFn, least: int, most: int) -> tuple[int, int]:
 
 
 difficulties = st.builds(
-    Difficulty,
+    ArithmeticDifficulty,
     digits=pairs(1, 5),
     operands=pairs(2, 4),
     parts=pairs(2, 3),
@@ -59,7 +59,7 @@ difficulties = st.builds(
 
 
 @st.composite
-def drawn(draw_: st.DrawFn) -> Problem:
+def drawn(draw_: st.DrawFn) -> ArithmeticProblem:
     return draw_(difficulties).draw(random.Random(draw_(st.integers(0, 2**32))))
 
 
@@ -68,7 +68,9 @@ def turn_text(document: Document) -> str:
 
 
 @given(drawn(), st.sampled_from((STEPWISE, PARALLEL)))
-def test_every_document_is_legal_and_checks_its_own_answer(problem: Problem, prompt: str) -> None:
+def test_every_document_is_legal_and_checks_its_own_answer(
+    problem: ArithmeticProblem, prompt: str
+) -> None:
     document = solve(problem, prompt)
     text = turn_text(document)
     assert is_right(text, problem.value)
@@ -79,7 +81,7 @@ def test_every_document_is_legal_and_checks_its_own_answer(problem: Problem, pro
 
 
 @given(drawn())
-def test_every_equation_that_a_document_works_with_is_true(problem: Problem) -> None:
+def test_every_equation_that_a_document_works_with_is_true(problem: ArithmeticProblem) -> None:
     """Every `a+b=c` and `a*b=c` of the working: each total is the next one's first term."""
     lines = [line for line in turn_text(solve(problem)).splitlines() if "; " in line]
     assert lines
@@ -97,8 +99,10 @@ def test_every_equation_that_a_document_works_with_is_true(problem: Problem) -> 
 
 
 @given(drawn())
-def test_blocks_hold_the_parts_and_the_conclusion_needs_all_of_them(problem: Problem) -> None:
-    def check(body: tuple[object, ...], of: Problem) -> None:
+def test_blocks_hold_the_parts_and_the_conclusion_needs_all_of_them(
+    problem: ArithmeticProblem,
+) -> None:
+    def check(body: tuple[object, ...], of: ArithmeticProblem) -> None:
         blocks = [item for item in body if isinstance(item, Parallel)]
         assert len(blocks) == bool(of.parts)
         for block in blocks:
@@ -111,7 +115,7 @@ def test_blocks_hold_the_parts_and_the_conclusion_needs_all_of_them(problem: Pro
 
 
 @given(drawn())
-def test_every_lowering_compiles(problem: Problem) -> None:
+def test_every_lowering_compiles(problem: ArithmeticProblem) -> None:
     tokenizer = load_tokenizer(str(arithmetic_model()))
     document = solve(problem)
     layout = compile_document(document, tokenizer)
@@ -124,18 +128,22 @@ def test_every_lowering_compiles(problem: Problem) -> None:
 
 @given(drawn(), st.randoms())
 def test_a_problem_turned_round_is_of_the_same_split(
-    problem: Problem, stream: random.Random
+    problem: ArithmeticProblem, stream: random.Random
 ) -> None:
-    def turned(each: Problem) -> Problem:
-        terms = [turned(term) if isinstance(term, Problem) else term for term in each.terms]
+    def turned(each: ArithmeticProblem) -> ArithmeticProblem:
+        terms = [
+            turned(term) if isinstance(term, ArithmeticProblem) else term for term in each.terms
+        ]
         stream.shuffle(terms)
-        return Problem(each.sign, tuple(terms))
+        return ArithmeticProblem(each.sign, tuple(terms))
 
     assert split_of(turned(problem)) == split_of(problem)
 
 
 def test_splits_hold_no_problem_of_another() -> None:
-    easy = Difficulty(digits=(1, 1), plain=0.9)  # so easy that problems come again and again
+    easy = ArithmeticDifficulty(
+        digits=(1, 1), plain=0.9
+    )  # so easy that problems come again and again
     found = {
         split: {repr(each.content) for each in islice(problems(split, seed, easy), 300)}
         for seed, split in enumerate(SPLITS)
@@ -161,7 +169,7 @@ def test_what_is_no_answer_is_not_right() -> None:
 )  # fmt: skip
 def test_a_difficulty_that_is_none_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(VerifyError, match=next(iter(wrong))):
-        Difficulty(**wrong)  # type: ignore[arg-type]
+        ArithmeticDifficulty(**wrong)  # type: ignore[arg-type]
 
 
 # The commands of examples/arithmetic

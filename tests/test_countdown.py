@@ -23,15 +23,20 @@ from mvspec.compiler.tokenizer import load_tokenizer
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.forms import FORMS
 from mvspec.runtime.tasks.arithmetic import arithmetic_model
-from mvspec.runtime.tasks.countdown import TINY, Difficulty, Problem, is_right
-from mvspec.runtime.tasks.expression import value_of
+from mvspec.runtime.tasks.countdown import (
+    TINY,
+    CountdownDifficulty,
+    CountdownProblem,
+    is_right,
+    value_of,
+)
 from mvspec.runtime.tasks.problem import PARALLEL, SPLITS, STEPWISE, problems, solve, split_of
 from mvspec.tree.ir import Document, Parallel
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "countdown"
 
 difficulties = st.builds(
-    Difficulty,
+    CountdownDifficulty,
     numbers=st.sampled_from(((3, 3), (3, 4))),
     values=st.sampled_from(((1, 9), (1, 20), (1, 60))),
     targets=st.sampled_from(((10, 99), (1, 150))),
@@ -41,7 +46,7 @@ difficulties = st.builds(
 
 
 @st.composite
-def drawn(draw: st.DrawFn) -> Problem:
+def drawn(draw: st.DrawFn) -> CountdownProblem:
     return draw(difficulties).draw(random.Random(draw(st.integers(0, 2**32))))
 
 
@@ -50,7 +55,9 @@ def turn_text(document: Document) -> str:
 
 
 @given(drawn(), st.sampled_from((STEPWISE, PARALLEL)))
-def test_every_document_is_legal_and_its_answer_right(problem: Problem, prompt: str) -> None:
+def test_every_document_is_legal_and_its_answer_right(
+    problem: CountdownProblem, prompt: str
+) -> None:
     document = solve(problem, prompt)
     text = turn_text(document)
     assert problem.is_right(text)
@@ -60,7 +67,9 @@ def test_every_document_is_legal_and_its_answer_right(problem: Problem, prompt: 
 
 
 @given(drawn())
-def test_every_form_that_can_hold_a_document_reads_what_it_writes(problem: Problem) -> None:
+def test_every_form_that_can_hold_a_document_reads_what_it_writes(
+    problem: CountdownProblem,
+) -> None:
     turn = solve(problem).messages[1]
     depth = 0 if "<Parallel>" not in mvspec.render(turn) else len(problem.numbers) - 2
     for name, form in FORMS.items():
@@ -79,7 +88,7 @@ def test_every_form_that_can_hold_a_document_reads_what_it_writes(problem: Probl
 
 
 @given(drawn())
-def test_every_equation_is_true_and_numbers_carry_over(problem: Problem) -> None:
+def test_every_equation_is_true_and_numbers_carry_over(problem: CountdownProblem) -> None:
     text = turn_text(solve(problem))
     equations = re.findall(r"([0-9]+)([-+*/])([0-9]+)([=>])([0-9]+)", text)
     assert len(equations) >= 2
@@ -91,7 +100,7 @@ def test_every_equation_is_true_and_numbers_carry_over(problem: Problem) -> None
         assert int(hit[1]) == problem.target
 
 
-def reachable(numbers: tuple[int, ...], problem: Problem) -> bool:
+def reachable(numbers: tuple[int, ...], problem: CountdownProblem) -> bool:
     """Whether the target can be reached: every order of numbers, operations and groups."""
     if len(numbers) == 1:
         return numbers[0] == problem.target
@@ -108,7 +117,9 @@ def reachable(numbers: tuple[int, ...], problem: Problem) -> bool:
 
 
 @given(drawn())
-def test_blocks_hold_the_search_and_their_conclusions_what_paths_found(problem: Problem) -> None:
+def test_blocks_hold_the_search_and_their_conclusions_what_paths_found(
+    problem: CountdownProblem,
+) -> None:
     def check(body: tuple[object, ...], numbers: tuple[int, ...]) -> None:
         for block in (item for item in body if isinstance(item, Parallel)):
             found = block.conclusion.body[0].text.split(", ")  # type: ignore[union-attr]
@@ -131,28 +142,30 @@ def test_blocks_hold_the_search_and_their_conclusions_what_paths_found(problem: 
 
 
 def test_a_search_may_have_nothing_to_try() -> None:
-    text = turn_text(solve(Problem(9, (7, 6, 4), "/")))
+    text = turn_text(solve(CountdownProblem(9, (7, 6, 4), "/")))
     assert "1: 7, 6 and 4: no\n" in text
-    assert "1: 8, 4 and 7: 8/4=2 and 7: no\n" in turn_text(solve(Problem(9, (8, 4, 7), "/")))
+    assert "1: 8, 4 and 7: 8/4=2 and 7: no\n" in turn_text(
+        solve(CountdownProblem(9, (8, 4, 7), "/"))
+    )
 
 
 def test_what_is_not_found_is_said_and_what_is_left_is_searched() -> None:
-    text = turn_text(solve(Problem(2, (4, 2, 1), "-")))
+    text = turn_text(solve(CountdownProblem(2, (4, 2, 1), "-")))
     assert "1: 4, 2 and 1: 4-2=2 and 1: 2-1=1 no\n" in text
     assert text.endswith("no, no, no\n</Conclusion>\n</Parallel>\nAnswer: no")
-    nested = turn_text(solve(Problem(20, (9, 8, 3, 1), "+-*")))
+    nested = turn_text(solve(CountdownProblem(20, (9, 8, 3, 1), "+-*")))
     assert "1: 9, 8 and 3, 1: 9+8=17 and 3, 1:\n<Parallel>" in nested
     assert nested.endswith("Answer: ((9+8)+3)*1")
 
 
 def test_the_page_shows_what_the_search_writes() -> None:
-    text = turn_text(solve(Problem(24, (1, 12, 1))))
+    text = turn_text(solve(CountdownProblem(24, (1, 12, 1))))
     assert f"```text\n{text}\n```" in (EXAMPLE / "README.md").read_text("utf-8")
 
 
 @given(drawn(), st.randoms())
 def test_a_problem_in_another_order_is_of_the_same_split(
-    problem: Problem, stream: random.Random
+    problem: CountdownProblem, stream: random.Random
 ) -> None:
     numbers = list(problem.numbers)
     stream.shuffle(numbers)
@@ -160,7 +173,9 @@ def test_a_problem_in_another_order_is_of_the_same_split(
 
 
 def test_splits_hold_no_problem_of_another() -> None:
-    easy = Difficulty((3, 3), (1, 5), (5, 20))  # so easy that problems come again and again
+    easy = CountdownDifficulty(
+        (3, 3), (1, 5), (5, 20)
+    )  # so easy that problems come again and again
     found = {
         split: {each.content for each in islice(problems(split, seed, easy), 300)}
         for seed, split in enumerate(SPLITS)
@@ -238,16 +253,16 @@ def test_an_answer_that_is_no_problem_is_refused() -> None:
 )  # fmt: skip
 def test_a_difficulty_that_is_none_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(VerifyError, match=next(iter(wrong))):
-        Difficulty(**wrong)  # type: ignore[arg-type]
+        CountdownDifficulty(**wrong)  # type: ignore[arg-type]
 
 
 def test_a_target_that_nothing_reaches_is_refused() -> None:
     with pytest.raises(VerifyError, match=r"targets: .* can hardly be reached"):
-        Difficulty((3, 3), (1, 1), (50, 99)).draw(random.Random(0))
+        CountdownDifficulty((3, 3), (1, 1), (50, 99)).draw(random.Random(0))
 
 
 @given(drawn())
-def test_every_lowering_compiles_to_the_same_tokens(problem: Problem) -> None:
+def test_every_lowering_compiles_to_the_same_tokens(problem: CountdownProblem) -> None:
     tokenizer = load_tokenizer(str(arithmetic_model()))
     document = solve(problem)
     layout = compile_document(document, tokenizer)

@@ -121,7 +121,7 @@ def test_the_task_says_what_is_learnt_and_what_is_right(settings: Settings, tmp_
     harder = small.model_copy(update={"difficulty": replace(countdown.TINY, numbers=(3, 4))})
     assert Settings.model_validate_json(harder.model_dump_json()) == harder
     items = mixture(small.fit, "multiverse", 0, small.difficulty)
-    assert all(isinstance(problem, countdown.Problem) for problem, _ in items)
+    assert all(isinstance(problem, countdown.CountdownProblem) for problem, _ in items)
     comparison = Comparison(
         small.model_copy(update={"arms": ("multiverse",)}), tmp_path, workers=1, seconds=None
     )

@@ -25,7 +25,7 @@ from mvspec.compiler.tokenizer import save_tokenizer
 from mvspec.curation.chain import ChainFields, read_chain
 from mvspec.data.records import BadRecord, Fields, InputError, Record
 from mvspec.data.sources import Records, open_records
-from mvspec.runtime.evaluation.problem import Problem
+from mvspec.runtime.evaluation.problem import EvaluationProblem
 from mvspec.runtime.evaluation.recorded import match_outputs
 from mvspec.trace import Trace
 from mvspec.view.records import view_of
@@ -214,7 +214,7 @@ def test_pages_data_sets_chains_and_outputs_read_the_same(
         "chat": "not-sequential",
         "cut": "cut",
     }
-    problems = [Problem(name, "2 + 2?") for name in ROWS]
+    problems = [EvaluationProblem(name, "2 + 2?") for name in ROWS]
     outputs = match_outputs(opened(source, short=True), problems).outputs
     assert outputs["chat"] == outputs["text"] == outputs["trace"] == [CANONICAL]
     assert outputs["sharegpt"] == outputs["thoughts"] == outputs["words"] == [PLAIN]

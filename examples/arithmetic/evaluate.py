@@ -22,11 +22,11 @@ from mvspec.runtime import Result, SGLangEngine, TorchEngine
 from mvspec.runtime.tasks import TASKS
 from mvspec.runtime.tasks.arithmetic import arithmetic_model
 from mvspec.runtime.tasks.examination import UNHELD, mark, means
-from mvspec.runtime.tasks.problem import Problem, ask, problems
+from mvspec.runtime.tasks.problem import TaskProblem, ask, problems
 
 
 def measure(
-    engine: TorchEngine | SGLangEngine, asked: Sequence[Problem]
+    engine: TorchEngine | SGLangEngine, asked: Sequence[TaskProblem]
 ) -> tuple[list[Result], dict[str, float]]:
     """Ask all problems at once; return the answers, and the means that are printed."""
     started = time.perf_counter()

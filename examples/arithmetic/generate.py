@@ -24,7 +24,7 @@ from mvspec.runtime.tasks.problem import (
     PARALLEL,
     SPLITS,
     STEPWISE,
-    Problem,
+    TaskProblem,
     problems,
     question_of,
     solve,
@@ -33,7 +33,7 @@ from mvspec.runtime.tasks.problem import (
 PROMPTS = {"parallel": PARALLEL, "stepwise": STEPWISE}
 
 
-def record(name: str, problem: Problem, prompt: str, *, question: bool) -> str:
+def record(name: str, problem: TaskProblem, prompt: str, *, question: bool) -> str:
     """Return a line: the document and its name, or the question and its answer alone."""
     if question:
         row = {"id": name, "question": question_of(problem, prompt), "answer": problem.answer}

@@ -18,8 +18,8 @@ from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
 from mvspec.runtime import Options, TorchEngine
 from mvspec.runtime.engine.model import load_model
-from mvspec.runtime.tasks.examination import Mark, examine, is_canonical
-from mvspec.runtime.tasks.problem import PARALLEL, STEPWISE, Problem
+from mvspec.runtime.tasks.examination import ExamMark, examine, is_canonical
+from mvspec.runtime.tasks.problem import PARALLEL, STEPWISE, TaskProblem
 
 __all__ = ["ARMS", "Arm", "chosen", "find_arm", "tagged", "worded"]
 
@@ -63,12 +63,12 @@ class Arm:
     def examine(
         self,
         engine: Any,
-        problems: Sequence[Problem],
+        problems: Sequence[TaskProblem],
         *,
         prompt: str | None = None,
         batch: int,
         max_tokens: int,
-    ) -> Iterator[Mark]:
+    ) -> Iterator[ExamMark]:
         """Ask problems and yield how each went."""
         options = self.options(max_tokens)
         asked = prompt or self.prompt

@@ -12,7 +12,7 @@ from typing import Any
 from mvspec.errors import VerifyError
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.runtime.tasks.examination import mark, means, measure_replays
-from mvspec.runtime.tasks.problem import Problem, ask, problems
+from mvspec.runtime.tasks.problem import TaskProblem, ask, problems
 from mvspec.trace import Trace
 
 from arms import Arm, find_arm  # isort: skip
@@ -22,7 +22,7 @@ from settings import Settings  # isort: skip
 __all__ = ["Clock", "held_out", "server_of"]
 
 
-def held_out(settings: Settings, count: int) -> list[Problem]:
+def held_out(settings: Settings, count: int) -> list[TaskProblem]:
     """Return held-out problems, the same ones for every model."""
     return list(islice(problems("test", 0, settings.difficulty), count))
 
@@ -40,7 +40,7 @@ class Side:
     right: int = 0
     traces: list[Trace] = field(default_factory=list)
 
-    def ask(self, problem: Problem, max_tokens: int) -> None:
+    def ask(self, problem: TaskProblem, max_tokens: int) -> None:
         """Ask one problem, and add up what it took."""
         options = self.arm.options(max_tokens)
         started = time.perf_counter()
@@ -142,7 +142,7 @@ class Clock:
             raise VerifyError(f"--url {arm.name}={url}", fault)
         return engine
 
-    def _in_turns(self, sides: Sequence[Side], asked: Sequence[Problem]) -> None:
+    def _in_turns(self, sides: Sequence[Side], asked: Sequence[TaskProblem]) -> None:
         """Ask problem after problem, each side in its turn."""
         most = self.settings.evaluation.max_tokens
         for side in sides:  # warm: kernels, graphs, the server's prefix cache

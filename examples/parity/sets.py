@@ -11,13 +11,20 @@ from typing import Any
 
 from mvspec.compiler import Layout, compile_document, concatenate, pack
 from mvspec.compiler.tokenizer import load_tokenizer
-from mvspec.runtime.tasks.problem import PARALLEL, STEPWISE, Difficulty, Problem, problems, solve
+from mvspec.runtime.tasks.problem import (
+    PARALLEL,
+    STEPWISE,
+    TaskDifficulty,
+    TaskProblem,
+    problems,
+    solve,
+)
 
 from settings import Fit  # isort: skip
 
 __all__ = ["Compiler", "Item", "mixture", "packed"]
 
-Item = tuple[Problem, str]
+Item = tuple[TaskProblem, str]
 """A problem, and the lowering that it is compiled with."""
 
 WINDOW = 512
@@ -45,7 +52,7 @@ class Compiler:
         return layout if len(layout) <= self.length else layout.truncate(self.length)
 
 
-def mixture(fit: Fit, lowering: str, seed: int, difficulty: Difficulty[Any]) -> list[Item]:
+def mixture(fit: Fit, lowering: str, seed: int, difficulty: TaskDifficulty[Any]) -> list[Item]:
     """Return the problems of a run in order, each with its lowering.
 
     As in the paper, a structured arm begins with autoregressive documents, goes over to its own

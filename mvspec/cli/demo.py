@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from mvspec.runtime.engine.torch_engine import TorchEngine
-    from mvspec.runtime.tasks.arithmetic import Problem
+    from mvspec.runtime.tasks.arithmetic import ArithmeticProblem
     from mvspec.runtime.tasks.examination import MeasuredReplays
     from mvspec.trace import Result
     from mvspec.tree.ir import Document
@@ -146,7 +146,9 @@ def show_adaptive_demo(
     return results
 
 
-def _answer(engine: TorchEngine, problem: Problem, console: Console, errors: Console) -> Result:
+def _answer(
+    engine: TorchEngine, problem: ArithmeticProblem, console: Console, errors: Console
+) -> Result:
     """Ask one problem, and show what the model wrote."""
     from mvspec.runtime.tasks.examination import UNHELD
     from mvspec.runtime.tasks.problem import ask

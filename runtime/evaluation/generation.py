@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mvspec.compiler.plan import Extend
 from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
@@ -23,26 +23,23 @@ from mvspec.runtime.evaluation.recorded import graded
 from mvspec.runtime.evaluation.results import EvaluationSample, Key, shape_of
 from mvspec.runtime.evaluation.tasks import EvaluationTask
 from mvspec.runtime.options import Options
+from mvspec.runtime.protocol import Engine
 from mvspec.trace import Trace
 from mvspec.tree.builder import document, user
 from mvspec.tree.ir import Document
-
-if TYPE_CHECKING:
-    from mvspec.runtime.serving.engine import SGLangEngine
 
 __all__ = [
     "PROMPTS",
     "AnswerGenerator",
     "generate",
     "load_engine",
-    "model_name",
     "prompt_of",
     "wanted",
     "written_text",
 ]
 
 
-def load_engine(model: str | None, url: str | None, most: int) -> TorchEngine | SGLangEngine:
+def load_engine(model: str | None, url: str | None, most: int) -> Engine:
     """Return an engine.
 
     Args:
@@ -59,11 +56,6 @@ def load_engine(model: str | None, url: str | None, most: int) -> TorchEngine | 
 
     key = os.environ.get("MVSPEC_API_KEY")
     return SGLangEngine(url, api_key=key, max_requests=max(most, 256))
-
-
-def model_name(engine: TorchEngine | SGLangEngine) -> str:
-    """Return what an engine calls its model."""
-    return engine.capabilities.model
 
 
 PROMPTS = {
@@ -98,7 +90,7 @@ class AnswerGenerator:
         options: how the engine runs them.
     """
 
-    engine: TorchEngine | SGLangEngine
+    engine: Engine
     prompt: str
     options: Options
 
@@ -108,7 +100,7 @@ class AnswerGenerator:
         sampling.pop("logprobs")
         return {
             "engine": type(self.engine).__name__,
-            "model": model_name(self.engine),
+            "model": self.engine.capabilities.model,
             "prompt": self.prompt,
             "sampling": sampling,
             "limits": self.options.limits.model_dump(exclude_unset=True),

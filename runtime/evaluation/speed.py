@@ -22,8 +22,8 @@ import numpy as np
 
 from mvspec.compiler.plan import ExecutionPlan, Extend, Fork, Join, Op
 from mvspec.errors import MvspecError, VerifyError
-from mvspec.runtime.engine.torch_engine import TorchEngine
 from mvspec.runtime.options import Options
+from mvspec.runtime.protocol import Engine
 from mvspec.runtime.serving.engine import SGLangEngine
 
 __all__ = [
@@ -252,7 +252,7 @@ class SpeedCell:
 
 
 def measure_grid(
-    engine: TorchEngine | SGLangEngine,
+    engine: Engine,
     grid: SpeedGrid,
     advance: Callable[[str], object] = lambda text: None,
 ) -> Iterator[SpeedCell]:
@@ -268,7 +268,8 @@ def measure_grid(
         MvspecError: the engine has failed.
     """
     shapes = grid.shapes()
-    ids = token_ids(_vocabulary(engine), grid.seed)
+    # Below that ids are ordinary tokens, or nearly all are.
+    ids = token_ids(min(engine.capabilities.vocabulary, 40_000), grid.seed)
     for batch in grid.batches:
         plain: list[float] = []
         found: dict[float, list[float]] = {degree: [] for degree in shapes}
@@ -292,11 +293,9 @@ def measure_grid(
             )  # fmt: skip
 
 
-def plain_seconds(
-    engine: TorchEngine | SGLangEngine, tokens: int, prompt: int, batch: int, ids: Ids
-) -> float:
+def plain_seconds(engine: Engine, tokens: int, prompt: int, batch: int, ids: Ids) -> float:
     """Return the seconds that plain requests take together."""
-    if isinstance(engine, TorchEngine):
+    if not isinstance(engine, SGLangEngine):
         plans = [replay(ReplayShape(tokens, 1, 0, 0), prompt, ids) for _ in range(batch)]
         start = time.perf_counter()
         engine.run_many(plans, DECODE)
@@ -323,8 +322,3 @@ async def _sent(engine: SGLangEngine, bodies: Sequence[dict[str, Any]]) -> float
         start = time.perf_counter()
         await asyncio.gather(*map(one, bodies))
         return time.perf_counter() - start
-
-
-def _vocabulary(engine: TorchEngine | SGLangEngine) -> int:
-    """Return a bound below which ids are ordinary tokens, or nearly all are."""
-    return min(engine.vocabulary.size, 40_000)

@@ -39,8 +39,8 @@ __all__ = [
     "SPLITS",
     "STEPWISE",
     "TINY",
-    "Difficulty",
-    "Problem",
+    "ArithmeticDifficulty",
+    "ArithmeticProblem",
     "Split",
     "answer_of",
     "arithmetic_model",
@@ -54,7 +54,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class ArithmeticProblem:
     """A sum or a product.
 
     Args:
@@ -62,28 +62,30 @@ class Problem:
         terms: numbers, or problems whose values are added; either all have to be worked out
             first or none.
 
-    >>> part = Problem("+", (47, 85))
-    >>> print(Problem("+", (part, Problem("*", (26, 3)))))
+    >>> part = ArithmeticProblem("+", (47, 85))
+    >>> print(ArithmeticProblem("+", (part, ArithmeticProblem("*", (26, 3)))))
     (47+85)+(26*3)
     """
 
     sign: str
-    terms: tuple[int | Problem, ...]
+    terms: tuple[int | ArithmeticProblem, ...]
 
     def __str__(self) -> str:
         return self.sign.join(
-            f"({term})" if isinstance(term, Problem) else str(term) for term in self.terms
+            f"({term})" if isinstance(term, ArithmeticProblem) else str(term) for term in self.terms
         )
 
     @property
-    def parts(self) -> tuple[Problem, ...]:
+    def parts(self) -> tuple[ArithmeticProblem, ...]:
         """The terms that have to be worked out first."""
-        return tuple(term for term in self.terms if isinstance(term, Problem))
+        return tuple(term for term in self.terms if isinstance(term, ArithmeticProblem))
 
     @property
     def values(self) -> tuple[int, ...]:
         """What the terms come to."""
-        return tuple(term.value if isinstance(term, Problem) else term for term in self.terms)
+        return tuple(
+            term.value if isinstance(term, ArithmeticProblem) else term for term in self.terms
+        )
 
     @property
     def value(self) -> int:
@@ -94,7 +96,7 @@ class Problem:
     @property
     def content(self) -> tuple[Any, ...]:
         """The problem whatever the order of its terms."""
-        contents = [t.content if isinstance(t, Problem) else ("", t) for t in self.terms]
+        contents = [t.content if isinstance(t, ArithmeticProblem) else ("", t) for t in self.terms]
         return (self.sign, *sorted(contents, key=repr))
 
     @property
@@ -111,7 +113,7 @@ class Problem:
     def solution(self) -> tuple[str | Node, ...]:
         """The body of the worked answer.
 
-        >>> print(*Problem("+", (47, 85)).solution, sep="")
+        >>> print(*ArithmeticProblem("+", (47, 85)).solution, sep="")
         47+85: 7+5=12, 1+4=5+8=13; 132
         Answer: 132
         """
@@ -123,7 +125,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class Difficulty:
+class ArithmeticDifficulty:
     """How hard problems are; pairs are the least and the most.
 
     Args:
@@ -158,14 +160,14 @@ class Difficulty:
         if self.depth < 1:
             raise VerifyError("depth", f"{self.depth} levels: blocks have at least one")
 
-    def draw(self, stream: random.Random) -> Problem:
+    def draw(self, stream: random.Random) -> ArithmeticProblem:
         """Return a random problem."""
         if stream.random() < self.plain:
             return _leaf(stream, self)
         return _sum_of_parts(stream, self, 1)
 
 
-TINY = Difficulty(digits=(1, 2), operands=(2, 2), parts=(2, 3))
+TINY = ArithmeticDifficulty(digits=(1, 2), operands=(2, 2), parts=(2, 3))
 """What the small model that comes with the package was trained on."""
 
 
@@ -178,7 +180,9 @@ def arithmetic_model() -> Path:
     return Path(__file__).with_name("arithmetic_model")
 
 
-def _sum_of_parts(stream: random.Random, difficulty: Difficulty, level: int) -> Problem:
+def _sum_of_parts(
+    stream: random.Random, difficulty: ArithmeticDifficulty, level: int
+) -> ArithmeticProblem:
     low, high = difficulty.parts
     # Inner blocks have the fewest paths: a tree that is wide at every level is too long.
     count = stream.randint(low, high if level == 1 else low)
@@ -188,27 +192,31 @@ def _sum_of_parts(stream: random.Random, difficulty: Difficulty, level: int) -> 
         else _leaf(stream, difficulty)
         for _ in range(count)
     )
-    return Problem("+", terms)
+    return ArithmeticProblem("+", terms)
 
 
-def _leaf(stream: random.Random, difficulty: Difficulty) -> Problem:
+def _leaf(stream: random.Random, difficulty: ArithmeticDifficulty) -> ArithmeticProblem:
     def number(digits: int) -> int:
         return stream.randint(10 ** (digits - 1) if digits > 1 else 0, 10**digits - 1)
 
     if stream.random() < difficulty.products:
-        return Problem("*", (number(stream.randint(*difficulty.digits)), stream.randint(2, 9)))
+        return ArithmeticProblem(
+            "*", (number(stream.randint(*difficulty.digits)), stream.randint(2, 9))
+        )
     count = stream.randint(*difficulty.operands)
-    return Problem("+", tuple(number(stream.randint(*difficulty.digits)) for _ in range(count)))
+    return ArithmeticProblem(
+        "+", tuple(number(stream.randint(*difficulty.digits)) for _ in range(count))
+    )
 
 
 def problems(
-    split: Split = "train", seed: int = 0, difficulty: Difficulty | None = None
-) -> Iterator[Problem]:
+    split: Split = "train", seed: int = 0, difficulty: ArithmeticDifficulty | None = None
+) -> Iterator[ArithmeticProblem]:
     """Yield problems of a split without end; a seed yields the same ones always."""
     return problems_of(split, seed, difficulty or TINY)
 
 
-def _worked(problem: Problem, root: bool = False) -> tuple[str | Node, ...]:
+def _worked(problem: ArithmeticProblem, root: bool = False) -> tuple[str | Node, ...]:
     """Return a problem's text, and its block where it has parts."""
     if not problem.parts:
         return (work(problem),)
@@ -218,13 +226,13 @@ def _worked(problem: Problem, root: bool = False) -> tuple[str | Node, ...]:
     )
     # A path's text names its problem first, in the baseline without outlines as well.
     name = () if root else (str(problem),)
-    return (*name, block, work(Problem("+", problem.values)))
+    return (*name, block, work(ArithmeticProblem("+", problem.values)))
 
 
-def work(problem: Problem) -> str:
+def work(problem: ArithmeticProblem) -> str:
     """Return numbers added, or one multiplied by a digit, from the last digits to the first.
 
-    >>> work(Problem("*", (26, 3)))
+    >>> work(ArithmeticProblem("*", (26, 3)))
     '26*3: 6*3=18, 2*3=6+1=7; 78'
     """
     columns = _products(problem.values) if problem.sign == "*" else _sums(problem.values)

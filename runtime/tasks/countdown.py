@@ -8,23 +8,67 @@ are left, and by forking again where more are. The conclusion is what each path 
 
 from __future__ import annotations
 
+import ast
+import operator
 import random
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import combinations
 from typing import ClassVar
 
 from pydantic import ConfigDict
 
 from mvspec.errors import VerifyError
-from mvspec.runtime.tasks.expression import value_of
 from mvspec.runtime.tasks.problem import check_range, check_share, final_answer
 from mvspec.tree.builder import branch, parallel
 from mvspec.tree.node import Node
 
-__all__ = ["TINY", "Difficulty", "Problem", "is_right"]
+__all__ = ["TINY", "CountdownDifficulty", "CountdownProblem", "is_right", "value_of"]
+
+_OPERATORS = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+
+
+def value_of(expression: str) -> tuple[Fraction, list[int]] | None:
+    """Return what an expression comes to and the numbers that it uses; None where it is none.
+
+    >>> value_of("(8*3)*1")
+    (Fraction(24, 1), [8, 3, 1])
+    >>> value_of("8**3"), value_of("8/(3-3)"), value_of("-8")
+    (None, None, None)
+    """
+    if re.fullmatch(r"[0-9+\-*/()]{1,200}", expression) is None:
+        return None
+    try:
+        tree = ast.parse(expression, mode="eval").body
+        return _value(tree), list(_numbers(tree))
+    except (SyntaxError, ValueError, ZeroDivisionError, MemoryError, RecursionError):
+        return None
+
+
+def _value(tree: ast.expr) -> Fraction:
+    if isinstance(tree, ast.Constant) and type(tree.value) is int:
+        return Fraction(tree.value)
+    if isinstance(tree, ast.BinOp) and type(tree.op) in _OPERATORS:
+        found: Fraction = _OPERATORS[type(tree.op)](_value(tree.left), _value(tree.right))
+        return found
+    raise ValueError("neither a number nor an operation")
+
+
+def _numbers(tree: ast.expr) -> Iterator[int]:
+    if isinstance(tree, ast.BinOp):
+        yield from _numbers(tree.left)
+        yield from _numbers(tree.right)
+    elif isinstance(tree, ast.Constant):
+        yield int(tree.value)  # type: ignore[arg-type]
+
 
 SIGNS = "+-*/"
 
@@ -32,7 +76,7 @@ _QUESTION = re.compile(r"([0-9]+) from ([0-9]+(?:, [0-9]+)+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class CountdownProblem:
     """A target and the numbers that reach it.
 
     Args:
@@ -41,7 +85,7 @@ class Problem:
         signs: the operations that the search tries, of "+-*/", in this order.
         limit: results above it are not pursued.
 
-    >>> print(Problem(24, (8, 3, 1)))
+    >>> print(CountdownProblem(24, (8, 3, 1)))
     24 from 8, 3, 1
     """
 
@@ -72,7 +116,7 @@ class Problem:
     def solution(self) -> tuple[str | Node, ...]:
         """The search: its first try, its block unless that reached the target, and the answer.
 
-        >>> print(*Problem(12, (8, 3, 1)).solution, sep="")
+        >>> print(*CountdownProblem(12, (8, 3, 1)).solution, sep="")
         8+3=11, 11+1=12! 8+3+1
         Answer: 8+3+1
         """
@@ -177,7 +221,7 @@ def _apply(sign: str, big: int, small: int) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Difficulty:
+class CountdownDifficulty:
     """How hard problems are; pairs are the least and the most.
 
     Args:
@@ -207,7 +251,7 @@ class Difficulty:
             raise VerifyError("signs", f"{self.signs!r}: use some of {SIGNS}")
         check_share("plain", self.plain)
 
-    def draw(self, stream: random.Random) -> Problem:
+    def draw(self, stream: random.Random) -> CountdownProblem:
         """Return a random problem, which has a solution.
 
         Raises:
@@ -220,7 +264,7 @@ class Difficulty:
             numbers = tuple(stream.randint(*self.values) for _ in range(count))
             target = sum(numbers) if plain else self._reached(stream, numbers)
             if low <= target <= high and plain == (target == sum(numbers)):
-                return Problem(target, numbers, self.signs, high)
+                return CountdownProblem(target, numbers, self.signs, high)
         what = "a sum" if plain else f"other than a sum, by {self.signs}"
         raise VerifyError("targets", f"({low}, {high}) can hardly be reached as {what}: widen it")
 
@@ -237,7 +281,7 @@ class Difficulty:
         return left[0]
 
 
-TINY = Difficulty(numbers=(3, 3))
+TINY = CountdownDifficulty(numbers=(3, 3))
 """What a model of a million weights learns in minutes."""
 
 

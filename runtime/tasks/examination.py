@@ -11,12 +11,12 @@ from mvspec.errors import MvspecError
 from mvspec.forms import parse
 from mvspec.law.limits import Limits
 from mvspec.runtime.options import Options
-from mvspec.runtime.tasks.problem import PARALLEL, Problem, ask
+from mvspec.runtime.tasks.problem import PARALLEL, TaskProblem, ask
 from mvspec.trace import Result, Trace
 
 __all__ = [
     "UNHELD",
-    "Mark",
+    "ExamMark",
     "MeasuredReplays",
     "examine",
     "is_canonical",
@@ -30,7 +30,7 @@ UNHELD = Options(structure=False, limits=Limits(max_tokens=2000))
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class ExamMark:
     """How one problem went.
 
     Args:
@@ -50,10 +50,10 @@ class Mark:
     forwards: int
 
 
-def mark(result: Result, problem: Problem) -> Mark:
+def mark(result: Result, problem: TaskProblem) -> ExamMark:
     """Return how an engine's answer to a problem went."""
     trace = result.trace
-    return Mark(
+    return ExamMark(
         right=problem.is_right(result.text),
         well_formed=trace.finish == "end" and not result.diagnostics,
         forked=len(trace.threads) > 1,
@@ -74,12 +74,12 @@ def is_canonical(text: str) -> bool:
 
 def examine(
     engine: Any,
-    problems: Sequence[Problem],
+    problems: Sequence[TaskProblem],
     prompt: str = PARALLEL,
     options: Options = UNHELD,
     *,
     batch: int = 64,
-) -> Iterator[tuple[Mark, str]]:
+) -> Iterator[tuple[ExamMark, str]]:
     """Ask an engine problems, several at once, and yield how each went, and the turn's text.
 
     Args:
@@ -96,10 +96,10 @@ def examine(
             yield mark(result, problem), result.text
 
 
-def means(marks: Iterable[Mark]) -> dict[str, float]:
+def means(marks: Iterable[ExamMark]) -> dict[str, float]:
     """Return the mean of every field, and of tokens over critical path as `parallelism`.
 
-    >>> means([Mark(True, True, True, 150, 100, 101), Mark(False, True, False, 50, 50, 51)])
+    >>> means([ExamMark(True, True, True, 150, 100, 101), ExamMark(False, True, False, 50, 50, 51)])
     ... # doctest: +NORMALIZE_WHITESPACE
     {'right': 0.5, 'well_formed': 1.0, 'forked': 0.5, 'tokens': 100.0, 'critical_path': 75.0,
      'forwards': 76.0, 'parallelism': 1.25}

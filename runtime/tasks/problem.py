@@ -21,9 +21,9 @@ __all__ = [
     "PARALLEL",
     "SPLITS",
     "STEPWISE",
-    "Difficulty",
-    "Problem",
     "Split",
+    "TaskDifficulty",
+    "TaskProblem",
     "ask",
     "check_range",
     "check_share",
@@ -45,7 +45,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 _ANSWER = re.compile(r"Answer: (\S{1,200}?)\s*(?:<\|\w+\|>)?\s*\Z")
 
 
-class Problem(Protocol):
+class TaskProblem(Protocol):
     """One problem of a task; immutable, and picklable."""
 
     @property
@@ -68,11 +68,11 @@ class Problem(Protocol):
         """Return whether a turn's text ends with a right answer."""
 
 
-P = TypeVar("P", bound=Problem)
-P_co = TypeVar("P_co", bound=Problem, covariant=True)
+P = TypeVar("P", bound=TaskProblem)
+P_co = TypeVar("P_co", bound=TaskProblem, covariant=True)
 
 
-class Difficulty(Protocol[P_co]):
+class TaskDifficulty(Protocol[P_co]):
     """How hard a task's problems are."""
 
     def draw(self, stream: random.Random) -> P_co:
@@ -100,7 +100,7 @@ def check_share(name: str, share: float) -> None:
         raise VerifyError(name, f"{share} is no share, 0 to 1")
 
 
-def split_of(problem: Problem) -> Split:
+def split_of(problem: TaskProblem) -> Split:
     """Return the split that a problem belongs to, by its content: 5 % test, 5 % validation.
 
     The order of parts does not count, so no split holds another's problem turned round.
@@ -109,7 +109,7 @@ def split_of(problem: Problem) -> Split:
     return {0: "test", 1: "validation"}.get(digest[0] % 20, "train")  # type: ignore[return-value]
 
 
-def problems(split: Split, seed: int, difficulty: Difficulty[P]) -> Iterator[P]:
+def problems(split: Split, seed: int, difficulty: TaskDifficulty[P]) -> Iterator[P]:
     """Yield problems of a split without end; a seed yields the same ones always."""
     stream = random.Random(f"{split} {seed}")
     while True:
@@ -118,17 +118,17 @@ def problems(split: Split, seed: int, difficulty: Difficulty[P]) -> Iterator[P]:
             yield problem
 
 
-def question_of(problem: Problem, prompt: str = PARALLEL) -> str:
+def question_of(problem: TaskProblem, prompt: str = PARALLEL) -> str:
     """Return what the user asks."""
     return f"{problem.question} {prompt}"
 
 
-def ask(problem: Problem, prompt: str = PARALLEL) -> Document:
+def ask(problem: TaskProblem, prompt: str = PARALLEL) -> Document:
     """Return the question, which a model is to answer."""
     return document(user(question_of(problem, prompt)))
 
 
-def solve(problem: Problem, prompt: str = PARALLEL) -> Document:
+def solve(problem: TaskProblem, prompt: str = PARALLEL) -> Document:
     """Return the question and its worked answer."""
     return document(*ask(problem, prompt).messages, assistant(*problem.solution))
 

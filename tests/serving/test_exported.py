@@ -26,7 +26,7 @@ from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Result, SGLangEngine, TorchEngine
 from mvspec.runtime.tasks.arithmetic import (
     TINY,
-    Problem,
+    ArithmeticProblem,
     arithmetic_model,
     ask,
     is_right,
@@ -76,7 +76,7 @@ def reference(exported: Path) -> TorchEngine:
     return TorchEngine.load(exported, dtype="float32")
 
 
-def score(results: list[Result], asked: list[Problem]) -> dict[str, float]:
+def score(results: list[Result], asked: list[ArithmeticProblem]) -> dict[str, float]:
     return means(mark(*pair) for pair in zip(results, asked, strict=True))
 
 
@@ -102,7 +102,7 @@ def test_plain_chats_fork_and_are_right(trained: Served, reference: TorchEngine)
     wanted = reference.run_many([ask(problem) for problem in ASKED], held)
     client = openai.OpenAI(base_url=f"{trained.url}/v1", api_key="none", max_retries=0)
 
-    def chat(problem: Problem) -> Any:
+    def chat(problem: ArithmeticProblem) -> Any:
         said: Any = {"role": "user", "content": question_of(problem)}
         return client.chat.completions.create(
             model=str(trained.folder), messages=[said], temperature=0, max_tokens=1500
@@ -123,7 +123,13 @@ def test_plain_chats_fork_and_are_right(trained: Served, reference: TorchEngine)
 
 def test_the_command_asks_the_server(trained: Served, tmp_path: Path) -> None:
     program = tmp_path / "question.json"
-    program.write_text(ask(Problem("+", (Problem("+", (47, 85)), Problem("+", (23, 9))))).to_json())
+    program.write_text(
+        ask(
+            ArithmeticProblem(
+                "+", (ArithmeticProblem("+", (47, 85)), ArithmeticProblem("+", (23, 9)))
+            )
+        ).to_json()
+    )
     found = CliRunner().invoke(
         app, ["run", str(program), "--engine", trained.url, "--max-tokens", "400"]
     )
