@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from mvspec.errors import Diagnostic, Source
-from mvspec.forms.recovery.edits import LABEL, LEAD, Code, Edit, left_over_tags
+from mvspec.forms.recovery.edits import LABEL, LEAD, Code, TextEdit, left_over_tags
 from mvspec.forms.recovery.labels import pair_labels
 from mvspec.forms.recovery.structure import RecoveringParser, TagToken, read_structure
 from mvspec.forms.syntax import Syntax
@@ -47,7 +47,7 @@ def canonical_repairs(source: Source, syntax: Syntax) -> Iterator[Diagnostic]:
     yield from merged(source, edits)
 
 
-def surrogates(text: str, edits: list[Edit]) -> Iterator[Edit]:
+def surrogates(text: str, edits: list[TextEdit]) -> Iterator[TextEdit]:
     """Yield the replacement of lone surrogates that no other edit drops."""
     spans = iter(sorted((edit.start, edit.end) for edit in edits if edit.end > edit.start))
     span = next(spans, None)
@@ -57,10 +57,10 @@ def surrogates(text: str, edits: list[Edit]) -> Iterator[Edit]:
         if span is None or span[0] > match.start():
             start, end = match.span()
             message = "a lone surrogate is no character: U+FFFD stands for it"
-            yield Edit(start, end, "\ufffd" * (end - start), "surrogate", message)
+            yield TextEdit(start, end, "\ufffd" * (end - start), "surrogate", message)
 
 
-def cut_message(parser: RecoveringParser, first: Edit, missing: str) -> str:
+def cut_message(parser: RecoveringParser, first: TextEdit, missing: str) -> str:
     """Say where a text was cut, and what was to come next."""
     if first.message.startswith("the text ends"):
         return f"{first.message}: expected {first.insert}"
@@ -69,7 +69,7 @@ def cut_message(parser: RecoveringParser, first: Edit, missing: str) -> str:
     return f"the text ends{inside}: expected {line}"
 
 
-def merged(source: Source, edits: list[Edit]) -> Iterator[Diagnostic]:
+def merged(source: Source, edits: list[TextEdit]) -> Iterator[Diagnostic]:
     """Yield one diagnostic for each place: its first edit but white space names it."""
     for (start, end), group in groupby(edits, key=lambda edit: (edit.start, edit.end)):
         parts = list(group)
@@ -81,28 +81,21 @@ def merged(source: Source, edits: list[Edit]) -> Iterator[Diagnostic]:
 class TextRun:
     """The text between two tags of the repaired text, without the tags dropped from it."""
 
-    def __init__(self, text: str, start: int, end: int, dropped: list[Edit]) -> None:
+    def __init__(self, text: str, start: int, end: int, dropped: list[TextEdit]) -> None:
         self.end = end
-        self.edits: list[Edit] = []
-        self.text = text[start:end]
-        self.places = [0]  # where each part starts in `self.text`, and in the source
-        self.starts = [start]
-        if dropped:
-            self.leave_out(text, start, end, dropped)
-
-    def leave_out(self, text: str, start: int, end: int, dropped: list[Edit]) -> None:
-        """Take the parts between what is dropped."""
-        self.places, self.starts = [], []
-        kept: list[str] = []
+        self.edits: list[TextEdit] = []
+        self.places: list[int] = []  # where each part starts in `self.text`, and in the source
+        self.starts: list[int] = []
+        parts: list[str] = []
         at, place = start, 0
         for stop, after in (*((edit.start, edit.end) for edit in dropped), (end, end)):
-            if stop > at or not kept:
-                kept.append(text[at:stop])
+            if stop > at or not parts:
+                parts.append(text[at:stop])
                 self.places.append(place)
                 self.starts.append(at)
                 place += stop - at
             at = after
-        self.text = "".join(kept)
+        self.text = "".join(parts)
 
     def replace(self, start: int, end: int, insert: str, code: Code, message: str) -> None:
         """Replace `self.text[start:end]`, a span that may hold dropped tags."""
@@ -110,12 +103,12 @@ class TextRun:
         if start == end:
             at = self.starts[part] + start - self.places[part]
             at = self.end if start == len(self.text) else at
-            self.edits.append(Edit(at, at, insert, code, message))
+            self.edits.append(TextEdit(at, at, insert, code, message))
         while start < end:
             last = part + 1 == len(self.places)
             stop = end if last else min(end, self.places[part + 1])
             shift = self.starts[part] - self.places[part]
-            self.edits.append(Edit(start + shift, stop + shift, insert, code, message))
+            self.edits.append(TextEdit(start + shift, stop + shift, insert, code, message))
             start, part, insert = stop, part + 1, ""
 
 
@@ -123,14 +116,14 @@ class CanonicalWriter:
     """Makes every run between two tags canonical, and writes the tags that are missing."""
 
     def __init__(
-        self, text: str, syntax: Syntax, tokens: list[TagToken], dropped: list[Edit]
+        self, text: str, syntax: Syntax, tokens: list[TagToken], dropped: list[TextEdit]
     ) -> None:
         self.text = text
         self.syntax = syntax
         self.tokens = tokens
         self.dropped = sorted(dropped)
 
-    def edits(self) -> Iterator[Edit]:
+    def edits(self) -> Iterator[TextEdit]:
         """Yield every edit; those of one place in the order in which they are to be made."""
         yield from self.dropped
         before: TagToken | None = None
@@ -148,7 +141,7 @@ class CanonicalWriter:
                 return
             if token.missing:
                 message = token.message or f"the text ends inside the tag {token.tag}"
-                yield Edit(token.end, token.end, token.missing, token.code, message)
+                yield TextEdit(token.end, token.end, token.missing, token.code, message)
             at, before, low = token.end, token, high
             if token.tag.closes:
                 stack.pop()
@@ -158,7 +151,7 @@ class CanonicalWriter:
     def canonical(
         self, run: TextRun, before: TagToken | None, after: TagToken | None, inside: Tag | None
     ) -> None:
-        """Edit the run between two tags into what the syntax has there."""
+        """TextEdit the run between two tags into what the syntax has there."""
         cut = run.end == len(self.text)
         if inside in (Tag.PARALLEL, Tag.GOAL):
             self.structural(run, cut)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 from mvspec.errors import Diagnostic
 
-__all__ = ["LABEL", "LEAD", "NUMBER", "Code", "Edit", "apply", "left_over_tags", "without_tags"]
+__all__ = ["LABEL", "LEAD", "NUMBER", "Code", "TextEdit", "apply", "left_over_tags", "without_tags"]
 
 Code = Literal[
     "cut",
@@ -41,7 +41,7 @@ _LONGEST_TAG = 80
 """Characters in which a tag ends; labels of more digits than this are no tags of a model."""
 
 
-class Edit(NamedTuple):
+class TextEdit(NamedTuple):
     """Replacement of `text[start:end]` by `insert`."""
 
     start: int
@@ -61,12 +61,12 @@ def apply(text: str, diagnostics: tuple[Diagnostic, ...]) -> str:
     return "".join((*out, text[at:]))
 
 
-def left_over_tags(text: str, drops: Iterable[Edit], tag: re.Pattern[str]) -> list[Edit]:
+def left_over_tags(text: str, drops: Iterable[TextEdit], tag: re.Pattern[str]) -> list[TextEdit]:
     """Return the drops of tags that come about where others are left out of their middle.
 
     Takes time linear in the text.
 
-    >>> first = Edit(3, 9, "", "tag-as-word", "")
+    >>> first = TextEdit(3, 9, "", "tag-as-word", "")
     >>> [text[e.start : e.end] for text in ["<Pa<Goal>th>"]
     ...  for e in left_over_tags(text, [first], re.compile("<Path>|<Goal>"))]
     ['<Pa', 'th>']
@@ -98,12 +98,12 @@ def left_over_tags(text: str, drops: Iterable[Edit], tag: re.Pattern[str]) -> li
                 gone += kept[-size:]
                 del kept[-size:]
     message = "what is left around a tag reads as another one: left out"
-    out: list[Edit] = []
+    out: list[TextEdit] = []
     for place in sorted(gone):
         if out and out[-1].end == place:
             out[-1] = out[-1]._replace(end=place + 1)
         else:
-            out.append(Edit(place, place + 1, "", "tag-as-word", message))
+            out.append(TextEdit(place, place + 1, "", "tag-as-word", message))
     return out
 
 
@@ -115,7 +115,7 @@ def without_tags(text: str, tag: re.Pattern[str]) -> str:
     """
     if "<" not in text:
         return text
-    drops = [Edit(*found.span(), "", "tag-as-word", "") for found in tag.finditer(text)]
+    drops = [TextEdit(*found.span(), "", "tag-as-word", "") for found in tag.finditer(text)]
     kept: list[str] = []
     at = 0
     for drop in sorted((*drops, *left_over_tags(text, drops, tag))):

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mvspec.forms.recovery.edits import LABEL, LEAD, NUMBER, Code, Edit
+from mvspec.forms.recovery.edits import LABEL, LEAD, NUMBER, Code, TextEdit
 from mvspec.law.automaton import MOVES, Place, may_follow
 from mvspec.law.limits import MAX_DEPTH
 from mvspec.law.tags import TAG, Tag
@@ -86,7 +86,7 @@ class RecoveringParser:
         self.text = text
         self.max_depth = max_depth
         self.tokens: list[TagToken] = []
-        self.dropped: list[Edit] = []
+        self.dropped: list[TextEdit] = []
         self.stack: list[OpenConstruct] = [OpenConstruct(None, Place.TURN)]
         self.had_think = False
         self.too_deep = 0
@@ -238,7 +238,7 @@ class RecoveringParser:
         """Drop a tag, and with a tag that has a line to itself the line."""
         if self.text.startswith("\n", end) and (not start or self.text[start - 1] == "\n"):
             end += 1
-        self.dropped.append(Edit(start, end, "", code, message))
+        self.dropped.append(TextEdit(start, end, "", code, message))
         self.run_start = max(self.run_start, end)
 
     def stray(self) -> None:

@@ -17,7 +17,7 @@ from typing import NamedTuple, cast
 
 from mvspec.errors import Diagnostic, Source
 from mvspec.forms.recovery.canonical import canonical_repairs
-from mvspec.forms.recovery.edits import Code, Edit, apply, left_over_tags
+from mvspec.forms.recovery.edits import Code, TextEdit, apply, left_over_tags
 from mvspec.forms.syntax import Piece, Syntax
 from mvspec.law.tags import TAG, Tag
 from mvspec.tree.builder import number
@@ -98,7 +98,7 @@ class Transcript:
         self.syntax = syntax
         self.canonical = canonical
         self.runs: list[SharedRun] = []
-        self.drops: list[Edit] = []
+        self.drops: list[TextEdit] = []
         self.tags: list[tuple[int, int, bool]] = []
         self._parts: list[str] = []
         self._size = self._at = self._dropped = 0
@@ -143,7 +143,7 @@ class Transcript:
         own = {syntax.written(tag, "{}"): tag for tag in Tag if syntax.written(tag)}
         digits = ""
         out: list[_TagMark] = []
-        drops: list[Edit] = []
+        drops: list[TextEdit] = []
         for index, match in enumerate(syntax.marker.finditer(source, self._at, stop)):
             start, end = match.span()
             name = match.group()
@@ -157,7 +157,7 @@ class Transcript:
                 continue
             message = f"{match.group()} stands in the text like a word: left out"
             alone = source.startswith("\n", end) and source[start - 1 : start] in ("", "\n")
-            drops.append(Edit(start, end + alone, "", "tag-as-word", message))
+            drops.append(TextEdit(start, end + alone, "", "tag-as-word", message))
         self.drops = sorted([*drops, *left_over_tags(source, drops, syntax.marker)])
         return out
 
@@ -277,7 +277,7 @@ class AlignedRepair:
         said = f"the text ends where a conclusion begins: expected {Tag.END_PARALLEL} or its text"
         return (source.diagnostic(start, "cut", said, end=end, inserted=missing),), message
 
-    def _edits(self, text: str) -> tuple[list[Edit], Message]:
+    def _edits(self, text: str) -> tuple[list[TextEdit], Message]:
         """Return the edits that make a text canonical in its form, and the turn that it then is."""
         edits, _, message = self._attempt(text, None)
         end = len(text)
@@ -286,7 +286,7 @@ class AlignedRepair:
         for partial in self._partial_tags(text):
             _, rendered, completed = self._attempt(text, partial)
             if rendered.startswith(text):
-                cut = Edit(end, end, rendered[end:], "cut", "the text ends inside a tag")
+                cut = TextEdit(end, end, rendered[end:], "cut", "the text ends inside a tag")
                 return [cut], completed
         return edits, message
 
@@ -305,7 +305,9 @@ class AlignedRepair:
                 ):
                     yield len(text) - size, tag
 
-    def _attempt(self, text: str, partial: _PartialTag | None) -> tuple[list[Edit], str, Message]:
+    def _attempt(
+        self, text: str, partial: _PartialTag | None
+    ) -> tuple[list[TextEdit], str, Message]:
         """Return the edits of a text, the rendering that they make of it, and the turn.
 
         Args:
@@ -368,7 +370,7 @@ class AlignedRepair:
         return sorted(reasons, key=lambda reason: reason[0])
 
 
-def located(source: Source, edits: Iterable[Edit]) -> tuple[Diagnostic, ...]:
+def located(source: Source, edits: Iterable[TextEdit]) -> tuple[Diagnostic, ...]:
     """Return edits in order as diagnostics; those that all stand at the end are one: it was cut."""
     out = [
         source.diagnostic(edit.start, edit.code, edit.message, end=edit.end, inserted=edit.insert)
@@ -452,7 +454,7 @@ def _gaps(
     runs: list[SharedRun],
     reasons: list[tuple[int, Code, str]],
     syntax: Syntax,
-) -> Iterator[Edit]:
+) -> Iterator[TextEdit]:
     """Yield the smallest edit for each place between two runs where text and rendering differ."""
     low = at = start = 0
     for run in (*runs, SharedRun(len(rendered), len(text), 0)):
@@ -472,7 +474,7 @@ def _gaps(
             have, want = have[same:], want[same:]
             after = _same_start(have[::-1], want[::-1])
             stop = run.source - after
-            yield Edit(start + same, stop, want[: len(want) - after], code, message)
+            yield TextEdit(start + same, stop, want[: len(want) - after], code, message)
         at, start = run.at + run.size, run.source + run.size
 
 
