@@ -15,7 +15,13 @@ from typing import Any
 from mvspec.compiler.arrow import shard_contents
 from mvspec.compiler.dataset import FORMAT, MANIFEST, read_manifest, write_json, write_state
 from mvspec.compiler.lowerings import find_lowering
-from mvspec.compiler.shard import Counts, Options, Shard, ShardWriter, shard_name
+from mvspec.compiler.shard import (
+    CompilationCounts,
+    CompilationOptions,
+    Shard,
+    ShardWriter,
+    shard_name,
+)
 from mvspec.compiler.tokenizer import fingerprint, load_vocabulary, save_tokenizer
 from mvspec.data.parallel_map import ordered_map
 from mvspec.data.records import InputError
@@ -40,7 +46,7 @@ class Compilation:
         resumed: shards that were there before.
     """
 
-    counts: Counts
+    counts: CompilationCounts
     tokens: int
     seconds: float
     resumed: int
@@ -50,7 +56,7 @@ def compile_records(
     records: Records,
     tokenizer: str,
     folder: Path,
-    options: Options,
+    options: CompilationOptions,
     *,
     workers: int = 1,
     overwrite: bool = False,
@@ -95,7 +101,7 @@ def compile_records(
     return Compilation(counts, tokens, perf_counter() - started, len(before))
 
 
-def check(records: Records, tokenizer: Any, options: Options) -> None:
+def check(records: Records, tokenizer: Any, options: CompilationOptions) -> None:
     """Refuse what would put every record into quarantine."""
     try:
         find_lowering(options.lowering)
@@ -114,7 +120,7 @@ def check(records: Records, tokenizer: Any, options: Options) -> None:
         raise InputError("the input has no record")
 
 
-def configuration(records: Records, tokenizer: Any, options: Options) -> dict[str, Any]:
+def configuration(records: Records, tokenizer: Any, options: CompilationOptions) -> dict[str, Any]:
     """Return the manifest of a data set that is not complete."""
     chosen = asdict(options) | {"fields": asdict(records.fields)}
     source = json.dumps(records.key, default=str).encode()
@@ -171,14 +177,14 @@ def _missing(
         number += 1
 
 
-def _finish(folder: Path) -> Counts:
+def _finish(folder: Path) -> CompilationCounts:
     paths = sorted(folder.glob("shard-*.arrow"), key=lambda path: int(path.stem[6:]))
-    total = Counts()
+    total = CompilationCounts()
     shards: list[dict[str, Any]] = []
     bad: list[dict[str, Any]] = []
     for path in paths:
         contents = shard_contents(path)
-        counts = Counts(**contents["counts"])
+        counts = CompilationCounts(**contents["counts"])
         total += counts
         bad += contents["quarantine"]
         shards.append({"file": path.name, "rows": counts.rows})
@@ -189,6 +195,6 @@ def _finish(folder: Path) -> Counts:
     key = json.dumps([manifest["input"], manifest["tokenizer"], manifest["options"]])
     names = [shard_name(number) for number in range(len(shards))]
     write_state(folder, names, hashlib.sha256(key.encode()).hexdigest()[:16])
-    manifest |= {"complete": True, "counts": total.record(), "shards": shards}
+    manifest |= {"complete": True, "counts": total.to_dict(), "shards": shards}
     write_json(folder / MANIFEST, manifest)
     return total

@@ -19,11 +19,11 @@ from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.data.records import BadRecord, Record, encodable
 from mvspec.errors import LimitExceeded, MvspecError, VerifyError
 
-__all__ = ["Counts", "Options", "Shard", "ShardWriter", "shard_name"]
+__all__ = ["CompilationCounts", "CompilationOptions", "Shard", "ShardWriter", "shard_name"]
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class CompilationOptions:
     """What decides the contents of the shards.
 
     Args:
@@ -46,7 +46,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Counts:
+class CompilationCounts:
     """The totals of records and tokens; add them up.
 
     Args:
@@ -69,10 +69,12 @@ class Counts:
     padding: int = 0
     parallelism: float = 0.0
 
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+    def __add__(self, other: CompilationCounts) -> CompilationCounts:
+        return CompilationCounts(
+            *(getattr(self, name) + getattr(other, name) for name in self.__slots__)
+        )
 
-    def record(self) -> dict[str, int | float | None]:
+    def to_dict(self) -> dict[str, int | float | None]:
         """Return the counts and the means that the manifest holds."""
         total = self.tokens + self.padding
         counts: dict[str, int | float | None] = asdict(self)
@@ -115,9 +117,9 @@ class ShardWriter:
 
     folder: Path
     tokenizer: str
-    options: Options
+    options: CompilationOptions
 
-    def __call__(self, shard: Shard) -> tuple[float, Counts]:
+    def __call__(self, shard: Shard) -> tuple[float, CompilationCounts]:
         """Write a shard; return its share of the input and its counts.
 
         Raises:
@@ -127,7 +129,7 @@ class ShardWriter:
         vocabulary = Vocabulary.of(tokenizer)
         entries: list[Entry] = []
         bad: list[dict[str, Any]] = []
-        counts = Counts()
+        counts = CompilationCounts()
         for record in shard.records:
             try:
                 stages = self._compile(record, vocabulary)
@@ -137,14 +139,18 @@ class ShardWriter:
                 continue
             entries.append(([encodable(record.name)], layout))
             cut = len(layout) < len(stages.layout)
-            counts += Counts(records=1, truncated=int(cut), parallelism=stages.metrics.parallelism)
+            counts += CompilationCounts(
+                records=1, truncated=int(cut), parallelism=stages.metrics.parallelism
+            )
         if self.options.pack:
             entries = self._pack(entries, pad_id(tokenizer))
         for _, layout in entries:
             tokens = int((layout.document_ids >= 0).sum())
             loss = int(layout.loss_mask.sum())
-            counts += Counts(rows=1, tokens=tokens, loss_tokens=loss, padding=len(layout) - tokens)
-        counts += Counts(quarantined=len(bad))
+            counts += CompilationCounts(
+                rows=1, tokens=tokens, loss_tokens=loss, padding=len(layout) - tokens
+            )
+        counts += CompilationCounts(quarantined=len(bad))
         contents = {"counts": asdict(counts), "quarantine": bad}
         write_shard(self.folder / shard_name(shard.number), entries, contents)
         return shard.cost, counts

@@ -72,7 +72,7 @@ class Diagnostic:
     severity: str = "error"
     address: str = ""
 
-    def record(self) -> dict[str, object]:
+    def to_dict(self) -> dict[str, object]:
         """Return the object that `mvspec check --json` prints for this diagnostic."""
         out: dict[str, object] = {
             "offset": self.offset,

@@ -81,7 +81,7 @@ def test_check_recover_lists_every_repair() -> None:
     _, repairs = mvspec.parse(text, recover=True)
     assert len(repairs) > 2
     (found,) = objects(run("check", "-", "--recover", "--json", stdin=text))
-    assert found["diagnostics"] == [repair.record() for repair in repairs]
+    assert found["diagnostics"] == [repair.to_dict() for repair in repairs]
     printed = run("check", "-", "--recover", stdin=text).stdout
     assert printed.count("written:  ") == sum(bool(repair.inserted) for repair in repairs)
     assert printed.count("left out: ") == sum(bool(repair.dropped) for repair in repairs)

@@ -26,7 +26,7 @@ from gemini_server import Act, Body, GeminiServer, failure, generated, scripted
 
 from mvspec.cli.curate import progress_line
 from mvspec.compiler.compilation import compile_records
-from mvspec.compiler.shard import Options
+from mvspec.compiler.shard import CompilationOptions
 from mvspec.curation import (
     ChainFields,
     CurationOptions,
@@ -241,10 +241,12 @@ def test_documents_and_their_twins_compile(tmp_path: Path) -> None:
             fields = Fields(form, field)
             records = open_records([str(tmp_path / "out" / name)], fields, short=True)
             folder = tmp_path / f"{field}-{name}"
-            made = compile_records(records, str(tmp_path / "tokenizer"), folder, Options())
-            assert made.counts.record()["quarantined"] == 0
+            made = compile_records(
+                records, str(tmp_path / "tokenizer"), folder, CompilationOptions()
+            )
+            assert made.counts.to_dict()["quarantined"] == 0
             assert made.counts.records == 4
-            mean = made.counts.record()["mean_parallelism"]
+            mean = made.counts.to_dict()["mean_parallelism"]
             assert isinstance(mean, float)
             assert (mean > 1) is parallel
 

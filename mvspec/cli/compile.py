@@ -95,8 +95,8 @@ def compile(
         raise typer.Exit(1 if bad else 0)
     with needs("compile", "compile -o"):
         from mvspec.compiler.compilation import compile_records
-        from mvspec.compiler.shard import Options
-    options = Options(lowering, max_length, too_long, pack, forced_loss, shard, add_tags)
+        from mvspec.compiler.shard import CompilationOptions
+    options = CompilationOptions(lowering, max_length, too_long, pack, forced_loss, shard, add_tags)
     with compiling_bar(records.size) as advance:
         result = compile_records(
             records, tokenizer, output, options,
@@ -111,7 +111,7 @@ def compilation_table(result: Compilation, folder: Path, *, packed: bool) -> Tab
     from mvspec.compiler.compilation import QUARANTINE
 
     counts = result.counts
-    record = counts.record()
+    record = counts.to_dict()
     table = plain_table("", str(folder))
     table.add_row("records", f"{counts.records:,}")
     if counts.truncated:

@@ -42,7 +42,7 @@ class RecordVerdict:
             "record": self.record,
             "ok": self.ok,
             "cut": self.cut,
-            "diagnostics": [diagnostic.record() for diagnostic in self.diagnostics],
+            "diagnostics": [diagnostic.to_dict() for diagnostic in self.diagnostics],
         }
 
 

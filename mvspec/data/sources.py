@@ -106,7 +106,7 @@ def open_records(
         InputError: one of them does not exist or cannot be opened.
     """
     rows = rows or any((fields.field, fields.prompt_field))
-    parts: list[Part] = []
+    parts: list[InputPart] = []
     for name in inputs:
         path = Path(name)
         if name == "-":
@@ -135,7 +135,7 @@ def open_records(
 
 
 @dataclass(frozen=True)
-class Part:
+class InputPart:
     """One file or data set.
 
     Args:
@@ -155,7 +155,7 @@ class Part:
 class Records:
     """The records of all parts, in order."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[InputPart, ...]
     fields: Fields
 
     @property
@@ -205,7 +205,7 @@ class Records:
             else:
                 yield from self._rows(part, 0)
 
-    def _rows(self, part: Part, start: int, *, heads: bool = False) -> Iterator[Record]:
+    def _rows(self, part: InputPart, start: int, *, heads: bool = False) -> Iterator[Record]:
         for number, record in enumerate(part.read(start)):
             record = replace(record, fields=self.fields)
             if number or heads or record.encoding != "json" or record.kind != "settings":
@@ -271,7 +271,7 @@ def _readable(folder: Path) -> Iterator[Path]:
                 yield Path(root, file)
 
 
-def _file(path: Path, place: str, layout: str, *, inside: bool) -> Part:
+def _file(path: Path, place: str, layout: str, *, inside: bool) -> InputPart:
     try:
         with path.open("rb"):
             size = path.stat().st_size
@@ -279,7 +279,7 @@ def _file(path: Path, place: str, layout: str, *, inside: bool) -> Part:
         reason = f"{path}: {error.strerror or error}"
         if not inside:
             raise InputError(reason) from None
-        return Part(lambda start: iter((_unreadable(place, reason),)), lambda: [place])
+        return InputPart(lambda start: iter((_unreadable(place, reason),)), lambda: [place])
     if layout == TABLE:
         return _table(path, place, size)
 
@@ -288,10 +288,10 @@ def _file(path: Path, place: str, layout: str, *, inside: bool) -> Part:
             yield from _records(stream, place, layout, size)
 
     packed = path.suffix.lower() in PACKED
-    return Part(records, lambda: [place, size, _digest(path)], None if packed else size)
+    return InputPart(records, lambda: [place, size, _digest(path)], None if packed else size)
 
 
-def _stdin(layout: str, *, keep: bool) -> Part:
+def _stdin(layout: str, *, keep: bool) -> InputPart:
     if sys.stdin is None:
         raise InputError("-: standard input is closed")
     kept = sys.stdin.buffer.read() if keep else b""
@@ -300,7 +300,7 @@ def _stdin(layout: str, *, keep: bool) -> Part:
         stream = io.BytesIO(kept) if keep else sys.stdin.buffer
         yield from _records(stream, "<stdin>", layout, len(kept))
 
-    return Part(records, lambda: ["<stdin>", hashlib.sha256(kept).hexdigest()])
+    return InputPart(records, lambda: ["<stdin>", hashlib.sha256(kept).hexdigest()])
 
 
 def _digest(path: Path) -> str:
@@ -380,7 +380,7 @@ def _unreadable(place: str, reason: str) -> Record:
     return Record(place, "", error=Diagnostic(0, 0, 1, 1, "unreadable", reason))
 
 
-def _table(path: Path, place: str, size: int) -> Part:
+def _table(path: Path, place: str, size: int) -> InputPart:
     pa = _pyarrow(path)
     pq = pa.parquet
     try:
@@ -397,13 +397,13 @@ def _table(path: Path, place: str, size: int) -> Part:
                     yield Record(f"{place}[{at + index}]", row, "value", size=size / count)
                 at += batch.num_rows
 
-    return Part(records, lambda: [place, size, _digest(path)], size, count)
+    return InputPart(records, lambda: [place, size, _digest(path)], size, count)
 
 
 # Data sets
 
 
-def _saved(name: str, split: str | None, short: bool) -> Part:
+def _saved(name: str, split: str | None, short: bool) -> InputPart:
     """Return the part of a data set that `save_to_disk` wrote."""
     with _needed(name):
         from datasets import Dataset, load_from_disk
@@ -422,10 +422,10 @@ def _saved(name: str, split: str | None, short: bool) -> Part:
         for index in range(start, count):
             yield Record(f"{place}[{index}]", data[index], "value", size=size / count)
 
-    return Part(records, lambda: [place, count, data._fingerprint], size, count)
+    return InputPart(records, lambda: [place, count, data._fingerprint], size, count)
 
 
-def _named(name: str, split: str | None) -> Part:
+def _named(name: str, split: str | None) -> InputPart:
     path, _, part = name.removeprefix(HUB).partition(":")
     owner, _, rest = path.partition("/")
     data, _, configuration = rest.partition("/")
@@ -434,7 +434,7 @@ def _named(name: str, split: str | None) -> Part:
     return _hub(f"{owner}/{data}", part or split or "train", configuration or None)
 
 
-def _hub(name: str, split: str, configuration: str | None = None) -> Part:
+def _hub(name: str, split: str, configuration: str | None = None) -> InputPart:
     """Return the part of a data set on the Hugging Face hub, read as it arrives."""
 
     def records(start: int) -> Iterator[Record]:
@@ -450,7 +450,7 @@ def _hub(name: str, split: str, configuration: str | None = None) -> Part:
         for index, row in enumerate(data):
             yield Record(f"{name}/{split}[{index}]", row, "value", size=_UNKNOWN)
 
-    return Part(records, lambda: [name, split, *([configuration] if configuration else [])])
+    return InputPart(records, lambda: [name, split, *([configuration] if configuration else [])])
 
 
 @contextmanager

@@ -201,7 +201,7 @@ class RecordView:
 
 
 def _diagnostic(each: Diagnostic) -> dict[str, object]:
-    return {**each.record(), "end": each.end}
+    return {**each.to_dict(), "end": each.end}
 
 
 def ramps(values: Sequence[int]) -> list[int]:
