@@ -23,7 +23,13 @@ Counter = Callable[[str], int]
 """Counts a run of text. A tag comes alone, as it is one token where a tokenizer knows it."""
 
 
-def measure(document: Document, count: Counter = len, syntax: Syntax = MULTIVERSE) -> Metrics:
+def measure(
+    document: Document,
+    count: Counter = len,
+    syntax: Syntax = MULTIVERSE,
+    *,
+    answers: bool | None = None,
+) -> Metrics:
     """Return the metrics of a document's assistant turns.
 
     Text is counted run by run: a run ends at a tag and where a runtime takes over from the
@@ -33,6 +39,7 @@ def measure(document: Document, count: Counter = len, syntax: Syntax = MULTIVERS
     Args:
         count: the counter; `len` for characters, `count_words`, or `token_counter(tokenizer)`.
         syntax: the surface form that is counted.
+        answers: whether its turns answer somebody; by default where it says whom.
 
     Raises:
         Unsupported: the document has a hole, whose length is not known.
@@ -47,7 +54,7 @@ def measure(document: Document, count: Counter = len, syntax: Syntax = MULTIVERS
         raise Unsupported(f"the hole {hole.name!r} has no length yet: fill it first")
     reader = TagReader()
     law = reader.law
-    answers = has_prompt(document)
+    answers = has_prompt(document) if answers is None else answers
     for message in document.messages:
         if message.role != "assistant":
             continue

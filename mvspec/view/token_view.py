@@ -17,7 +17,7 @@ from mvspec.view.terminal import entry
 
 __all__ = ["TokenView", "lay_words", "trees", "words"]
 
-_WORD = re.compile(r"[^ \t\r\n]+[ \t\r\n]*|[ \t\r\n]+")
+_WORD = re.compile(r"\S+\s*")
 _OPENS = {
     Tag.THINK: "think",
     Tag.PARALLEL: "parallel",
@@ -26,13 +26,16 @@ _OPENS = {
 }
 
 
-def words(text: str) -> list[str]:
-    """Cut a text into words, each with the white space behind it; end to end they are the text.
+def words(text: str) -> tuple[str, list[str]]:
+    """Cut a text into the words that `mvspec stats` counts, each with the white space behind it.
+
+    Returns:
+        The white space before the first word, and the words.
 
     >>> words("two  words\\n")
-    ['two  ', 'words\\n']
+    ('', ['two  ', 'words\\n'])
     """
-    return _WORD.findall(text)
+    return text[: len(text) - len(text.lstrip())], _WORD.findall(text)
 
 
 @dataclass(slots=True)
@@ -115,7 +118,7 @@ def lay_words(document: Document, syntax: Syntax = MULTIVERSE) -> TokenView:
     >>> block = mvspec.parallel(mvspec.branch("A", "x y"), mvspec.branch("B", "z"))
     >>> view = lay_words(mvspec.document(mvspec.assistant(block)))
     >>> [thread.label for thread in view.threads], sum(run.size for run in view.runs)
-    (['', '1', '2'], 40)
+    (['', '1', '2'], 23)
     """
     laid = _Laid(TokenView())
     for message in document.messages:
@@ -124,9 +127,7 @@ def lay_words(document: Document, syntax: Syntax = MULTIVERSE) -> TokenView:
             inside = trees(message, syntax, start)
             laid.turn(message, syntax)
             if has_prompt(document):  # its end is a token that has no text
-                laid.view.widths.append(0)
-                add_run(laid.view.runs, TokenRun(0, AUTHORS.index("model"), 1, laid.position))
-                laid.position += 1
+                laid.token("", AUTHORS.index("model"))
         else:
             for part in message.body:
                 if isinstance(part, Text):
@@ -134,31 +135,50 @@ def lay_words(document: Document, syntax: Syntax = MULTIVERSE) -> TokenView:
             inside = (TreeLeaf(start, laid.chars),) if laid.chars > start else ()
         branch = TreeBranch("message", message.role, "", start, laid.chars, inside)
         laid.view.tree += (branch,)
+    if laid.before:  # a text of white space alone
+        laid.token("", AUTHORS.index("prompt"))
     laid.view.text = "".join(laid.parts)
     return laid.view
 
 
 @dataclass(slots=True)
 class _Laid:
-    """Words, placed one after the other."""
+    """Words, placed one after the other.
+
+    White space belongs to the word before it, whichever thread that is of; `before` is what
+    stands before the first.
+    """
 
     view: TokenView
     parts: list[str] = field(default_factory=list)
     chars: int = 0
+    before: int = 0
     position: int = 0
     blocks: int = 0
 
     def words(self, text: str, thread: int, author: int, position: int) -> int:
         """Place the words of a text, and return how many they are."""
-        found = words(text)
+        space, found = words(text)
         self.parts.append(text)
-        widths = [units(word) for word in found]
-        self.chars += sum(widths)
-        self.view.widths += widths
+        self.chars += units(text)
+        if self.view.widths:
+            self.view.widths[-1] += units(space)
+        else:
+            self.before += units(space)
+        for word in found:
+            self.view.widths.append(self.before + units(word))
+            self.before = 0
         add_run(self.view.runs, TokenRun(thread, author, len(found), position))
         if thread == 0:
             self.position = position + len(found)
         return len(found)
+
+    def token(self, text: str, author: int) -> None:
+        """Place one token of the root thread, whatever its text."""
+        self.view.widths.append(self.before + units(text))
+        self.before = 0
+        add_run(self.view.runs, TokenRun(0, author, 1, self.position))
+        self.position += 1
 
     def turn(self, message: Message, syntax: Syntax) -> None:
         reader = TagReader(self.position)
@@ -168,9 +188,7 @@ class _Laid:
         for text, tag, forced in author_runs(message, syntax):
             author = AUTHORS.index("engine" if forced else "model")
             here = law.here
-            position = law.tokens(len(words(text)))
-            if text:
-                self.words(text, names[here], author, position)
+            law.tokens(self.words(text, names[here], author, here.position))
             if tag is not None:
                 reader.take(tag)
             if tag is Tag.END_GOAL:

@@ -155,7 +155,7 @@ def shape_of(output: str, count: Counter, form: str = MULTIVERSE.name) -> Output
     if document is None:
         return OutputShape("cut" if cut else "malformed", diagnostics[0].code)
     try:
-        metrics = measure(document, count, FORMS[form].syntax)
+        metrics = measure(document, count, FORMS[form].syntax, answers=True)
     except MvspecError:
         return OutputShape("ok", blocks=sum(1 for _ in document.walk(Parallel)))
     return OutputShape("ok", "", metrics.blocks, metrics.tokens, metrics.critical_path)
