@@ -117,6 +117,10 @@ class HoleDriver:
         self._lexicon = lexicon
         self._decode = lexicon.vocabulary.decode
         self._keep = KeepToken(hole.name)
+        self._most = hole.max_tokens
+        self._stops = () if constrained else hole.stop
+        limits = holes.budget.limits
+        self._bounded = limits.max_tokens is not None or limits.max_position is not None
 
     @property
     def revocable(self) -> int:
@@ -130,8 +134,7 @@ class HoleDriver:
     def allowed(self, thread: ThreadState) -> AllowedTokens:
         """See `Driver`."""
         if self.constraint is None:
-            lead = "" if self.ids else self.lead
-            return AllowedTokens(self._lexicon.starting(lead), lasting=True)
+            return self._lexicon.starting("" if self.ids else self.lead)
         # A whole match may end here: it does where the model would rather say something
         # that cannot continue it.
         if self.constraint.complete:
@@ -140,7 +143,7 @@ class HoleDriver:
 
     def take(self, thread: ThreadState, drawn: DrawnToken) -> KeepToken | Iterable[Action] | None:
         """See `Driver`."""
-        id, hole, constraint = drawn.id, self.hole, self.constraint
+        id, ids, constraint = drawn[0], self.ids, self.constraint
         if constraint is None:
             ended = id in self._lexicon.ends_hole
         else:
@@ -150,12 +153,16 @@ class HoleDriver:
         if ended:
             return self._end(thread, newline=id in self._lexicon.closes)
         stopped = None
-        if constraint is None and hole.stop:
-            ids = [*self.ids, id]
-            stopped = cut_at_stop(ids, hole.stop, self._lexicon.vocabulary, len(self.lead))
+        if self._stops:
+            stopped = cut_at_stop([*ids, id], self._stops, self._lexicon.vocabulary, len(self.lead))
+        text = thread.tail + self._lexicon.texts[id]
+        if stopped is not None:
+            keep, rest = stopped
+            text = self._before + self._decode(ids[:keep]) + rest
         # A token before may end inside the character that this one ends, before a stop string.
-        read = stopped is not None and stopped[0] < len(self.ids) and thread.shared
-        if read or self._completes_tag(thread, id, stopped):
+        read = stopped is not None and stopped[0] < len(ids) and thread.shared
+        # Filled so far, the text must hold no tag in plain characters.
+        if read or ("<" in text and TAG.search(text + self._after)):
             if constraint is not None:
                 left = constraint.allowed()
                 left[[*thread.refused, id]] = False
@@ -164,12 +171,15 @@ class HoleDriver:
             return None
         if stopped is not None:
             return self._stop(thread, *stopped)
-        if self._room(thread) <= 0:  # other paths took the last of it in this step
+        if self._bounded and self._room(thread) <= 0:  # other paths took the last of it
             return self._run_out(thread)
-        self._holes.drawn += bool(self.ids or not self.lead)
-        self.ids.append(id)
+        if ids or not self.lead:
+            self._holes.drawn += 1
+        ids.append(id)
         if constraint is not None:
             constraint.accept(id)
+        elif len(ids) < self._most:
+            return self._keep
         return self._fill_up(thread) if self._full else self._keep
 
     def close(self, thread: ThreadState, cut: str) -> Iterable[Action] | None:
@@ -184,15 +194,6 @@ class HoleDriver:
         if self.constraint is not None and self.constraint.ended:
             return True
         return len(self.ids) - self.written >= self.hole.max_tokens
-
-    def _completes_tag(self, thread: ThreadState, id: int, stopped: tuple[int, str] | None) -> bool:
-        """Whether the text, filled so far, would hold a tag in plain characters."""
-        if stopped is None:
-            text = thread.tail + self._lexicon.text(id)
-        else:
-            keep, rest = stopped
-            text = self._before + self._decode(self.ids[:keep]) + rest
-        return "<" in text and TAG.search(text + self._after) is not None
 
     def _room(self, thread: ThreadState) -> int:
         """Return how many tokens more the limits of the run allow the hole."""

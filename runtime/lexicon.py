@@ -17,11 +17,25 @@ from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.law.automaton import TagAutomaton, TagOrText
 from mvspec.law.tags import Tag
 from mvspec.runtime.constraint import Constraints
+from mvspec.runtime.thread_state import AllowedTokens
 
 __all__ = ["Lexicon"]
 
 _KEPT = 128
 """Masks of structures that are remembered, as many as the rules remember."""
+
+
+class _TokenTexts(dict[int, str]):
+    """Texts of tokens by id, decoded when they are first asked for."""
+
+    def __init__(self, backend: Any) -> None:
+        super().__init__()
+        self._backend = backend
+
+    def __missing__(self, id: int) -> str:
+        text: str = self._backend.decode([id], skip_special_tokens=False)
+        self[id] = text
+        return text
 
 
 class Lexicon:
@@ -46,7 +60,8 @@ class Lexicon:
         """Ids of the closing tags."""
         self.ends_hole = self.ends | self.closes
         """Ids that end a hole without a constraint."""
-        self._texts: dict[int, str] = {}
+        self.texts = _TokenTexts(self.backend)
+        """What each token says alone; U+FFFD ends it where it ends inside a character."""
         self._masks: OrderedDict[int, tuple[NDArray[np.bool_], Tensor]] = OrderedDict()
         self._encode = lru_cache(maxsize=1024)(lambda text: tuple(vocabulary.encode(text)))
         self._starts = lru_cache(maxsize=16)(self._starting)
@@ -60,13 +75,6 @@ class Lexicon:
     def constraints(self) -> Constraints:
         """The compiler of holes' constraints."""
         return Constraints(self.vocabulary, self.size, self.ends)
-
-    def text(self, id: int) -> str:
-        """Return what a token says alone; U+FFFD ends it where it ends inside a character."""
-        text = self._texts.get(id)
-        if text is None:
-            text = self._texts[id] = self.vocabulary.decode((id,))
-        return text
 
     def in_structure(self, machine: TagAutomaton, thread: int) -> Tensor:
         """Return what a thread of a structure may take next: bool [vocabulary], not to be changed.
@@ -103,8 +111,8 @@ class Lexicon:
         out[[id for id in table if id < self.size]] = True
         return None if bool(out.all()) else out
 
-    def starting(self, lead: str) -> Tensor:
-        """Return what may stand in a free hole: bool [size].
+    def starting(self, lead: str) -> AllowedTokens:
+        """Return what may stand in a free hole.
 
         Args:
             lead: what the token begins with; "" for any text. Ends of turns and closing tags
@@ -112,7 +120,7 @@ class Lexicon:
         """
         return self._starts(lead)
 
-    def _starting(self, lead: str) -> Tensor:
+    def _starting(self, lead: str) -> AllowedTokens:
         out = torch.zeros(self.size, dtype=torch.bool)
         table = self.backend.get_vocab(with_added_tokens=True).values()
         ids = sorted(id for id in table if id < self.size and id not in self.control)
@@ -120,5 +128,5 @@ class Lexicon:
             texts = self.backend.decode_batch([[id] for id in ids], skip_special_tokens=False)
             ids = [id for id, text in zip(ids, texts, strict=True) if text.startswith(lead)]
         out[ids] = True
-        out[sorted(id for id in self.ends | self.closes if id < self.size)] = True
-        return out
+        out[sorted(id for id in self.ends_hole if id < self.size)] = True
+        return AllowedTokens(out, lasting=True)

@@ -236,12 +236,12 @@ class PlanRequest:
         Args:
             masked: whether its logits do not yet hold what may come and what is penalised.
         """
-        sampling, driver = self.options.sampling, thread.driver
-        if driver.given is not None or not masked:
-            return DrawRequest(sampling, thread.stream, thread.count, given=driver.given)
-        seen = list(thread.seen()) if sampling.repetition_penalty != 1.0 else ()
-        mask = self.allowed(thread).mask
-        return DrawRequest(sampling, thread.stream, thread.count, mask, seen)
+        sampling, given = self.options.sampling, thread.driver.given
+        if given is not None or not masked:
+            return DrawRequest(sampling, thread.stream, thread.count, given=given)
+        seen = () if sampling.repetition_penalty == 1.0 else list(thread.seen())
+        allowed = self.allowed(thread).mask
+        return DrawRequest(sampling, thread.stream, thread.count, allowed, seen)
 
     def take(self, thread: ThreadState, drawn: DrawnToken) -> bool:
         """Take a drawn token; False where it may not stand, and another has to be drawn."""
@@ -353,16 +353,14 @@ class PlanRequest:
 
     def _append(self, thread: ThreadState, drawn: DrawnToken, hole: str) -> None:
         """Write a drawn token; the model reads it later."""
-        id, lexicon = drawn.id, self.lexicon
+        id, logprob, top = drawn
         slot = self.kv.allocate(thread.row, 1)
-        position = self.law.tokens(thread.law, 1)
+        position = self.law.tokens(thread.law, 1, 1)
+        text = self._text(thread, id)
         step = len(self.forward_seconds) - 1
-        token = ThreadToken(
-            id, position, "model", slot, step, hole, self._text(thread, id), drawn.logprob,
-            drawn.top,
-        )  # fmt: skip
+        token = ThreadToken(id, position, "model", slot, step, hole, text, logprob, top)
         self.size += 1
-        thread.append(token, control=id in lexicon.control)
+        thread.append(token, control=id in self.lexicon.control)
         self.queue.append((thread, token))
         if not self.quiet:
             self._tell(thread, token)
@@ -394,15 +392,15 @@ class PlanRequest:
         """Return what a token adds to its thread's text; "" where it ends inside a character."""
         if thread.partial:
             thread.partial.append(id)
-            text = self.lexicon.vocabulary.decode(thread.partial)
-            if text.endswith("\ufffd"):
-                return ""
-            thread.partial.clear()
-            return text
-        text = self.lexicon.text(id)
-        if text.endswith("\ufffd"):
-            thread.partial.append(id)
+            text: str = self.lexicon.backend.decode(thread.partial, skip_special_tokens=False)
+        else:
+            text = self.lexicon.texts[id]
+            if text[-1:] != "\ufffd":
+                return text
+            thread.partial = [id]
+        if text[-1:] == "\ufffd":
             return ""
+        thread.partial = []
         return text
 
     def _tell(self, thread: ThreadState, token: ThreadToken) -> None:

@@ -232,7 +232,7 @@ def replayed(engine: TorchEngine, document: mv.Document, result: Result, samplin
             for id, other in zip(trace.ids[:index], trace.thread_ids, strict=False)
             if other in (0, owner)
         ]
-        allowed = engine.lexicon.starting(starts.get(index, ""))
+        allowed = engine.lexicon.starting(starts.get(index, "")).mask
         (again,) = draw(logits, [DrawRequest(sampling, f"0/{places[owner]}", at, allowed, seen)])
         assert again.id == trace.ids[index]
         assert again.logprob == pytest.approx(trace.logprobs[index], abs=1e-9)

@@ -119,7 +119,7 @@ class SlicedAttention:
             cache.write(layer, new_keys[index], new_values[index], chunk.start)
             mask = self._masks[index]
             # Query heads that share a key head stand as rows of one product: no key is repeated.
-            if mask is not None and len(mask) == width:
+            if mask is not None and len(mask) == width and heads > groups:
                 mask = self._masks[index] = mask.repeat(heads // groups, 1)
             used = chunk.start + width
             out = scaled_dot_product_attention(
