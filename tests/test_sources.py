@@ -256,6 +256,13 @@ def test_every_lowering_takes_the_loss_from_a_turn(lowering: str) -> None:
     assert 2 * compiled.layout.loss_mask.sum() == whole.layout.loss_mask.sum()
 
 
+def test_a_question_that_is_named_stands_there_once() -> None:
+    row = {"prompt": "2 + 2?", "completion": CANONICAL}
+    for field in (None, "completion"):
+        fields = Fields(field=field, prompt_field="prompt")
+        assert Record("a", row, "value", fields).document == ASKED
+
+
 def test_chats_are_authored_in_python() -> None:
     assert mvspec.document(*CHAT) == ASKED
     assert mvspec.document(mvspec.user("2 + 2?"), CHAT[1]) == ASKED

@@ -211,7 +211,7 @@ class Record:
         if self.encoding == "text":
             return "text", (), value, None
         try:
-            kind, path, value = found(value, self.fields.field)
+            kind, path, value = found(value, self.fields)
             if self.encoding == "value" and kind in ("document", "trace", "apr"):
                 value = _filled(value)
             return kind, path, value, None
@@ -410,13 +410,13 @@ def stepped(value: Any, field: str | None) -> tuple[RowPath, Any]:
     return path, value
 
 
-def found(row: Any, field: str | None) -> Found:
+def found(row: Any, fields: Fields) -> Found:
     """Return what a row holds: its kind, the path to it, and it.
 
     Raises:
         RowError: nothing that is a record.
     """
-    path, value = stepped(row, field)
+    path, value = stepped(row, fields.field)
     if known := recognised(value, path):
         return known
     if isinstance(value, str):
@@ -427,7 +427,7 @@ def found(row: Any, field: str | None) -> Found:
             if known := recognised(value[name], (name,)):
                 return known
         pair = [_messages(value.get(name), role) for name, role in PAIR.items()]
-        if all(pair):
+        if all(pair) and fields.prompt_field is None:
             return "chat", ("messages",), [*pair[0], *pair[1]]
         for name in (*columns(value, *COLUMNS["text"]), *COLUMNS["text"]):
             if isinstance(value.get(name), str):
@@ -439,7 +439,7 @@ def found(row: Any, field: str | None) -> Found:
     other = {dict: "an object", list: "a list", bool: "a boolean", type(None): "null"}.get(
         type(value), "a number"
     )
-    where = f"field {field!r} is" if path else "the row is"
+    where = f"field {fields.field!r} is" if path else "the row is"
     has = f": it has {listed(value)}" if isinstance(value, dict) else ""
     raise RowError("", "not-a-string", f"{where} {other}, neither a text nor a document{has}")
 
