@@ -70,8 +70,8 @@ def view(
 
 def made(record: Record, lay: LayDocument | None) -> Made:
     """Return a record as the page holds it."""
-    sheet = view_of(record, lay)
-    return *sheet.lines(), sheet.index()
+    shown = view_of(record, lay)
+    return *shown.lines(), shown.index()
 
 
 def _size(record: Record) -> int:
