@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from mvspec.runtime.engine.torch_engine import TorchEngine
     from mvspec.runtime.options import Options
-    from mvspec.runtime.protocol import Runnable
-    from mvspec.runtime.serving.engine import SGLangEngine
+    from mvspec.runtime.protocol import Engine, Runnable
     from mvspec.trace import Result, Trace
 
 __all__ = ["jsonable", "load_engine", "run", "run_file", "run_live", "show_result", "summary"]
@@ -114,7 +113,7 @@ def run_file(
         _check_trace(trace)
     program = load_program(path)
     errors = Console(stderr=True)
-    runner: TorchEngine | SGLangEngine
+    runner: Engine
     if engine is not None:
         from mvspec.runtime.serving.engine import SGLangEngine
 
@@ -153,7 +152,7 @@ def load_engine(model: str | None, console: Console) -> TorchEngine:
 
 
 def run_live(
-    engine: TorchEngine | SGLangEngine,
+    engine: Engine,
     program: Runnable,
     options: Options,
     console: Console,
@@ -165,8 +164,7 @@ def run_live(
     from mvspec.events import Finished
     from mvspec.view.live import LiveColumns
 
-    # The two have requests of their own kinds, which only they look into.
-    request: Any = engine.submit(program, options)
+    request = engine.submit(program, options)
     try:
         with LiveColumns(console) if live else console.status("running") as shown:
             for event in engine.follow(request):

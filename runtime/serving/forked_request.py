@@ -335,7 +335,7 @@ class ForkedRequest:
         self.run = run
         self.response = response
         self.number = number
-        self.seeded = seeded
+        self.seeded = seeded and not run.options.sampling.greedy
         self.no_slots = torch.empty(0, dtype=torch.int64, device=self.kv.rows.device)
         self.prefix_req: Any = None
         self.removed: set[int] = set()

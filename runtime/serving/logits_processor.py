@@ -88,9 +88,7 @@ class LogitsProcessor:
             scores: [batch, size], as `apply` has left them.
             rows: of the batch, and the threads that draw there.
         """
-        seeded = [
-            (row, thread) for row, thread in rows if thread.sampling and self.is_seeded(thread)
-        ]
+        seeded = [each for each in rows if each[1].sampling and each[1].request.seeded]
         if not seeded:
             return None
         index = upload([row for row, _ in seeded], scores.device)
@@ -107,12 +105,6 @@ class LogitsProcessor:
         wanted = [thread.request.run.draw_request(thread.state, masked=False) for _, thread in rows]
         index = upload([row for row, _ in rows], ids.device)
         ids[index] = choose_ids(scores, wanted).to(ids.dtype)
-
-    @staticmethod
-    def is_seeded(thread: ThreadKV) -> bool:
-        """Whether a thread's tokens are drawn here and not by the server."""
-        request = thread.request
-        return request.seeded and not request.run.options.sampling.greedy
 
     def _penalise(self, scores: Tensor, at: int, thread: ThreadKV) -> None:
         penalty = thread.request.run.options.sampling.repetition_penalty
