@@ -27,12 +27,12 @@ from mvspec.law.metrics import Metrics
 
 __all__ = [
     "Chain",
+    "LawRun",
     "LawThread",
     "ListedThread",
     "StructuralLaw",
     "SurfaceLaw",
     "ThreadEvent",
-    "LawRun",
     "law_of_threads",
     "sees",
     "thread_events",
