@@ -20,10 +20,9 @@ from mvspec.data.records import InputError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mvspec.runtime.engine.torch_engine import TorchEngine
     from mvspec.runtime.evaluation.plots import PlotCurve
     from mvspec.runtime.evaluation.speed import SpeedCell, SpeedGrid
-    from mvspec.runtime.serving.engine import SGLangEngine
+    from mvspec.runtime.protocol import Engine
 
 __all__ = ["bench"]
 
@@ -97,13 +96,15 @@ def _numbers(given: str, option: str, *, whole: bool) -> list[float]:
     return found
 
 
-def machine(engine: TorchEngine | SGLangEngine) -> dict[str, Any]:
+def machine(engine: Engine) -> dict[str, Any]:
     """Return engine, model and device of a measurement."""
     from mvspec.runtime.engine.torch_engine import TorchEngine
+    from mvspec.runtime.serving.engine import SGLangEngine
 
-    if not isinstance(engine, TorchEngine):
+    if isinstance(engine, SGLangEngine):
         model = engine.capabilities.model
         return {"engine": "sglang", "model": model, "server": engine.endpoint.name}
+    assert isinstance(engine, TorchEngine)
     import torch
 
     device = engine.model.device
