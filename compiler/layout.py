@@ -1,6 +1,6 @@
 """The structural law, vectorised: one layout for training and inference.
 
-O(tokens x depth) time and memory. The same law, one token at a time: mvspec/law/threads.py.
+O(tokens x depth) time and memory. The law itself, one event at a time: mvspec/law/threads.py.
 """
 
 from __future__ import annotations

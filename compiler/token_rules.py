@@ -26,7 +26,7 @@ __all__ = ["TokenRules"]
 _Ids = NDArray[np.intp]
 
 # What tells free texts apart; a text that may never come has the last kind. Lengths are told
-# apart as far as the machine does: a newline alone does not set a tag on a line of its own.
+# apart as far as the automaton does: a newline alone does not set a tag on a line of its own.
 _NEWLINE, _LONG, _INNER, _NEVER = 1, 2, 4, 8
 
 _TAG_STARTS = frozenset(tag[:n] for tag in Tag for n in range(1, len(tag)))
@@ -89,7 +89,7 @@ class _Choice(NamedTuple):
     """The tokens of a state.
 
     Args:
-        classes: an event, and the ids of all tokens that the machine's limits treat like it.
+        classes: an event, and the ids of all tokens that the automaton's limits treat like it.
         never: ids among them that may not come, since they complete a tag.
     """
 
@@ -114,9 +114,9 @@ class TokenRules:
     >>> tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     >>> tokenizer.decoder = decoders.ByteLevel()
     >>> _ = add_tags(tokenizer)
-    >>> rules, machine = TokenRules(Vocabulary.of(tokenizer)), TagAutomaton()
-    >>> step = machine.feed(Tag.PARALLEL)
-    >>> [rules.event(int(id)) for id in rules.allowed(machine, 0).nonzero()[0]]
+    >>> rules, automaton = TokenRules(Vocabulary.of(tokenizer)), TagAutomaton()
+    >>> step = automaton.feed(Tag.PARALLEL)
+    >>> [rules.event(int(id)) for id in rules.allowed(automaton, 0).nonzero()[0]]
     ['\\n']
     """
 
@@ -145,7 +145,7 @@ class TokenRules:
         self._mask = lru_cache(_MASKS)(self._draw)
 
     def event(self, id: int) -> TagOrText:
-        """Return what a token is to the machine: a tag, or its text (U+FFFD for half a character).
+        """Return a token as a tag or as its text (U+FFFD for half a character).
 
         Raises:
             ValueError: no token has this id.
@@ -155,24 +155,24 @@ class TokenRules:
             raise ValueError(f"tokenizer {self.vocabulary.name} has no token {id}")
         return event
 
-    def allowed(self, machine: TagAutomaton, thread: int) -> NDArray[np.bool_]:
+    def allowed(self, automaton: TagAutomaton, thread: int) -> NDArray[np.bool_]:
         """Return the tokens that a thread may take next.
 
         Returns:
-            [vocabulary.size], read-only, shared between calls: a tag that the machine allows,
-            an end of turn where the turn may end, an ordinary text that the machine allows.
-            Where nothing is left but what `machine.closing` writes, all may be False.
+            [vocabulary.size], read-only, shared between calls: a tag that the automaton allows,
+            an end of turn where the turn may end, an ordinary text that the automaton allows.
+            Where nothing is left but what `closing` writes, all may be False.
 
         Raises:
-            VerifyError: the machine has no such thread.
+            VerifyError: the automaton has no such thread.
         """
-        if thread not in machine.threads:
+        if thread not in automaton.threads:
             raise VerifyError(f"thread {thread}", "there is no such thread")
-        state = _State.of(machine.threads[thread])
-        bounded = (machine.limits.max_position, machine.limits.max_tokens) != (None, None)
+        state = _State.of(automaton.threads[thread])
+        bounded = (automaton.limits.max_position, automaton.limits.max_tokens) != (None, None)
         answers = tuple(
             # Without a budget, only tags have limits: depth and paths.
-            machine.allows(thread, event) if bounded or isinstance(event, Tag) else True
+            automaton.allows(thread, event) if bounded or isinstance(event, Tag) else True
             for event, _ in self._choice(state).classes
         )
         return self._mask(state, answers)

@@ -484,8 +484,8 @@ class TagAutomaton:
         texts: the fixed texts of the form.
 
     Attributes:
+        law: where the tokens sit.
         threads: those that have not joined, by number.
-        count: tokens of all threads.
         cursor: the thread that the next event of `feed` belongs to.
 
     >>> automaton = TagAutomaton(strict=False)
@@ -523,6 +523,7 @@ class TagAutomaton:
 
     @property
     def count(self) -> int:
+        """How many tokens all threads have taken."""
         return self.law.count
 
     @property
@@ -581,10 +582,6 @@ class TagAutomaton:
             self._reserve += sum(self._total(self.threads[child]) for child in forked)
         joined = self._end(after) if event is Tag.END_PATH else None
         return PlacedEvent(thread, token, position, parent, own.chain, forked, joined)
-
-    def write(self, thread: int, text: str, width: int = 1) -> int:
-        """Return the position of a thread's text, which is taken as `push` takes it."""
-        return self.push(thread, text, width).position
 
     def _thread(self, thread: int) -> GrammarThread:
         if thread not in self.threads:
