@@ -76,10 +76,9 @@ class Corpus:
     The mean degree of parallelism is over documents, as the paper reports it; coverage, paths
     per block and longest over mean path are over all tokens and blocks together.
 
-    >>> import mvspec
-    >>> corpus = Corpus() + measure(mvspec.parse("Four."), count_words)
+    >>> corpus = Corpus() + Metrics(tokens=6, critical_path=4)
     >>> corpus.to_dict()["parallelism"]
-    1.0
+    1.5
     """
 
     documents: int = 0
