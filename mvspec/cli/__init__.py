@@ -10,12 +10,14 @@ Exit status: 0 all is well, 1 some record is not, 2 the command cannot be carrie
 
 from __future__ import annotations
 
+import ast
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 import mvspec
 from mvspec.cli.console import discard_stdout, tell
@@ -54,12 +56,21 @@ class MvspecGroup(TyperGroup):
     Errors are one line; interrupts and closed pipes end in silence.
     """
 
+    listing = False
+
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the list of commands from their source: to import them all takes its time."""
+        self.listing = True
+        super().format_help(ctx, formatter)
 
     def get_command(self, ctx: Any, name: str) -> Any:
         if name not in COMMANDS:
             return None
+        if self.listing:
+            return TyperCommand(name, help=summary_of(name))
         found = getattr(import_module(f"mvspec.cli.{name}"), name)
         if not isinstance(found, typer.Typer):
             one = typer.Typer(add_completion=False)
@@ -95,6 +106,19 @@ class MvspecGroup(TyperGroup):
             tell(f"mvspec: {what}")
             discard_stdout()
             raise typer.Exit(2) from None
+
+
+def summary_of(name: str) -> str:
+    """Return what a command's module says of it, without importing it."""
+    tree = ast.parse(Path(__file__).with_name(f"{name}.py").read_bytes())
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return ast.get_docstring(node) or ""
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            told = {each.arg: each.value for each in node.value.keywords}
+            if "help" in told:
+                return str(ast.literal_eval(told["help"]))
+    return ""
 
 
 app = typer.Typer(
