@@ -37,7 +37,7 @@ _OURS = ("shard-*.arrow", ".*.tmp", QUARANTINE, "state.json", "dataset_info.json
 
 @dataclass(frozen=True, slots=True)
 class Compilation:
-    """What a run of `compile_records` came to.
+    """The outcome of a run of `compile_records`.
 
     Args:
         counts: of the whole data set.

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Generate
-from mvspec.errors import Unsupported
+from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.threads import StructuralLaw
+from mvspec.shown import as_html
 
 __all__ = ["PlanCost", "plan_cost"]
 
@@ -114,3 +115,16 @@ def _sweep(
         peak = max(peak, live)
         before = step
     return time, peak
+
+
+@as_html.register
+def plan_html(plan: ExecutionPlan) -> str:
+    """Return a plan as one HTML element: its cost, and its ops."""
+    from mvspec.view.notebook import panel_html, text_html  # a plan that runs is not drawn
+
+    try:
+        cost = str(plan_cost(plan)).removeprefix("cost: ").split(", ")
+        facts = [("cost", ", ".join(cost))]
+    except MvspecError as error:  # the model decides what an adaptive plan becomes
+        facts = [("cost", str(error))]
+    return panel_html("plan", facts, [text_html(str(plan))])

@@ -23,7 +23,7 @@ Int = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Layout:
-    """Where every token sits, what it may see, and which tokens carry loss.
+    """The arrays of a document's tokens: positions, visibility, parents and loss.
 
     Args:
         input_ids: int32 [n].

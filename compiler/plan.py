@@ -21,10 +21,11 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mvspec.errors import MvspecError, VerifyError
+from mvspec.errors import VerifyError
 from mvspec.forms import FORMS, JSON
 from mvspec.law.limits import Limits
 from mvspec.law.threads import LawThread, StructuralLaw
+from mvspec.shown import as_html
 from mvspec.tree.ir import Document, Gen
 from mvspec.tree.node import verify_error
 
@@ -147,15 +148,7 @@ class ExecutionPlan(BaseModel):
         return "\n".join(["%0 = start", *map(str, self.ops)])
 
     def _repr_html_(self) -> str:
-        from mvspec.compiler.cost import plan_cost
-        from mvspec.view.notebook import panel_html, text_html
-
-        try:
-            cost = str(plan_cost(self)).removeprefix("cost: ").split(", ")
-            facts = [("cost", ", ".join(cost))]
-        except MvspecError as error:  # the model decides what an adaptive plan becomes
-            facts = [("cost", str(error))]
-        return panel_html("plan", facts, [text_html(str(self))])
+        return as_html(self)
 
     @property
     def holes(self) -> tuple[Gen, ...]:

@@ -24,7 +24,7 @@ __all__ = ["CompilationCounts", "CompilationOptions", "Shard", "ShardWriter", "s
 
 @dataclass(frozen=True, slots=True)
 class CompilationOptions:
-    """What decides the contents of the shards.
+    """The settings that decide the contents of the shards.
 
     Args:
         lowering: a name in `LOWERINGS`, or "shared(k)".

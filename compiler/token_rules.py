@@ -98,7 +98,7 @@ class _Choice(NamedTuple):
 
 
 class TokenRules:
-    """What a model may choose next, as token ids (DESIGN: structure is enforced on tokens).
+    """The token ids that a model may choose next (DESIGN: structure is enforced on tokens).
 
     Args:
         vocabulary: with its tags; make new rules when it has grown.

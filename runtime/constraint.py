@@ -1,4 +1,4 @@
-"""What a hole may say: its constraint as a mask over the next token, one matcher for each hole."""
+"""Constraints of holes: each as a mask over the next token, one matcher for each hole."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class _Compiled:
 
 
 class Constraint:
-    """What one hole may still say; `Constraints.open` makes it."""
+    """The matcher of one open hole; `Constraints.open` makes it."""
 
     def __init__(self, hole: Gen, matcher: LLMatcher, size: int) -> None:
         self._hole = hole

@@ -1,4 +1,4 @@
-"""How a plan is run, as data."""
+"""Options of a run, as data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Options", "options_of_each"]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a plan is run.
+    """Options of a run: sampling, limits, and how steps are taken.
 
     Args:
         sampling: how tokens are drawn.

@@ -26,7 +26,7 @@ Runnable = Document | ExecutionPlan
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine declares that it can run; a plan that asks for more is refused by name.
+    """Capabilities that an engine declares; a plan that asks for more is refused by name.
 
     Args:
         engine: its name, for errors.

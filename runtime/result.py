@@ -1,4 +1,4 @@
-"""What a run returns: the values of the holes, the document, and the trace."""
+"""Results of requests: the values of the holes, the document, and the trace."""
 
 from __future__ import annotations
 

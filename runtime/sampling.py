@@ -19,7 +19,7 @@ __all__ = ["DrawRequest", "DrawnToken", "Sampling", "choose_ids", "draw_tokens",
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn; the same for all threads of a request.
+    """Sampling parameters, the same for all threads of a request.
 
     Args:
         temperature: 0 takes the likeliest token; else logits are divided by it.
@@ -113,7 +113,7 @@ def _strings(stops: object) -> bool:
 
 
 class DrawRequest(NamedTuple):
-    """How one token is drawn.
+    """The request for one token: logits, allowed ids, and its random stream.
 
     Args:
         sampling: temperature, filters and the like.

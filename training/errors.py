@@ -1,4 +1,4 @@
-"""What ends a training run before its time."""
+"""Errors that end a training run before its time."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ _AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_h
 
 
 class LossNetwork(nn.Module):
-    """What is sharded and compiled: it sees ids, positions, a mask, parents and targets.
+    """The module that is sharded and compiled: it sees ids, positions, a mask, parents and targets.
 
     Args:
         model: a causal language model of transformers, or peft's around one.

@@ -1,4 +1,4 @@
-"""What a stage of the compiler made of a record, as lines for people."""
+"""Stages of the compiler printed for people: what each made of a record, line by line."""
 
 from __future__ import annotations
 

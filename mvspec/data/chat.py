@@ -34,7 +34,7 @@ _TEMPLATE = ("name", "tool_calls", "tool_call_id")
 
 @dataclass(frozen=True, slots=True)
 class ChatContext:
-    """What a chat says beside its document, for chat templates and for training.
+    """The part of a chat that its document does not hold, for chat templates and for training.
 
     Args:
         tools: descriptions of the tools that the model may call.

@@ -30,7 +30,7 @@ __all__ = ["FixPolicy", "fix_records", "log_path"]
 
 @dataclass(frozen=True)
 class FixPolicy:
-    """Which repaired records are kept.
+    """The choice of which repaired records are kept.
 
     Args:
         out: the file of the repaired corpus; None where none is asked for.

@@ -1,4 +1,4 @@
-"""What is legal but unusual: labels that do not count 1, 2, 3 and 2.1, 2.2 inside path 2."""
+"""Labels that are legal but unusual: they do not count 1, 2, 3 and 2.1, 2.2 inside path 2."""
 
 from __future__ import annotations
 

@@ -32,12 +32,12 @@ Found = tuple[Kind, RowPath, Any]
 
 
 class InputError(MvspecError):
-    """What was asked for cannot be read at all: no such file, no such field."""
+    """Input that cannot be read at all: no such file, no such field."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Where a row keeps what.
+    """The fields of a row that hold its text, document, question, answer and name.
 
     Args:
         form: the surface form of the assistant's texts.

@@ -11,7 +11,7 @@ MAX_DEPTH = 32
 
 
 class Limits(BaseModel):
-    """What a generation may use; an opening that cannot be closed in time is not allowed.
+    """Bounds of a generation; an opening that cannot be closed in time is not allowed.
 
     Args:
         max_depth: blocks inside blocks (the published engine: 5).

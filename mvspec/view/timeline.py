@@ -47,7 +47,7 @@ EXCERPT = 160
 
 
 class TimelineLook(NamedTuple):
-    """How a cell looks in a terminal, on a light and on a dark page, and what it means."""
+    """The looks of a cell: in a terminal, on a light and on a dark page, and what it means."""
 
     glyph: str
     style: str
@@ -71,7 +71,7 @@ LOOKS = {
 
 @dataclass(slots=True)
 class TimelineBar:
-    """What a thread did from one boundary of forwards to another.
+    """A stretch of one thread's work, from one boundary of forwards to another.
 
     Args:
         kind: an author, "wait" (for paths), or "open" (for paths that never joined).

@@ -57,6 +57,8 @@ class DrawnBox(NamedTuple):
 
 
 class DrawnLine(NamedTuple):
+    """A straight line of a drawing, in its units."""
+
     look: str
     x: float
     y: float

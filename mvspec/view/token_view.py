@@ -40,7 +40,7 @@ def words(text: str) -> tuple[str, list[str]]:
 
 @dataclass(slots=True)
 class TokenView:
-    """What a document is laid out as; the parts of a `RecordView` of the same names."""
+    """A document laid out in tokens: the parts of a `RecordView` of the same names."""
 
     text: str = ""
     tree: tuple[TreeBranch | TreeLeaf, ...] = ()

@@ -1,4 +1,4 @@
-"""How the new tokens of one forward attend, whatever the model.
+"""Attention of the new tokens of one forward, whatever the model.
 
 Linear layers see all new tokens as one row; only attention looks at whose they are. It reads the
 KV cache of each request in place, so neither fork, join nor batching copies any keys.

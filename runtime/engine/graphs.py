@@ -46,7 +46,7 @@ def bucket(count: int) -> int:
 
 
 class GraphInputs:
-    """What a step reads, at addresses that stay: the `KVReader` of a graph.
+    """The inputs of a step at addresses that stay: the `KVReader` of a graph.
 
     Rows behind the tokens of the step fill it up; they see nothing, and what they are is not kept.
 

@@ -1,4 +1,4 @@
-"""What runs in the sandbox, as a script of its own: shuts the doors, then runs the job.
+"""The script that runs inside the sandbox: it shuts the doors, then runs the job.
 
 It imports nothing but the standard library, and is started by its path with `python -I`.
 """

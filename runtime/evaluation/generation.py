@@ -82,7 +82,7 @@ def prompt_of(text: str) -> str:
 
 @dataclass(frozen=True)
 class AnswerGenerator:
-    """How answers are asked for.
+    """Answers from an engine: problems become documents, and results become samples.
 
     Args:
         engine: in this process or on a server.

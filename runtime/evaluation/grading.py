@@ -26,7 +26,7 @@ __all__ = ["GraderVerdict", "Graders", "graders"]
 
 @dataclass(frozen=True, slots=True)
 class GraderVerdict:
-    """What a grader says of an answer.
+    """The verdict of a grader on an answer.
 
     Args:
         score: 1 for right, 0 for wrong, in between where a task has parts; None: not graded.

@@ -33,7 +33,7 @@ class BadProblem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EvaluationProblem:
-    """What is asked, and what an answer is graded by.
+    """One problem of a task: its question, and the reference that answers are graded by.
 
     Args:
         id: its name, one of a kind in its data.

@@ -38,7 +38,7 @@ _END_THINK = "</Think>"
 
 @dataclass(frozen=True, slots=True)
 class OutputShape:
-    """How an output is built.
+    """The structure of an output: tokens, critical path, blocks, paths.
 
     Args:
         form: whether it is well-formed: "ok", "cut" (the beginning of a well-formed text) or
@@ -171,7 +171,7 @@ GROWING = ("samples", "caps", "limit", "total")
 
 @dataclass
 class EvaluationRun:
-    """What a file of results holds.
+    """The settings and samples that a file of results holds.
 
     Args:
         path: of the file.

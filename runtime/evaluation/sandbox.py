@@ -37,7 +37,7 @@ _UNSHARE = ("--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "-
 
 @dataclass(frozen=True, slots=True)
 class CodeOutcome:
-    """What a run of code came to.
+    """The outcome of a run of code.
 
     Args:
         status: "ok", "failed" (it raised, or ended with a status) or "time".

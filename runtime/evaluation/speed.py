@@ -175,7 +175,7 @@ DECODE = Options(decode=True)
 
 @dataclass(frozen=True)
 class SpeedGrid:
-    """What is measured.
+    """The grid of a measurement: batch sizes, degrees of parallelism, lengths.
 
     Args:
         batches: requests at once.

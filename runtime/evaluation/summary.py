@@ -58,7 +58,7 @@ class AccuracyEstimate:
 
 @dataclass(frozen=True, slots=True)
 class PairedDifference:
-    """What two runs differ by, over the problems that both have.
+    """The difference of two runs over the problems that both have.
 
     Args:
         problems: that are compared.
@@ -171,7 +171,7 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class EvaluationSummary:
-    """What samples come to.
+    """Accuracy, shape and cost of a set of samples.
 
     Args:
         group: what they have in common, `all` for no group.

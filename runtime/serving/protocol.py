@@ -55,7 +55,7 @@ _LONGEST_LABEL = 200
 
 
 class PlanPayload(BaseModel):
-    """How a request forks and joins: its plan and options, as the client sends them.
+    """The plan and options of a request, as the client sends them.
 
     Args:
         ops: of its plan, behind the prompt; empty where the model decides from there on.

@@ -126,7 +126,7 @@ class ArithmeticProblem:
 
 @dataclass(frozen=True, slots=True)
 class ArithmeticDifficulty:
-    """How hard problems are; pairs are the least and the most.
+    """The difficulty of problems; pairs are the least and the most.
 
     Args:
         digits: of a number.

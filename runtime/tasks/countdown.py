@@ -222,7 +222,7 @@ def _apply(sign: str, big: int, small: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class CountdownDifficulty:
-    """How hard problems are; pairs are the least and the most.
+    """The difficulty of problems; pairs are the least and the most.
 
     Args:
         numbers: how many there are: with four or more, searches fork again.

@@ -31,7 +31,7 @@ UNHELD = Options(structure=False, limits=Limits(max_tokens=2000))
 
 @dataclass(frozen=True, slots=True)
 class ExamMark:
-    """How one problem went.
+    """The mark of one problem.
 
     Args:
         right: the final answer is right.

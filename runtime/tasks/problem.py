@@ -73,7 +73,7 @@ P_co = TypeVar("P_co", bound=TaskProblem, covariant=True)
 
 
 class TaskDifficulty(Protocol[P_co]):
-    """How hard a task's problems are."""
+    """The difficulty of a task's problems."""
 
     def draw(self, stream: random.Random) -> P_co:
         """Return a random problem."""

@@ -463,7 +463,7 @@ def place_outlines(parser: RecoveringParser, tag: Tag | None, stop: int, message
 # The rules of the tags
 
 
-def think(parser: RecoveringParser) -> None:
+def _think(parser: RecoveringParser) -> None:
     if parser.had_think or parser.top is not None:
         parser.stray()
     elif not parser.tokens and not parser.has_text(0, parser.at):
@@ -475,7 +475,7 @@ def think(parser: RecoveringParser) -> None:
         parser.word()
 
 
-def end_think(parser: RecoveringParser) -> None:
+def _end_think(parser: RecoveringParser) -> None:
     inside = parser.find(Tag.PARALLEL) >= 0
     continues = parser.following not in (None, Tag.PARALLEL, Tag.THINK, Tag.END_THINK)
     if (parser.had_think and parser.find(Tag.THINK) < 0) or (inside and continues):
@@ -490,7 +490,7 @@ def end_think(parser: RecoveringParser) -> None:
         parser.too_deep = 0
 
 
-def parallel(parser: RecoveringParser) -> None:
+def _parallel(parser: RecoveringParser) -> None:
     block = parser.block()
     if not parser.stands_alone() and parser.following is not Tag.GOAL:
         parser.word()
@@ -510,7 +510,7 @@ def parallel(parser: RecoveringParser) -> None:
         parser.accept(Tag.PARALLEL)
 
 
-def end_parallel(parser: RecoveringParser) -> None:
+def _end_parallel(parser: RecoveringParser) -> None:
     index = parser.find(Tag.PARALLEL)
     continues = parser.following in (Tag.PATH, Tag.END_PATH, Tag.CONCLUSION)
     if index < 0 or (parser.top is Tag.PATH and continues):
@@ -522,7 +522,7 @@ def end_parallel(parser: RecoveringParser) -> None:
         parser.accept(Tag.END_PARALLEL)
 
 
-def goal(parser: RecoveringParser) -> None:
+def _goal(parser: RecoveringParser) -> None:
     block = parser.block()
     if block and parser.top is Tag.PARALLEL and not block.has_goal:
         parser.accept(Tag.GOAL)
@@ -539,7 +539,7 @@ def goal(parser: RecoveringParser) -> None:
             parser.accept(Tag.GOAL)
 
 
-def end_goal(parser: RecoveringParser) -> None:
+def _end_goal(parser: RecoveringParser) -> None:
     if parser.top not in (Tag.GOAL, Tag.OUTLINE):
         parser.stray()
         return
@@ -552,7 +552,7 @@ def end_goal(parser: RecoveringParser) -> None:
     parser.accept(Tag.END_GOAL)
 
 
-def outline(parser: RecoveringParser) -> None:
+def _outline(parser: RecoveringParser) -> None:
     block = parser.block()
     if parser.doubled():
         parser.once()
@@ -577,14 +577,14 @@ def outline(parser: RecoveringParser) -> None:
         parser.stray()
 
 
-def end_outline(parser: RecoveringParser) -> None:
+def _end_outline(parser: RecoveringParser) -> None:
     if parser.top is Tag.OUTLINE:
         parser.accept(Tag.END_OUTLINE)
     else:
         parser.stray()
 
 
-def path(parser: RecoveringParser) -> None:
+def _path(parser: RecoveringParser) -> None:
     label = parser.label_after(parser.end)
     if parser.doubled():
         parser.once()
@@ -618,7 +618,7 @@ def path(parser: RecoveringParser) -> None:
     parser.accept(Tag.PATH)
 
 
-def end_path(parser: RecoveringParser) -> None:
+def _end_path(parser: RecoveringParser) -> None:
     outer = parser.find(Tag.PATH)
     block = parser.block()
     if parser.top is Tag.PATH or parser.top is Tag.CONCLUSION:
@@ -649,7 +649,7 @@ def ends_inner(parser: RecoveringParser) -> bool:
     return 0 <= wanted < len(parser.stack) - 1
 
 
-def conclusion(parser: RecoveringParser) -> None:
+def _conclusion(parser: RecoveringParser) -> None:
     block = parser.block()
     if block is None or parser.top is Tag.CONCLUSION:
         parser.stray()
@@ -675,7 +675,7 @@ def conclusion(parser: RecoveringParser) -> None:
         parser.accept(Tag.CONCLUSION)
 
 
-def end_conclusion(parser: RecoveringParser) -> None:
+def _end_conclusion(parser: RecoveringParser) -> None:
     if parser.top is not Tag.CONCLUSION:
         parser.stray()
     elif parser.stands_alone():
@@ -685,16 +685,16 @@ def end_conclusion(parser: RecoveringParser) -> None:
 
 
 _RULES: dict[Tag, Callable[[RecoveringParser], None]] = {
-    Tag.THINK: think,
-    Tag.END_THINK: end_think,
-    Tag.PARALLEL: parallel,
-    Tag.END_PARALLEL: end_parallel,
-    Tag.GOAL: goal,
-    Tag.END_GOAL: end_goal,
-    Tag.OUTLINE: outline,
-    Tag.END_OUTLINE: end_outline,
-    Tag.PATH: path,
-    Tag.END_PATH: end_path,
-    Tag.CONCLUSION: conclusion,
-    Tag.END_CONCLUSION: end_conclusion,
+    Tag.THINK: _think,
+    Tag.END_THINK: _end_think,
+    Tag.PARALLEL: _parallel,
+    Tag.END_PARALLEL: _end_parallel,
+    Tag.GOAL: _goal,
+    Tag.END_GOAL: _end_goal,
+    Tag.OUTLINE: _outline,
+    Tag.END_OUTLINE: _end_outline,
+    Tag.PATH: _path,
+    Tag.END_PATH: _end_path,
+    Tag.CONCLUSION: _conclusion,
+    Tag.END_CONCLUSION: _end_conclusion,
 }
