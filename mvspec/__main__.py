@@ -1,6 +1,6 @@
 """`python -m mvspec` is the command `mvspec`."""
 
-from mvspec.cli import app
+from mvspec.cli import main
 
 if __name__ == "__main__":
-    app(prog_name="mvspec")
+    main()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -43,7 +44,8 @@ def ordered_map(
         return
     # A fresh interpreter on every system: a forked one could inherit a lock held by the
     # progress bar's thread.
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=settle)
+    absent = [name for name, module in sys.modules.items() if module is None]
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=settle, initargs=absent)
     others = set(active_children())
     pending: deque[Future[list[B]]] = deque()
     try:
@@ -77,11 +79,15 @@ def _interrupts_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def settle() -> None:
+def settle(*absent: str) -> None:
     """Make a process that was just spawned a worker: it ends with its parent, and only then.
 
     Ctrl-C reaches every process of the terminal; the first one alone ends the others.
+
+    Args:
+        absent: modules that the parent does without, and the worker too.
     """
+    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Threads of every worker's tokenizer would be as many times too many for the cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
