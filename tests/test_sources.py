@@ -332,3 +332,20 @@ def test_reading_and_compiling_import_no_torch(tmp_path: Path) -> None:
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+
+
+def test_a_folder_with_a_chat_template_is_compiled_without_torch(tmp_path: Path) -> None:
+    """transformers imports torch where it finds it; the command's own process does not let it."""
+    import subprocess
+
+    folder = Path(__file__).parents[1] / "runtime" / "tasks" / "arithmetic_model"
+    (tmp_path / "a.jsonl").write_text('{"question": "What?", "answer": "6"}\n')
+    code = (
+        "import sys\nfrom mvspec.cli import main\n"
+        f"sys.argv = ['mvspec', 'compile', 'a.jsonl', '--tokenizer', {str(folder)!r}, '-o', 'out']\n"
+        "try: main()\n"
+        "except SystemExit as ended: assert not ended.code\n"
+        "assert 'transformers' in sys.modules\n"
+        "assert not [name for name in sys.modules if name.startswith('torch.')]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
