@@ -339,10 +339,12 @@ def test_a_folder_with_a_chat_template_is_compiled_without_torch(tmp_path: Path)
     import subprocess
 
     folder = Path(__file__).parents[1] / "runtime" / "tasks" / "arithmetic_model"
-    (tmp_path / "a.jsonl").write_text('{"question": "What?", "answer": "6"}\n')
+    said = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "6"}]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": said}))
+    arguments = ["mvspec", "compile", "a.jsonl", "--tokenizer", str(folder), "-o", "out"]
     code = (
         "import sys\nfrom mvspec.cli import main\n"
-        f"sys.argv = ['mvspec', 'compile', 'a.jsonl', '--tokenizer', {str(folder)!r}, '-o', 'out']\n"
+        f"sys.argv = {arguments!r}\n"
         "try: main()\n"
         "except SystemExit as ended: assert not ended.code\n"
         "assert 'transformers' in sys.modules\n"
