@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import active_children, get_context, parent_process
 from multiprocessing.process import BaseProcess
 from threading import Thread
@@ -44,8 +45,9 @@ def ordered_map(
         return
     # A fresh interpreter on every system: a forked one could inherit a lock held by the
     # progress bar's thread.
-    absent = [name for name, module in sys.modules.items() if module is None]
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=settle, initargs=absent)
+    modules: dict[str, object] = dict(sys.modules)
+    settled = partial(settle, *(name for name, module in modules.items() if module is None))
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=settled)
     others = set(active_children())
     pending: deque[Future[list[B]]] = deque()
     try:
