@@ -186,15 +186,15 @@ def choose_ids(logits: Tensor, requests: Sequence[DrawRequest]) -> Tensor:
     groups: dict[tuple[float, float, int, float], list[int]] = {}
     for index, request in enumerate(requests):
         how = request.sampling
-        if request.given is None and not how.greedy:
+        if how.temperature and given[index] is None:
             filters = (how.temperature, how.top_p, how.top_k, how.min_p)
             groups.setdefault(filters, []).append(index)
     for indices in groups.values():
         rows = sent(torch.tensor(indices), ids.device)
         ids[rows] = _sample(scores[rows], [requests[index] for index in indices])
-    for index, id in enumerate(given):
-        if id is not None:
-            ids[index] = id
+    for index, known in enumerate(given):
+        if known is not None:
+            ids[index] = known
     return ids
 
 
@@ -215,18 +215,22 @@ def _penalize(logits: Tensor, requests: Sequence[DrawRequest]) -> Tensor:
 def _allow(scores: Tensor, requests: Sequence[DrawRequest]) -> Tensor:
     """Return scores that are minus infinity where a token is not allowed."""
     # Threads in free text share one mask, which a GPU is then sent once.
-    masks = {id(request.allowed): request.allowed for request in requests}
-    if not any(mask is not None for mask in masks.values()):
+    keys = [id(request.allowed) for request in requests]
+    masks = dict(zip(keys, [request.allowed for request in requests], strict=True))
+    if len(masks) == 1 and requests[0].allowed is None:
         return scores
-    table = torch.zeros(len(masks), scores.shape[1], dtype=torch.bool)
-    for row, mask in zip(table, masks.values(), strict=True):
-        row[: len(mask) if mask is not None else len(row)] = True if mask is None else mask
-    place = {key: index for index, key in enumerate(masks)}
-    rows = [place[id(request.allowed)] for request in requests]
-    table = sent(table, scores.device)
+    refused = torch.ones(len(masks), scores.shape[1], dtype=torch.bool)
+    for row, mask in zip(refused, masks.values(), strict=True):
+        if mask is None:
+            row[:] = False
+        else:
+            torch.logical_not(mask, out=row[: len(mask)])
+    refused = sent(refused, scores.device)
     if len(masks) > 1:
-        table = table[sent(torch.tensor(rows), scores.device)]
-    return scores.masked_fill(~table, -torch.inf)
+        place = {key: index for index, key in enumerate(masks)}
+        rows = torch.tensor([place[key] for key in keys])
+        refused = refused[sent(rows, scores.device)]
+    return scores.masked_fill(refused, -torch.inf)
 
 
 def _top(

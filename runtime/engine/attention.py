@@ -113,23 +113,19 @@ class SlicedAttention:
         asked, new_keys, new_values = (
             each.split_with_sizes(widths, 2) for each in (query, key, value)
         )
+        shared = heads // groups
         found: list[Tensor] = []
         for index, chunk in enumerate(self._chunks):
-            cache, width = chunk.cache, widths[index]
-            cache.write(layer, new_keys[index], new_values[index], chunk.start)
-            mask = self._masks[index]
-            # Query heads that share a key head stand as rows of one product: no key is repeated.
-            if mask is not None and len(mask) == width and heads > groups:
-                mask = self._masks[index] = mask.repeat(heads // groups, 1)
-            used = chunk.start + width
-            out = scaled_dot_product_attention(
-                asked[index].reshape(1, groups, heads // groups * width, -1),
-                cache.keys[layer].narrow(2, 0, used),
-                cache.values[layer].narrow(2, 0, used),
-                attn_mask=mask,
-                scale=scale,
-            )
-            found.append(out.reshape(1, heads, width, -1))
+            width, mask, own = widths[index], self._masks[index], asked[index]
+            keys, values = chunk.cache.write(layer, new_keys[index], new_values[index], chunk.start)
+            if shared > 1:
+                # Query heads that share a key head stand as rows of one product: no key is
+                # repeated.
+                own = own.reshape(1, groups, shared * width, -1)
+                if mask is not None and len(mask) == width:
+                    mask = self._masks[index] = mask.repeat(shared, 1)
+            out = scaled_dot_product_attention(own, keys, values, attn_mask=mask, scale=scale)
+            found.append(out.reshape(1, heads, width, -1) if shared > 1 else out)
         if rest:
             found.append(value.new_zeros(1, heads, rest, value.shape[3]))
         return torch.cat(found, 2).transpose(1, 2)

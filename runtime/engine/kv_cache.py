@@ -119,14 +119,22 @@ class KVCache:
             "text, lower max_tokens, run fewer requests at once, or raise the limit"
         )
 
-    def write(self, layer: int, key: Tensor, value: Tensor, start: int) -> None:
-        """Keep the keys and values of new slots.
+    def write(self, layer: int, key: Tensor, value: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """Keep the keys and values of new slots; return those of all slots up to them.
 
         Args:
             layer: number of the layer.
             key, value: [1, heads, new, dim].
             start: the first slot.
         """
+        if layer >= len(self.keys):
+            self._add_layers(layer, key, value)
+        keys, values, new = self.keys[layer], self.values[layer], key.shape[2]
+        keys.narrow(2, start, new).copy_(key)
+        values.narrow(2, start, new).copy_(value)
+        return keys.narrow(2, 0, start + new), values.narrow(2, 0, start + new)
+
+    def _add_layers(self, layer: int, key: Tensor, value: Tensor) -> None:
         while layer >= len(self.keys):
             more = (key.nbytes + value.nbytes) // key.shape[2] * self.capacity
             self._check(self.capacity, self.nbytes + more)
@@ -135,8 +143,6 @@ class KVCache:
                 shape = (*new.shape[:2], self.capacity, new.shape[3])
                 tensors.append(new.new_zeros(shape))
             self._pointers = None
-        self.keys[layer].narrow(2, start, key.shape[2]).copy_(key)
-        self.values[layer].narrow(2, start, key.shape[2]).copy_(value)
 
     @property
     def pointers(self) -> NDArray[np.int64]:
