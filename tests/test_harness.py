@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,6 @@ def test_tags_of_a_task_are_plain_characters(tasks: Path) -> None:
     chat = model.apply_chat_template([{"role": "user", "content": "Hi"}])
     assert chat == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert lm_eval.api.registry.get_model("mvspec") is harness.MvspecLM
-    model.engine = object()
+    model.engine.capabilities = replace(model.engine.capabilities, options=frozenset())
     with pytest.raises(Unsupported, match="pretrained=FOLDER"):
         model._loglikelihood_tokens([(None, [1], [2])])

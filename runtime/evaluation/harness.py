@@ -17,9 +17,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from mvspec.compiler.masks import additive_mask, pad_batch
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Generate
-from mvspec.compiler.planning import plan_layout
 from mvspec.errors import Unsupported
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
@@ -108,8 +106,7 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
     @property
     def max_length(self) -> int:
         """How many positions the model has."""
-        model = self.engine.model
-        return getattr(model, "context", None) or 4096
+        return self.engine.capabilities.context or 4096
 
     @property
     def tokenizer_name(self) -> str:
@@ -152,7 +149,7 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[Pair], disable_tqdm: bool = False, **_: Any
     ) -> list[tuple[float, bool]]:
-        if not isinstance(self.engine, TorchEngine):
+        if "logits" not in self.engine.capabilities.options:
             raise Unsupported(
                 "likelihoods need the model in this process: pretrained=FOLDER instead of engine="
             )
@@ -169,7 +166,7 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
 
     def _score(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """Return logprob and greediness of each continuation, in one forward."""
-        layouts, first = [], []
+        plans, first = [], []
         for context, continuation in pairs:
             cut = max(len(context) + len(continuation) - self.max_length, 0)
             context = context[min(cut, len(context) - 1) :]
@@ -177,29 +174,13 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
                 Extend(thread=0, tokens=tuple(context), author="prompt"),
                 Extend(thread=0, tokens=tuple(continuation), author="model"),
             )
-            layouts.append(plan_layout(ExecutionPlan(ops=ops, form="untagged")))
+            plans.append(ExecutionPlan(ops=ops, form="untagged"))
             first.append(len(context))
-        batch = pad_batch(layouts)
-        model = self.engine.model.model
-
-        def rows(name: str) -> torch.Tensor:
-            arrays = [torch.as_tensor(getattr(layout, name)) for layout in batch]
-            return torch.stack(arrays).to(self.engine.model.device, torch.int64)
-
-        mask = additive_mask(batch, dtype=model.dtype, device=self.engine.model.device)
-        with torch.inference_mode():
-            out = model(
-                input_ids=rows("input_ids"),
-                position_ids=rows("position_ids"),
-                attention_mask=mask,
-                use_cache=False,
-            )
         answers = []
-        for number, layout in enumerate(layouts):
-            own = slice(first[number], len(layout))
-            parents = torch.as_tensor(layout.parent[own], dtype=torch.int64)
-            ids = torch.as_tensor(layout.input_ids[own], dtype=torch.int64)
-            logits = out.logits[number, parents.to(out.logits.device)]
+        results = self.engine.run_many(plans, Options(logits=True))
+        for result, start in zip(results, first, strict=True):
+            ids = torch.tensor(result.trace.ids[start:])
+            logits = torch.stack(list(result.logits or ())[start - 1 : -1])
             logprobs = logits.float().log_softmax(-1).cpu()
             total = float(logprobs.gather(1, ids[:, None]).double().sum())
             answers.append((total, bool((logprobs.argmax(-1) == ids).all())))
