@@ -41,7 +41,7 @@ class PlanCost:
         return (
             f"cost: {self.tokens} tokens, {self.generated} generated, critical path "
             f"{self.critical_path}, {self.steps} steps, at most {self.peak_threads} threads, "
-            f"{self.kv_tokens} KV tokens, parallelism {self.parallelism:.2f}, "
+            f"{self.kv_tokens} KV tokens, degree of parallelism {self.parallelism:.3f}, "
             f"predicted speedup {self.speedup:.2f}"
         )
 

@@ -62,8 +62,8 @@ class Reader(HTMLParser):
 def page_of(folder: Path, records: list[Record], title: str = "t") -> str:
     with RecordPage(folder / "page.html", title) as writer:
         for record in records:
-            sheet = view_of(record)
-            writer.add(*sheet.lines(), sheet.index())
+            view = view_of(record)
+            writer.add(*view.lines(), view.index())
     return (folder / "page.html").read_text("utf-8")
 
 
@@ -79,7 +79,7 @@ def test_a_page_needs_nothing_and_runs_nothing_else(tmp_path: Path) -> None:
         assert not any(name.startswith("on") for name in attrs)
         assert "style" not in attrs
         assert not {"src", "srcset", "action", "formaction", "background"} & set(attrs)
-        assert attrs.get("href", "#sheet") == "#sheet"
+        assert attrs.get("href", "#record") == "#record"
         if tag == "style" or (tag == "script" and "data-part" not in attrs):
             digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
             assert f"'sha256-{digest}'" in str(policy)

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 from nasty import NASTY
 from traces import CANONICAL
+from typer.testing import CliRunner
 
 import mvspec
+from mvspec.cli import app
 from mvspec.data.sources import read
 from mvspec.errors import MvspecError
 from mvspec.shown import visible
@@ -151,8 +153,8 @@ def write(path: Path, rows: list[Any], title: str = "records") -> Path:
     data.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     with RecordPage(path, title) as page:
         for record in read(data).checked(heads=True):
-            sheet = view_of(record)
-            page.add(*sheet.lines(), sheet.index())
+            shown = view_of(record)
+            page.add(*shown.lines(), shown.index())
     return path
 
 
@@ -196,13 +198,13 @@ def test_paths_stand_side_by_side(viewer: Viewer, mixed: Path) -> None:
         "path 1.1", "path 1.2",
     ]  # fmt: skip
     assert inner[0].rect["y"] == inner[1].rect["y"]
-    assert "65 words at 26–82" in outer[0].text
+    assert "46 words at 19–59" in outer[0].text
     facts = viewer.one("#facts").text.replace("\n", " ")
-    assert "words 123" in facts
+    assert "words 89" in facts
     assert "blocks 2" in facts
-    # Of 105 positions; rounded once, in the list and in the head alike.
-    assert "degree of parallelism 1.171" in facts
-    assert "×1.171" in viewer.all(".item .last")[0].text
+    # Of 77 positions; rounded once, in the list and in the head alike.
+    assert "degree of parallelism 1.156" in facts
+    assert "×1.156" in viewer.all(".item .last")[0].text
 
 
 def test_on_a_narrow_screen_paths_stand_one_below_the_other(viewer: Viewer, mixed: Path) -> None:
@@ -276,6 +278,32 @@ def test_the_timeline_is_to_scale(viewer: Viewer, mixed: Path) -> None:
     bar = viewer.all(".plot rect.model")[0]
     ActionChains(viewer.browser).move_to_element(bar).perform()
     assert viewer.inspector()["thread"] == "root"
+
+
+def test_list_header_and_stats_count_words_alike(viewer: Viewer, tmp_path: Path) -> None:
+    chat = [{"role": "user", "content": "How  much?"}, {"role": "assistant", "content": CANONICAL}]
+    rows = [{"id": "text", "output": CANONICAL}, {"id": "chat", "messages": chat}]
+    page = write(tmp_path / "words.html", rows)
+    told = CliRunner().invoke(
+        app, ["stats", str(tmp_path / "words.jsonl"), "--each", "--json"]
+    ).stdout.splitlines()  # fmt: skip
+    for at, counted in enumerate(map(json.loads, told), 1):
+        viewer.open(page, f"#{at}")
+        viewer.named(counted["record"])
+        parts = ("words", "critical path", "degree of parallelism", "blocks")
+        header = viewer.run(
+            "return Object.fromEntries([...document.querySelectorAll('#facts div')]"
+            ".map((each) => [...each.children].map((part) => part.textContent)))"
+        )
+        degree = f"{counted['parallelism']:.3f}"
+        assert [header[name] for name in parts] == [
+            str(counted["tokens"]), str(counted["critical_path"]), degree, str(counted["blocks"])
+        ]  # fmt: skip
+        listed = viewer.all(f"[data-record='{at - 1}'] .last > *")
+        assert [each.text for each in listed] == [
+            str(counted["tokens"]), f"×{degree}", f"{counted['blocks']} blocks"
+        ]  # fmt: skip
+    assert [json.loads(line)["tokens"] for line in told] == [89, 90]
 
 
 def test_the_mask_is_the_law(viewer: Viewer, mixed: Path) -> None:

@@ -225,6 +225,6 @@ def summary(trace: Trace) -> str:
     ended = {"limit": "; closed by force at a limit", "time": "; closed by force, out of time"}
     return (
         f"{trace.answer} tokens on a critical path of {trace.critical_path}: "
-        f"parallelism {trace.parallelism:.2f}; {len(trace.forward_seconds)} forwards in "
+        f"degree of parallelism {trace.parallelism:.3f}; {len(trace.forward_seconds)} forwards in "
         f"{trace.seconds:.1f} s{ended.get(trace.finish, '')}"
     )

@@ -43,7 +43,7 @@ class Archive {
     return lines;
   }
 
-  // What a search reads of a record, and all else that its sheet shows.
+  // What a search reads of a record, and all else that its view shows.
   async record(index) {
     const group = this.groupOf(index);
     const lines = await this.group(group);

@@ -1,6 +1,6 @@
 // Keys for all that the pointer does, and the page that lists them.
 class Keyboard {
-  constructor(list, sheet, search, theme) {
+  constructor(list, view, search, theme) {
     const dialog = byId("keys");
     this.keys = [
       ["j", "next record", () => list.move(1)],
@@ -19,7 +19,7 @@ class Keyboard {
     byId("help").addEventListener("click", () => dialog.showModal());
     byId("keys-close").addEventListener("click", () => dialog.close());
     document.addEventListener("keydown", (event) => {
-      if (event.key === "Escape") return this.leave(search, sheet);
+      if (event.key === "Escape") return this.leave(search, view);
       if (event.ctrlKey || event.metaKey || event.altKey || dialog.open) return;
       if (event.target.closest?.("input, select, textarea")) {
         if (event.key === "Enter" && event.target === search.input) byId("list").focus();
@@ -27,15 +27,15 @@ class Keyboard {
       }
       const tab = Number(event.key);
       const action = this.keys.find(([key]) => key === event.key)?.[2];
-      if (tab >= 1 && tab <= 6) sheet.showNumber(tab);
+      if (tab >= 1 && tab <= 6) view.showNumber(tab);
       else if (action) action();
       else return;
       event.preventDefault();
     });
   }
 
-  leave(search, sheet) {
-    sheet.selection.leave();
+  leave(search, view) {
+    view.selection.leave();
     if (document.activeElement !== search.input) return;
     if (search.input.value) search.clear();
     else search.input.blur();

@@ -9,14 +9,14 @@ async function main() {
   const index = await archive.index();
   const theme = new Theme();
   const list = new RecordList(index);
-  const sheet = new Sheet(archive, index, theme);
+  const view = new RecordView(archive, index, theme);
   const search = new Search(archive, index, list);
-  new Keyboard(list, sheet, search, theme);
+  new Keyboard(list, view, search, theme);
   root.classList.toggle("single", index.length === 1);
 
   const address = () => {
     const [, record, tab] = /^#(\d+)(?:\/(\w+))?$/.exec(location.hash) ?? [];
-    if (tab) sheet.tab = tab;
+    if (tab) view.tab = tab;
     if (record) return Math.min(Number(record), index.length) - 1;
     return Math.max(0, index.findIndex(([, kind]) => kind !== "settings"));
   };
@@ -28,17 +28,17 @@ async function main() {
   list.addEventListener("choose", () => {
     root.classList.remove("drawn");
     byId("drawer").setAttribute("aria-expanded", "false");
-    sheet.open(list.chosen);
+    view.open(list.chosen);
   });
-  sheet.addEventListener("open", () => {
+  view.addEventListener("open", () => {
     if (!performance.getEntriesByName("mvspec-shown").length) performance.mark("mvspec-shown");
     turns();
-    history.replaceState(null, "", `#${list.chosen + 1}/${sheet.shown ?? ""}`);
+    history.replaceState(null, "", `#${list.chosen + 1}/${view.shown ?? ""}`);
   });
   search.addEventListener("done", () => {
     if (search.query && list.length && list.place(list.chosen) < 0) list.choose(list.record(0));
     else list.choose(list.chosen, true);
-    sheet.find(search.query);
+    view.find(search.query);
     turns();
   });
   byId("previous").addEventListener("click", () => list.move(-1));

@@ -89,7 +89,7 @@ def trace_html(trace: Trace) -> str:
 
     facts = [("model", trace.model)] if trace.model else []
     facts += [("tokens", f"{trace.answer:,}"), ("critical path", f"{trace.critical_path:,}")]
-    facts += [("parallelism", f"{trace.parallelism:.2f}"), ("finish", trace.finish)]
+    facts += [("degree of parallelism", f"{trace.parallelism:.3f}"), ("finish", trace.finish)]
     facts += [("share", str(trace.share))] if trace.share else []
     bodies = [f'<div style="overflow-x:auto">{timeline_svg(trace)}</div>']
     bodies += [tree_html(trace.document)] if trace.document else [text_html(trace.text)]

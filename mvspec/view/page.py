@@ -34,7 +34,8 @@ GROUP = 256_000
 
 SCRIPTS = (
     "characters", "archive", "record", "elements", "selection", "facts", "tree", "axis", "timeline",
-    "mask", "tokens", "source", "fields", "list", "search", "sheet", "theme", "keyboard", "main",
+    "mask", "tokens", "source", "fields", "list", "search", "record_view", "theme", "keyboard",
+    "main",
 )  # fmt: skip
 """The page's script: these files, end to end, as one module."""
 

@@ -9,7 +9,7 @@ function unramped(ramps) {
   return out;
 }
 
-class SheetRecord {
+class ViewedRecord {
   constructor(number, index, searched, rest) {
     Object.assign(this, rest);
     [this.name, this.kind, this.verdict, this.right, this.label] = index;

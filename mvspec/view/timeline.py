@@ -273,7 +273,7 @@ def captions(trace: Trace) -> tuple[str, str]:
     parts = (speed, _line(trace.model), FINISHES[trace.finish])
     return (
         f"{trace.answer:,} tokens ({trace.authors.count('engine'):,} forced) on a critical path "
-        f"of {trace.critical_path:,}: parallelism {trace.parallelism:.2f}",
+        f"of {trace.critical_path:,}: degree of parallelism {trace.parallelism:.3f}",
         "; ".join(part for part in parts if part),
     )
 
@@ -301,8 +301,8 @@ def timeline_text(trace: Trace, width: int = 80) -> Text:
     forwards 0           2           4           6
     seconds  0.00        0.60        0.80        1.00
     █ model  ░ prompt  ├─┤ waits for paths
-    7 tokens (0 forced) on a critical path of 7: parallelism
-    1.00; 7 forwards in 1.1 s, 6 tokens/s
+    7 tokens (0 forced) on a critical path of 7: degree of
+    parallelism 1.000; 7 forwards in 1.1 s, 6 tokens/s
     """
     width = max(width, 24)
     rows, note = shown(trace, ROWS)

@@ -1,4 +1,4 @@
-"""Sheets: what the viewer shows of a record is what the law says, and nothing of it is lost."""
+"""Record views: what the page shows of a record is what the law says; nothing of it is lost."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def expanded(runs: list[TokenRun]) -> tuple[list[int], list[int], list[int]]:
 
 
 def mask(threads: list[ViewedThread], runs: list[TokenRun]) -> np.ndarray[Any, Any]:
-    """Who sees whom, by the sheet's intervals, as the page draws it."""
+    """Who sees whom, by the view's intervals, as the page draws it."""
     owners = expanded(runs)[0]
     seen = np.tril(np.ones((len(owners), len(owners)), dtype=np.bool_))
     _, hidden = RecordView("", "", "text", threads=threads, runs=runs).law()
@@ -111,11 +111,11 @@ def test_a_document_in_words(document: Document) -> None:
     assert [in_units(pages.text, *leaf) for leaf in leaves(pages.tree)] == texts
     assert sum(pages.widths) == units(pages.text)
     assert sum(run.size for run in pages.runs) == len(pages.widths)
-    sheet = RecordView("a", "a", "document", runs=pages.runs, threads=pages.threads)
+    view = RecordView("a", "a", "document", runs=pages.runs, threads=pages.threads)
     metrics = measure(document, count_words)
     prompts = sum(count_words(t.text) for m in document.messages if m.role != "assistant"
                   for t in m.body if isinstance(t, mvspec.Text))  # fmt: skip
-    assert sheet.law()[0] == metrics
+    assert view.law()[0] == metrics
     blank = bool(pages.text) and not pages.text.strip() and not metrics.tokens
     assert sum(run.size for run in pages.runs if not run.author) == prompts + blank
     labels = [path.label for path in document.walk(mvspec.Path)]
@@ -164,9 +164,9 @@ def test_a_chat_in_tokens() -> None:
 def test_holes_are_counted_in_words() -> None:
     document = mvspec.document(mvspec.assistant("A ", mvspec.gen("x")))
     record = Record("a", document.to_json(), "json")
-    sheet = view_of(record, lay=lambda each: lay_tokens(each, VOCABULARY))
-    assert sheet.unit == "words"
-    (message,) = sheet.tree
+    view = view_of(record, lay=lambda each: lay_tokens(each, VOCABULARY))
+    assert view.unit == "words"
+    (message,) = view.tree
     assert isinstance(message, TreeBranch)
     hole = message.children[1]
     assert isinstance(hole, TreeBranch)
@@ -180,19 +180,19 @@ def test_a_trace_is_its_layout(kind: str) -> None:
     engine, document, options = RUNS[kind]
     trace = engine.run(document, options).trace
     row = json.loads(trace.model_dump_json(exclude_none=True))
-    sheet = trace_view("a", "a:1", row)
-    threads, authors, positions = expanded(sheet.runs)
+    view = trace_view("a", "a:1", row)
+    threads, authors, positions = expanded(view.runs)
     assert threads == list(trace.thread_ids)
     assert [AUTHORS[author] for author in authors] == list(trace.authors)
     assert positions == list(trace.position_ids)
-    assert sheet.text == "".join(trace.token_texts)
-    assert sheet.widths == [units(text) for text in trace.token_texts]
-    assert np.array_equal(mask(sheet.threads, sheet.runs), dense_mask(trace.layout))
-    assert sheet.law()[0] == trace.metrics
-    kept = "".join(in_units(sheet.text, *leaf) for leaf in leaves(sheet.tree))
+    assert view.text == "".join(trace.token_texts)
+    assert view.widths == [units(text) for text in trace.token_texts]
+    assert np.array_equal(mask(view.threads, view.runs), dense_mask(trace.layout))
+    assert view.law()[0] == trace.metrics
+    kept = "".join(in_units(view.text, *leaf) for leaf in leaves(view.tree))
     if "untagged" in kind:  # by its threads, everything
-        assert kept == sheet.text
-    elif sheet.verdict == "ok" and trace.document:
+        assert kept == view.text
+    elif view.verdict == "ok" and trace.document:
         for message in trace.document.messages:
             if message.role == "assistant":
                 assert "".join(text.text for text in message.walk(mvspec.Text)) in kept
@@ -244,10 +244,10 @@ def test_what_is_no_trace_says_where(change: dict[str, Any], where: str) -> None
         trace_view("a", "a:1", row(**change))
     assert where in str(error.value)
     record = Record("a:1", row(**change), "value")
-    sheet = view_of(record)
-    assert (sheet.verdict, sheet.diagnostics[0].code) == ("unread", "not-a-trace")
-    assert where in sheet.diagnostics[0].message
-    assert json.loads(sheet.source or "") == row(**change)
+    view = view_of(record)
+    assert (view.verdict, view.diagnostics[0].code) == ("unread", "not-a-trace")
+    assert where in view.diagnostics[0].message
+    assert json.loads(view.source or "") == row(**change)
 
 
 JSON = st.recursive(
@@ -263,16 +263,16 @@ JSON = st.recursive(
 )
 def test_no_trace_stops_the_viewer(changes: dict[str, Any]) -> None:
     value = row(**changes)
-    sheet = view_of(Record("a:1", value, "value"))
-    for line in sheet.lines():
+    view = view_of(Record("a:1", value, "value"))
+    for line in view.lines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    json.dumps(sheet.index(), allow_nan=False)
+    json.dumps(view.index(), allow_nan=False)
 
 
 def test_threads_that_nest_too_deep_are_no_trace() -> None:
     threads = [{"id": n, "parent": n - 1, "block": n} if n else {"id": 0} for n in range(5000)]
-    sheet = view_of(Record("a:1", row(threads=threads), "value"))
-    assert "threads[33]: blocks nest deeper than 32" in sheet.diagnostics[0].message
+    view = view_of(Record("a:1", row(threads=threads), "value"))
+    assert "threads[33]: blocks nest deeper than 32" in view.diagnostics[0].message
 
 
 def test_a_trace_by_its_threads() -> None:
@@ -280,7 +280,7 @@ def test_a_trace_by_its_threads() -> None:
                {"id": 3, "parent": 2, "block": 1, "label": "2.1"},
                {"id": 4, "parent": 0, "block": 2, "label": "1"}]  # fmt: skip
     owners = [0, 1, 2, 3, 2, 4, 0]
-    sheet = trace_view("a", "a:1", {
+    view = trace_view("a", "a:1", {
         **row(threads=threads, thread_ids=owners, form="untagged"),
         "token_texts": list("abcdefg"),
         "position_ids": [0, 1, 1, 2, 3, 4, 5], "authors": ["model"] * 7,
@@ -291,11 +291,11 @@ def test_a_trace_by_its_threads() -> None:
 
     def told(node: TreeBranch | TreeLeaf) -> Any:
         if isinstance(node, TreeLeaf):
-            return sheet.text[node.start : node.stop]
-        return [node.title or node.kind, sheet.text[node.start : node.stop],
+            return view.text[node.start : node.stop]
+        return [node.title or node.kind, view.text[node.start : node.stop],
                 *map(told, node.children)]  # fmt: skip
 
-    assert [told(node) for node in sheet.tree] == [
+    assert [told(node) for node in view.tree] == [
         "a",
         ["parallel", "bcde", ["1", "b", "b"],
          ["2", "cde", "c", ["parallel", "d", ["2.1", "d", "d"]], "e"]],
@@ -309,41 +309,41 @@ def test_turns_of_a_trace_share_their_diagnostics() -> None:
     value = row(token_texts=texts, thread_ids=[0] * 3, position_ids=[0, 1, 2], ids=[0] * 3,
                 logprobs=[None] * 3, authors=["model", "prompt", "model"],
                 forward_ids=[0, -1, 1])  # fmt: skip
-    sheet = trace_view("a", "a:1", value)
-    assert sheet.verdict == "malformed"
-    assert sheet.source == texts[0] + texts[2]
-    assert {d.line for d in sheet.diagnostics} > {1, 2}
-    for each in sheet.diagnostics:
-        assert sheet.source[each.offset : each.end] == each.dropped
+    view = trace_view("a", "a:1", value)
+    assert view.verdict == "malformed"
+    assert view.source == texts[0] + texts[2]
+    assert {d.line for d in view.diagnostics} > {1, 2}
+    for each in view.diagnostics:
+        assert view.source[each.offset : each.end] == each.dropped
 
 
 def test_a_logprob_that_is_no_number_is_left_out() -> None:
-    sheet = trace_view("a", "a:1", row(logprobs=[float("-inf"), float("nan")]))
-    assert list(sheet.logprobs) == [None, None]
-    assert "logprobs" not in json.loads(sheet.lines()[1])
+    view = trace_view("a", "a:1", row(logprobs=[float("-inf"), float("nan")]))
+    assert list(view.logprobs) == [None, None]
+    assert "logprobs" not in json.loads(view.lines()[1])
 
 
 def test_a_field_may_be_nested_deep() -> None:
     deep: Any = 1
     for _ in range(900):
         deep = {"a": deep}
-    sheet = view_of(Record("a", {"output": "Hi", "deep": deep}, "value"))
-    assert sheet.fields[0][0] == "deep"
-    assert json.loads(sheet.lines()[0])[0] == "Hi"
+    view = view_of(Record("a", {"output": "Hi", "deep": deep}, "value"))
+    assert view.fields[0][0] == "deep"
+    assert json.loads(view.lines()[0])[0] == "Hi"
 
 
 @given(mutated())
-def test_any_text_has_a_sheet(text: str) -> None:
-    sheet = view_of(Record("a.txt", text))
-    searched, rest = sheet.lines()
+def test_any_text_has_a_view(text: str) -> None:
+    view = view_of(Record("a.txt", text))
+    searched, rest = view.lines()
     assert searched.isascii()
     assert "\n" not in searched + rest
     # Halves of a surrogate pair that meet in JSON are one character.
     assert in_units(text, 0, units(text)) in json.loads(searched)
-    repaired = apply(text, tuple(d for d in sheet.diagnostics if d.severity == "error"))
-    assert sheet.text == repaired
-    assert len(sheet.places) == len(sheet.diagnostics)
-    for place, each in zip(sheet.places, sheet.diagnostics, strict=True):
+    repaired = apply(text, tuple(d for d in view.diagnostics if d.severity == "error"))
+    assert view.text == repaired
+    assert len(view.places) == len(view.diagnostics)
+    for place, each in zip(view.places, view.diagnostics, strict=True):
         if each.severity == "error":
             width = units(each.inserted)
             assert in_units(repaired, place, place + width) == each.inserted
@@ -351,18 +351,18 @@ def test_any_text_has_a_sheet(text: str) -> None:
 
 @pytest.mark.parametrize("each", TRACES, ids=lambda each: each.name)
 def test_repairs_are_shown(each: Any) -> None:
-    sheet = view_of(Record(each.name, each.text))
-    assert tuple(d.code for d in sheet.diagnostics if d.severity == "error") == each.codes
-    assert sheet.text == each.repaired
-    assert sheet.verdict == ("ok" if not each.codes else "cut" if each.codes == ("cut",)
+    view = view_of(Record(each.name, each.text))
+    assert tuple(d.code for d in view.diagnostics if d.severity == "error") == each.codes
+    assert view.text == each.repaired
+    assert view.verdict == ("ok" if not each.codes else "cut" if each.codes == ("cut",)
                              else "malformed")  # fmt: skip
 
 
 @given(st.lists(nasty(), min_size=3, max_size=3))
-def test_sheets_of_nasty_texts(texts: list[str]) -> None:
+def test_views_of_nasty_texts(texts: list[str]) -> None:
     value = row(token_texts=texts[:2], threads=[{"id": 0, "title": texts[2]}], model=texts[2])
-    sheet = trace_view(texts[0], texts[1], value)
-    searched, rest = sheet.lines()
+    view = trace_view(texts[0], texts[1], value)
+    searched, rest = view.lines()
     assert json.loads(searched)[0] == texts[0] + texts[1]
     assert (searched + rest).isascii()
 
@@ -384,25 +384,25 @@ def test_rows_are_what_they_hold(tmp_path: Path) -> None:
     ]  # fmt: skip
     file = tmp_path / "rows.jsonl"
     file.write_text("\n".join(map(json.dumps, rows)) + "\n{broken\n", "utf-8")
-    sheets = [view_of(record) for record in read(file).checked(heads=True)]
-    assert [sheet.kind for sheet in sheets] == [
+    views = [view_of(record) for record in read(file).checked(heads=True)]
+    assert [view.kind for view in views] == [
         "settings", "text", "document", "trace", "sample", "sample", "sample", "sample",
         "text", "text", "text",
     ]  # fmt: skip
-    assert [sheet.verdict for sheet in sheets] == [
+    assert [view.verdict for view in views] == [
         "", *["ok"] * 4, "cut", "ok", "ok", "unread", "unread", "unread",
     ]  # fmt: skip
-    assert [sheet.right for sheet in sheets[3:8]] == [None, True, False, True, None]
-    assert sheets[3].fields == []
-    assert [sheet.label for sheet in sheets[4:7]] == ["aime", "", "own"]
-    assert sheets[4].name == "p1 sample 2"
-    assert sheets[5].lead == "Why?"
-    assert dict(sheets[4].fields)["extracted"] == "4"
-    assert sheets[3].name == "rows.jsonl:4"
-    assert "strange" in (sheets[8].source or "")
-    assert sheets[10].diagnostics[0].code == "invalid-json"
-    for sheet in sheets:
-        assert json.loads(sheet.lines()[1])["place"].startswith(str(file))
+    assert [view.right for view in views[3:8]] == [None, True, False, True, None]
+    assert views[3].fields == []
+    assert [view.label for view in views[4:7]] == ["aime", "", "own"]
+    assert views[4].name == "p1 sample 2"
+    assert views[5].lead == "Why?"
+    assert dict(views[4].fields)["extracted"] == "4"
+    assert views[3].name == "rows.jsonl:4"
+    assert "strange" in (views[8].source or "")
+    assert views[10].diagnostics[0].code == "invalid-json"
+    for view in views:
+        assert json.loads(view.lines()[1])["place"].startswith(str(file))
 
 
 @pytest.mark.parametrize("form", ["threadweaver", "multiverse-prompt", "curator"])
@@ -411,14 +411,14 @@ def test_other_forms_keep_their_text(form: str) -> None:
                             conclusion="Both.")  # fmt: skip
     think = [mvspec.think(block)] if form == "curator" else [block]
     text = mvspec.render(mvspec.assistant(*think), form)
-    sheet = view_of(Record("a", text, fields=Fields(form)))
-    assert sheet.verdict == "ok"
-    assert text in (sheet.text, sheet.source)
-    assert [thread.label for thread in sheet.threads] == ["", "1", "2"]
+    view = view_of(Record("a", text, fields=Fields(form)))
+    assert view.verdict == "ok"
+    assert text in (view.text, view.source)
+    assert [thread.label for thread in view.threads] == ["", "1", "2"]
 
 
 def test_nasty_names_and_fields() -> None:
     for text in NASTY:
         record = Record(text, {"id": text, text: text, "output": "Answer"}, "value")
-        sheet = view_of(record)
-        assert (text, text) in sheet.fields
+        view = view_of(record)
+        assert (text, text) in view.fields

@@ -4,7 +4,7 @@ const TABS = [
   ["tokens", "Tokens", TokensView], ["source", "Source", SourceView], ["fields", "Fields", FieldsView],
 ];
 
-class Sheet extends EventTarget {
+class RecordView extends EventTarget {
   constructor(archive, index, theme) {
     super();
     Object.assign(this, { archive, index, theme });
@@ -29,7 +29,7 @@ class Sheet extends EventTarget {
     const opening = ++this.opening;
     const [searched, rest] = await this.archive.record(number);
     if (opening !== this.opening) return; // another one was asked for meanwhile
-    this.record = new SheetRecord(number, this.index[number], searched, rest);
+    this.record = new ViewedRecord(number, this.index[number], searched, rest);
     this.selection.open(this.record);
     showFacts(this.record);
     this.draw();
