@@ -249,7 +249,7 @@ class PlanRequest:
         if actions is None:
             thread.refused.append(drawn.id)
             return False
-        if type(actions) is KeepToken:
+        if isinstance(actions, KeepToken):
             self._append(thread, drawn, actions.hole)
         else:
             self._apply(thread, iter(actions), drawn)

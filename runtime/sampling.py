@@ -117,7 +117,7 @@ class DrawRequest(NamedTuple):
 
     Args:
         sampling: temperature, filters and the like.
-        stream, index: as in `Sampling.uniform`.
+        stream, number: of the token in it, as in `Sampling.uniform`.
         allowed: bool [at most vocabulary]: what may be drawn; None for all.
         seen: ids that the repetition penalty counts.
         given: the token, where it is known and only its logprob is wanted.
@@ -125,7 +125,7 @@ class DrawRequest(NamedTuple):
 
     sampling: Sampling
     stream: str
-    index: int
+    number: int
     allowed: Tensor | None = None
     seen: Sequence[int] = ()
     given: int | None = None
@@ -274,7 +274,7 @@ def _sample(scores: Tensor, requests: Sequence[DrawRequest]) -> Tensor:
         ids, order = ids.sort()
         values = values.gather(1, order)
     sums = values.cumsum(-1)
-    numbers = [each.sampling.uniform(each.stream, each.index) for each in requests]
+    numbers = [each.sampling.uniform(each.stream, each.number) for each in requests]
     at = sent(torch.tensor(numbers, dtype=sums.dtype), sums.device)[:, None] * sums[:, -1:]
     # Rounding must not reach the end of the sums, where a token of weight 0 may stand.
     at = torch.minimum(at, torch.nextafter(sums[:, -1:], torch.zeros_like(at)))

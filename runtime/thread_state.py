@@ -59,9 +59,9 @@ class WriteTokens(NamedTuple):
 
 
 class TakeBack(NamedTuple):
-    """Take the thread's last tokens back."""
+    """Take so many of the thread's last tokens back."""
 
-    count: int
+    tokens: int
 
 
 class ReadAgain(NamedTuple):

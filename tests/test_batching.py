@@ -54,11 +54,11 @@ def test_a_finished_request_leaves_and_a_waiting_one_enters(most: int) -> None:
     engine = scripted_engine(SAYS, max_concurrent_requests=most)
     forward, sizes = engine.model.forward, []
 
-    def counted(parts: Any) -> Any:
-        sizes.append(len(parts))
-        return forward(parts)
+    def counted(chunks: Any) -> Any:
+        sizes.append(len(chunks))
+        return forward(chunks)
 
-    engine.model.forward = counted  # type: ignore[method-assign]
+    engine.model.forward = counted  # type: ignore[method-assign, assignment]
     lengths = dict(zip("ABCDF", (9, 2, 5, 1, 7), strict=True))
     results = engine.run_many([hole(name, count) for name, count in lengths.items()])
     assert [result["x"] for result in results] == [n.lower() * c for n, c in lengths.items()]
@@ -256,12 +256,12 @@ def test_an_interrupt_drops_what_waits() -> None:
     engine = scripted_engine(SAYS, max_concurrent_requests=1)
     forward = engine.model.forward
 
-    def interrupted(parts: Any) -> Any:
+    def interrupted(chunks: Any) -> Any:
         if engine.scheduler.steps == 6:
             raise KeyboardInterrupt
-        return forward(parts)
+        return forward(chunks)
 
-    engine.model.forward = interrupted  # type: ignore[method-assign]
+    engine.model.forward = interrupted  # type: ignore[method-assign, assignment]
     with pytest.raises(Interrupted) as stop:
         engine.run_many([hole("A", 4), hole("B", 9), hole("C", 9)])
     trace = stop.value.trace  # of the one that was running

@@ -102,12 +102,12 @@ def test_an_interrupted_trace_replays_too(at: int) -> None:
     engine = tiny_engine(bias=dict.fromkeys(FORKING, -99.0))
     forward = engine.model.forward
 
-    def interrupted(parts: Any) -> Any:
+    def interrupted(chunks: Any) -> Any:
         if engine.scheduler.steps == at:
             raise KeyboardInterrupt
-        return forward(parts)
+        return forward(chunks)
 
-    engine.model.forward = interrupted  # type: ignore[method-assign]
+    engine.model.forward = interrupted  # type: ignore[method-assign, assignment]
     with pytest.raises(Interrupted) as stop:
         engine.run(ask(block()))
     engine.model.forward = forward  # type: ignore[method-assign]

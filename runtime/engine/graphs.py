@@ -194,7 +194,9 @@ class CudaGraphs:
         for group in [*groups, rest] if rest else groups:
             own = [chunks[index] for index in group]
             logits = apart(own) if group is rest else self._read_group(own, apart)
-            found |= zip(group, logits.split([len(chunk.keep) for chunk in own]), strict=True)
+            found |= zip(
+                group, torch.split(logits, [len(chunk.keep) for chunk in own]), strict=True
+            )
         return torch.cat([found[index] for index in range(len(chunks))])
 
     def _groups(self, chunks: Sequence[TokenChunk]) -> list[list[int]]:
