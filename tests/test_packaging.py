@@ -91,6 +91,9 @@ assert mvspec.render(mvspec.parse(text)) == text
     assert done.returncode == 0, done.stderr
 
 
-def test_importing_the_core_loads_no_torch() -> None:
-    program = "import mvspec, mvspec.cli, sys; sys.exit('torch' in sys.modules)"
+def test_importing_the_core_loads_neither_torch_nor_the_parser() -> None:
+    program = (
+        "import mvspec, mvspec.cli, mvspec.forms, sys; "
+        "sys.exit(bool({'torch', 'lark'} & sys.modules.keys()))"
+    )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

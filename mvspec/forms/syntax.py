@@ -90,23 +90,6 @@ class Syntax:
         """Regular expression of what a line holds without a tag, its newline not among it."""
         return rf"[^<\n]*+(?:(?!{self.marker.pattern})<[^<\n]*+)*+"
 
-    @cached_property
-    def by_text(self) -> dict[str, Tag]:
-        """The tags by what is written for them, which are those that the form's marker finds."""
-        return {text: tag for text, tag in zip(self.tags, Tag, strict=True) if text[:1] == "<"}
-
-    @cached_property
-    def texts_after(self) -> dict[Tag, str]:
-        """The fixed text after each tag, where no other tag decides it."""
-        return {tag: self.after(tag) for tag in Tag}
-
-    @cached_property
-    def label_prefix(self) -> re.Pattern[str] | None:
-        """The fixed text after the tag of a path, with its label; None where none stands there."""
-        if self.labels != "text":
-            return None
-        return re.compile(self.after(Tag.PATH) + f"({LABEL.pattern})" + self.label_end)
-
     def written(self, tag: Tag, label: str = "") -> str:
         """Return the characters of `tag`; "" where the form does not write it."""
         if self.fence and tag in (Tag.THINK, Tag.END_THINK):

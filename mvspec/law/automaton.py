@@ -23,6 +23,7 @@ from mvspec.law.tags import TAG, Tag
 from mvspec.law.threads import Chain, LawThread, StructuralLaw, SurfaceLaw
 
 __all__ = [
+    "LEADS_TO",
     "MOVES",
     "Expect",
     "FixedText",
@@ -74,6 +75,9 @@ MOVES: dict[Place, dict[Tag, Place]] = {
 """Of each place the tags that may come and where they lead; `BODY` stands for the turn, thoughts
 or path that the block is in. At `FORKED` a thread waits for its paths, which start at `BETWEEN`;
 when the last has ended it goes on at `JOINED`."""
+
+LEADS_TO = {tag: place for moves in MOVES.values() for tag, place in moves.items()}
+"""Of each tag the place that it leads to, from wherever it may come."""
 
 
 def may_follow(place: Place) -> frozenset[Tag]:

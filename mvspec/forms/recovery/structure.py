@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mvspec.forms.recovery.edits import LABEL, LEAD, NUMBER, Code, TextEdit
-from mvspec.law.automaton import MOVES, Place, may_follow
+from mvspec.law.automaton import LEADS_TO, Place, may_follow
 from mvspec.law.limits import MAX_DEPTH
 from mvspec.law.tags import TAG, Tag
 
@@ -24,7 +24,6 @@ _LABEL_LINE = re.compile(rf"^[ \t]*+{NUMBER}[ \t]*+:", re.MULTILINE)
 _FULL_LINE = re.compile(r"^[^\S\n]*+\S", re.MULTILINE)
 _PARTIAL_TAG = re.compile(r"</?[A-Za-z]*\Z")
 _TAGS = {tag.value: tag for tag in Tag}
-_LEADS_TO = {tag: place for moves in MOVES.values() for tag, place in moves.items()}
 
 
 @dataclass(slots=True)
@@ -214,7 +213,7 @@ class RecoveringParser:
         if not tag.closes:
             self.count(token, 1)
             self.had_think |= tag is Tag.THINK
-            self.stack.append(OpenConstruct(tag, _LEADS_TO[tag], token))
+            self.stack.append(OpenConstruct(tag, LEADS_TO[tag], token))
             return
         self.stack.pop()
         if self.top is Tag.PARALLEL:
@@ -281,7 +280,7 @@ class RecoveringParser:
             return
         if self.top is Tag.PARALLEL:
             self.stack[-1].place = Place.OPENED if tag is Tag.END_GOAL else Place.BETWEEN
-        self.stack.append(OpenConstruct(tag.partner, _LEADS_TO[tag.partner]))
+        self.stack.append(OpenConstruct(tag.partner, LEADS_TO[tag.partner]))
 
     def once(self) -> None:
         """Leave out the last tag, which the tag at hand doubles, with its label."""
