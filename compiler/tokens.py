@@ -54,20 +54,20 @@ class Tokens:
         Raises:
             VerifyError: the tags do not nest as the grammar has it; the address is the token.
         """
-        return self._read(self.ends, len(self.ids))
+        ends = self.ends.tolist()
+        return self._read(ends, ends, len(self.ids))
 
     @property
     def metrics(self) -> Metrics:
         """The counts of the tokens that are free or forced: the assistant's."""
         own = np.concatenate([[0], np.cumsum(self.free | self.forced)])
-        return self._read(own[self.ends], int(own[-1])).metrics
+        return self._read(self.ends.tolist(), own[self.ends].tolist(), int(own[-1])).metrics
 
-    def _read(self, own: NDArray[np.int64], all_own: int) -> SurfaceLaw:
+    def _read(self, ends: list[int], own: list[int], all_own: int) -> SurfaceLaw:
         reader = TagReader()
-        law, ends = reader.law, self.ends.tolist()
-        reader.read(map(TAGS.__getitem__, self.tags.tolist()), ends, own.tolist())
-        law.tokens(len(self.ids) - law.count, all_own - law.metrics.tokens)
-        return law
+        reader.read([TAGS[number] for number in self.tags.tolist()], ends, own)
+        reader.law.tokens(len(self.ids) - reader.law.count, all_own - reader.law.law.own)
+        return reader.law
 
 
 def lower(

@@ -58,19 +58,25 @@ class Place(StrEnum):
     ENDED = "after </Path>"
 
 
+# In Python 3.11, `Place.TURN` takes ten times as long as a name of the module.
+(
+    _TURN, _THINK, _PATH, _OPENED, _GOAL, _OUTLINE, _FORKED, _BETWEEN, _JOINED, _CONCLUSION,
+    _CONCLUDED, _BODY, _ENDED,
+) = Place  # fmt: skip
+
 MOVES: dict[Place, dict[Tag, Place]] = {
-    Place.TURN: {Tag.THINK: Place.THINK, Tag.PARALLEL: Place.OPENED},
-    Place.THINK: {Tag.END_THINK: Place.TURN, Tag.PARALLEL: Place.OPENED},
-    Place.PATH: {Tag.END_PATH: Place.ENDED, Tag.PARALLEL: Place.OPENED},
-    Place.OPENED: {Tag.GOAL: Place.GOAL},
-    Place.GOAL: {Tag.OUTLINE: Place.OUTLINE, Tag.END_GOAL: Place.FORKED},
-    Place.OUTLINE: {Tag.END_OUTLINE: Place.GOAL},
-    Place.FORKED: {},
-    Place.BETWEEN: {Tag.PATH: Place.PATH},
-    Place.JOINED: {Tag.CONCLUSION: Place.CONCLUSION},
-    Place.CONCLUSION: {Tag.END_CONCLUSION: Place.CONCLUDED},
-    Place.CONCLUDED: {Tag.END_PARALLEL: Place.BODY},
-    Place.ENDED: {},
+    _TURN: {Tag.THINK: _THINK, Tag.PARALLEL: _OPENED},
+    _THINK: {Tag.END_THINK: _TURN, Tag.PARALLEL: _OPENED},
+    _PATH: {Tag.END_PATH: _ENDED, Tag.PARALLEL: _OPENED},
+    _OPENED: {Tag.GOAL: _GOAL},
+    _GOAL: {Tag.OUTLINE: _OUTLINE, Tag.END_GOAL: _FORKED},
+    _OUTLINE: {Tag.END_OUTLINE: _GOAL},
+    _FORKED: {},
+    _BETWEEN: {Tag.PATH: _PATH},
+    _JOINED: {Tag.CONCLUSION: _CONCLUSION},
+    _CONCLUSION: {Tag.END_CONCLUSION: _CONCLUDED},
+    _CONCLUDED: {Tag.END_PARALLEL: _BODY},
+    _ENDED: {},
 }
 """Of each place the tags that may come and where they lead; `BODY` stands for the turn, thoughts
 or path that the block is in. At `FORKED` a thread waits for its paths, which start at `BETWEEN`;
@@ -90,9 +96,9 @@ def may_follow(place: Place) -> frozenset[Tag]:
 
 
 _FOLLOWING = {place: frozenset(moves) for place, moves in MOVES.items()}
-_BODIES = (Place.TURN, Place.THINK, Place.PATH)
+_BODIES = (_TURN, _THINK, _PATH)
 _NONE: frozenset[Tag] = frozenset()
-_PLAIN = {Place.GOAL, Place.PATH, Place.CONCLUSION, Place.CONCLUDED}  # nothing else to do there
+_PLAIN = {_GOAL, _PATH, _CONCLUSION, _CONCLUDED}  # nothing else to do there
 
 
 class TagReader:
@@ -109,7 +115,7 @@ class TagReader:
 
     def __init__(self, position: int = 0) -> None:
         self.law = SurfaceLaw(position)
-        self.places = [Place.TURN]
+        self.places = [_TURN]
         """Of the thread at hand and of all around it, the root first."""
         self._outlines = 0
 
@@ -134,40 +140,40 @@ class TagReader:
             VerifyError: one may not come there; the address is its last token.
         """
         places, law, outlines = self.places, self.law, self._outlines
-        place = places[-1]
+        take, place = law.law.tokens, places[-1]
         at, counted = law.law.count, 0
         for tag, end, after in zip(tags, ends, own, strict=True):
             following = MOVES[place].get(tag)
             if following in _PLAIN:
                 place = following
                 continue
-            if following is Place.OUTLINE:
+            if following is _OUTLINE:
                 outlines += 1
-            elif following is Place.OPENED:
-                outlines = 0
-            elif following is Place.BODY:
-                following = Place.PATH if len(places) > 1 else Place.TURN
-            elif following is Place.FORKED or following is Place.ENDED:
-                law.tokens(end - at, after - counted)
+            elif following is _ENDED:
+                path = law.here
+                take(path, end - at, after - counted)
                 at, counted = end, after
-                if following is Place.ENDED:
-                    block = law.here.parent
-                    law.end()
-                    if law.here is block:
-                        places.pop()
-                        following = Place.JOINED
-                    else:
-                        following = Place.BETWEEN
-                elif outlines:
-                    law.fork(outlines)
-                    places[-1] = following
-                    following = Place.BETWEEN
-                    places.append(following)
-                else:
-                    raise VerifyError(f"token {end - 1}", "</Goal> without an outline")
-            elif following is None or following is Place.THINK:
-                if place is Place.TURN and (tag is Tag.THINK or tag is Tag.END_THINK):
-                    continue
+                law.end()
+                following = _BETWEEN
+                if law.here is path.parent:
+                    places.pop()
+                    following = _JOINED
+            elif following is _OPENED:
+                outlines = 0
+            elif following is _BODY:
+                following = _PATH if len(places) > 1 else _TURN
+            elif following is _FORKED and outlines:
+                take(law.here, end - at, after - counted)
+                at, counted = end, after
+                law.fork(outlines)
+                places[-1] = following
+                following = _BETWEEN
+                places.append(following)
+            elif place is _TURN and (tag is Tag.THINK or tag is Tag.END_THINK):
+                continue
+            elif following is _FORKED:
+                raise VerifyError(f"token {end - 1}", "</Goal> without an outline")
+            else:
                 raise VerifyError(f"token {end - 1}", f"{tag} may not come here ({place})")
             place = following
         places[-1] = place
@@ -265,8 +271,8 @@ class GrammarThread:
     law: LawThread
     parent: int | None = None
     label: str = ""
-    body: Place = Place.TURN
-    place: Place = Place.TURN
+    body: Place = _TURN
+    place: Place = _TURN
     fixed: str = ""
     outlines: int = 0
     children: tuple[int, ...] = ()
@@ -308,28 +314,28 @@ class GrammarThread:
         if self.fixed:
             return _NONE
         place = self.place
-        if place is Place.OUTLINE:
+        if place is _OUTLINE:
             ends = self.texts is None or self.tail.endswith("\n")
         else:
             ends = not self._free_text or self.text_ends()
         if not ends:
             return _NONE
         allowed = _FOLLOWING[place]
-        if place is Place.TURN and not self.fresh:
+        if place is _TURN and not self.fresh:
             return allowed - {Tag.THINK}
-        return allowed - {Tag.END_GOAL} if place is Place.GOAL and not self.outlines else allowed
+        return allowed - {Tag.END_GOAL} if place is _GOAL and not self.outlines else allowed
 
     @property
     def _free_text(self) -> bool:
-        return self.place in _BODIES or self.place is Place.CONCLUSION
+        return self.place in _BODIES or self.place is _CONCLUSION
 
     def may_end(self) -> bool:
         """Whether the turn may end here."""
-        return self.place is Place.TURN and not self.fixed
+        return self.place is _TURN and not self.fixed
 
     def free(self) -> bool:
         """Whether text of the model's choice may come, after the fixed text if there is some."""
-        if self.place is Place.OUTLINE:
+        if self.place is _OUTLINE:
             return not self.tail.endswith("\n")
         return self._free_text
 
@@ -342,7 +348,7 @@ class GrammarThread:
             VerifyError: the text may not come here; the thread is unchanged.
         """
         if self.texts is None:
-            if self.place is Place.FORKED or self.place is Place.ENDED:
+            if self.place is _FORKED or self.place is _ENDED:
                 raise self._refuse(f"text {text!r}", "nothing: the thread waits or has ended")
             self.fresh = False
             return
@@ -360,7 +366,7 @@ class GrammarThread:
                 raise self._refuse(f"text {text!r}", "a tag")
             if self.lead and not rest.startswith(self.lead):
                 raise self._refuse(f"text {text!r}", f"text that starts with {self.lead!r}")
-            if self.place is Place.OUTLINE and "\n" in rest[:-1]:
+            if self.place is _OUTLINE and "\n" in rest[:-1]:
                 raise self._refuse(f"text {text!r}", "one line and its newline")
             tag = TAG.search(self.tail + rest) if ">" in rest else None
             if tag:
@@ -382,7 +388,7 @@ class GrammarThread:
             fixed = f"{self.fixed!r}" if self.fixed else "text and a newline"
             raise self._refuse(tag, " or ".join(sorted(allowed)) or fixed)
         following = MOVES[self.place][tag]
-        self.place = self.body if following is Place.BODY else following
+        self.place = self.body if following is _BODY else following
         if self.place in _BODIES:
             self.body = self.place
         self.fresh = False
@@ -417,14 +423,14 @@ class GrammarThread:
     def begin(self, index: int, law: LawThread, id: int = -1) -> GrammarThread:
         """Return the thread of the open block's path `index`, from 0."""
         return GrammarThread(
-            id, law, self.id, self.number(index + 1), Place.PATH, Place.BETWEEN,
+            id, law, self.id, self.number(index + 1), _PATH, _BETWEEN,
             self.texts.separator if self.texts else "", fresh=False, texts=self.texts,
         )  # fmt: skip
 
     def join(self) -> None:
         """Go on after the paths of the open block have met: the join header comes next."""
         self.children = ()
-        self.place = Place.JOINED
+        self.place = _JOINED
         self.fixed = self.texts.separator if self.texts else ""
 
     # Closing
@@ -434,11 +440,11 @@ class GrammarThread:
         if self.fixed:
             return self.fixed
         place = self.place
-        if place is Place.TURN:
+        if place is _TURN:
             return None
-        if place is Place.GOAL and self.outlines:
+        if place is _GOAL and self.outlines:
             return Tag.END_GOAL
-        if place is Place.OUTLINE:
+        if place is _OUTLINE:
             ends = self.texts is None or self.tail.endswith("\n")
         else:
             ends = not self._free_text or self.text_ends()
@@ -449,7 +455,7 @@ class GrammarThread:
     def close(self) -> Iterator[TagOrText]:
         """Close up to the next fork or the end, the shortest way; touching texts come as one."""
         text = ""
-        while self.place is not Place.ENDED and self.place is not Place.FORKED:
+        while self.place is not _ENDED and self.place is not _FORKED:
             event = self.next_closing()
             if isinstance(event, Tag) or event is None:
                 if text:
@@ -533,7 +539,7 @@ class TagAutomaton:
     @property
     def live(self) -> tuple[int, ...]:
         """The threads that can take a token now, in the order in which they were forked."""
-        waits = (Place.ENDED, Place.FORKED)
+        waits = (_ENDED, _FORKED)
         return tuple(t.id for t in self.threads.values() if t.place not in waits)
 
     # Taking events
@@ -580,11 +586,11 @@ class TagAutomaton:
         token, parent = self.law.count, own.last
         position = self.law.tokens(own, width)
         self.threads[thread] = after
-        forked = self._fork(after) if event is Tag.END_GOAL else ()
+        forked = self._fork(after) if after.place is _FORKED else ()
         if self._bounded:
             self._reserve += self._total(after) - self._total(before)
             self._reserve += sum(self._total(self.threads[child]) for child in forked)
-        joined = self._end(after) if event is Tag.END_PATH else None
+        joined = self._end(after) if after.place is _ENDED else None
         return PlacedEvent(thread, token, position, parent, own.chain, forked, joined)
 
     def _thread(self, thread: int) -> GrammarThread:
@@ -622,7 +628,7 @@ class TagAutomaton:
             probe.text(now.lead + "x")
             if not self._fits(now, probe, 1):
                 return Expect(tags=tags, end=now.may_end(), closing=self.closing(thread))
-        one_line = now.place is Place.OUTLINE
+        one_line = now.place is _OUTLINE
         return Expect(tags, now.fixed or None, free, now.lead, one_line, now.may_end())
 
     def allows(self, thread: int, event: TagOrText, width: int = 1) -> bool:
@@ -687,7 +693,7 @@ class TagAutomaton:
                 width = 1 if isinstance(event, Tag) else self.tokens(event)
                 critical += width
                 total += width
-            if probe.place is not Place.FORKED:
+            if probe.place is not _FORKED:
                 return critical, total
             if not probe.children:  # else the paths count for themselves
                 paths = [

@@ -105,6 +105,7 @@ class StructuralLaw:
     Attributes:
         root: the thread that all others were forked from.
         count: tokens of all threads.
+        own: the assistant's of them.
 
     >>> law = StructuralLaw()
     >>> law.tokens(law.root, 3)
@@ -122,7 +123,7 @@ class StructuralLaw:
     def __init__(self, position: int = 0) -> None:
         self.root = LawThread(position)
         self.count = 0
-        self._own = self._in_paths = self._blocks = self._paths = self._depth = 0
+        self.own = self._in_paths = self._blocks = self._paths = self._depth = 0
         self._imbalance = 0.0
 
     def tokens(self, thread: LawThread, count: int, own: int | None = None) -> int:
@@ -142,7 +143,7 @@ class StructuralLaw:
         if own is None:
             own = count
         thread.own += own
-        self._own += own
+        self.own += own
         if thread.parent is not None:
             self._in_paths += own
         return position
@@ -171,11 +172,12 @@ class StructuralLaw:
         parent.running -= 1
         if parent.running:
             return None
-        lengths = [path.own - parent.own for path in parent.paths]
-        whole = sum(lengths)
-        self._imbalance += max(lengths) * len(lengths) / whole if whole else 1.0
-        parent.position = max([path.position for path in parent.paths])
-        parent.own += max(lengths)
+        paths = parent.paths
+        lengths = [path.own for path in paths]
+        longest, whole = max(lengths) - parent.own, sum(lengths) - parent.own * len(paths)
+        self._imbalance += longest * len(paths) / whole if whole else 1.0
+        parent.position = max([path.position for path in paths])
+        parent.own += longest
         parent.last = -1
         parent.paths = ()
         return parent
@@ -189,7 +191,7 @@ class StructuralLaw:
             critical = max(critical, thread.own)
             threads += thread.paths
         return Metrics(
-            self._own, critical, self._in_paths, self._blocks, self._paths, self._depth,
+            self.own, critical, self._in_paths, self._blocks, self._paths, self._depth,
             self._imbalance,
         )  # fmt: skip
 
@@ -237,29 +239,28 @@ class SurfaceLaw:
 
     def fork(self, paths: int) -> None:
         """Split the thread at hand; its first path is next."""
-        self._enter(self.law.fork(self.here, paths)[0])
+        self._enter(self.law.fork(self.here, paths)[0], (*self.here.hidden, (0, 0)))
 
     def end(self) -> None:
         """End the path at hand; the next path, or the thread that forked them, is next."""
-        path = self.here
-        path.stop = self.law.count
+        path, count = self.here, self.law.count
+        path.stop = count
         siblings = path.parent.paths if path.parent else ()
         joined = self.law.end(path)
         if joined is None:
-            self._enter(siblings[path.path + 1])
+            first = siblings[0].start
+            interval = (first, count) if count > first else (0, 0)
+            self._enter(siblings[path.path + 1], (*path.hidden[:-1], interval))
         else:
             self.here = joined
-            self.runs.append(LawRun(self.law.count, joined.position, -1, joined))
+            self.runs.append(LawRun(count, joined.position, -1, joined))
 
-    def _enter(self, path: LawThread) -> None:
-        start, parent = self.law.count, path.parent
-        assert parent is not None
-        path.start = start
+    def _enter(self, path: LawThread, hidden: tuple[tuple[int, int], ...]) -> None:
+        path.start = self.law.count
         path.rank = len(self.threads)
-        first = parent.paths[0].start
-        path.hidden = (*parent.hidden, (first, start) if start > first else (0, 0))
+        path.hidden = hidden
         self.threads.append(path)
-        self.runs.append(LawRun(start, path.position, path.last, path))
+        self.runs.append(LawRun(path.start, path.position, path.last, path))
         self.here = path
 
     @property
