@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import signal
 from pathlib import Path
 from typing import Any
@@ -332,6 +333,24 @@ def test_what_cannot_run_is_refused() -> None:
             more: dict[str, Any] = {name: value}
             with pytest.raises(VerifyError, match=f"{name}: {value!r} is not a whole number"):
                 tiny_engine(**more)
+
+
+def test_weights_are_copied_where_they_lie() -> None:
+    engine = TorchEngine(copy.deepcopy(tiny_engine().model.model), chat())
+    own = engine.model.model.state_dict()
+    places = {name: weight.data_ptr() for name, weight in own.items()}
+    before = engine.run(forked()).trace.ids
+    other = {name: weight.flip(0) for name, weight in own.items() if weight.ndim == 2}
+    kept = {name: own[name].clone() for name in other}
+    engine.set_weights(other)
+    assert engine.run(forked()).trace.ids != before
+    engine.set_weights(kept)
+    assert engine.run(forked()).trace.ids == before
+    now = engine.model.model.state_dict()
+    assert {name: weight.data_ptr() for name, weight in now.items()} == places
+    for wrong in ({"nothing": torch.ones(1)}, {next(iter(other)): torch.ones(1)}):
+        with pytest.raises(VerifyError, match="weights"):
+            engine.set_weights(wrong)
 
 
 def test_without_tags() -> None:
