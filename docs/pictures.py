@@ -11,7 +11,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 import mvspec
 from mvspec.compiler import Layout, add_tags
 from mvspec.compiler.stages import Stages, compile_stages
-from mvspec.view.layout_svg import hexadecimal, layout_svg, png_uri
+from mvspec.view.drawing import png_uri
+from mvspec.view.layout_page import hexadecimal, layout_drawing
 from mvspec.view.mask_image import draw
 
 FOLDER = Path(__file__).parent / "law"
@@ -186,11 +187,7 @@ def colours_of(layout: Layout) -> list[str]:
 def mask(text: str) -> str:
     """Draw who sees whom, the positions and the loss, as `mvspec show --mask` does."""
     layout = stages_of(text)[0].layout
-    drawn = layout_svg(layout, draw(layout))
-    head, _, rest = drawn.partition(">")
-    width, height = (int(part.split('"')[1]) for part in head.split()[1:3])
-    body = rest.removesuffix("</svg>")
-    return picture("Who sees whom", (width, height), [f'<g font-size="12" fill="#444">{body}</g>'])
+    return layout_drawing(layout, draw(layout)).svg()
 
 
 def masks() -> str:

@@ -18,8 +18,7 @@ from rich.console import Console
 
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.trace import Trace, TracedThread
-from mvspec.view.timeline import timeline_text
-from mvspec.view.timeline_image import timeline_svg, write_timeline
+from mvspec.view.timeline import timeline_svg, timeline_text, write_timeline
 
 SVG = "{http://www.w3.org/2000/svg}"
 EVIL = "<script>alert(1)</script> & \x1b[31m\r\x00 {x} ]]> [bold]"

@@ -63,11 +63,9 @@ def show_demo(document: Document, model: str | None, *, timeline: Path | None = 
 
     from mvspec.compiler.cost import plan_cost
     from mvspec.runtime.options import Options
-    from mvspec.view.timeline import timeline_text
-    from mvspec.view.timeline_image import check_timeline, write_timeline
+    from mvspec.view.timeline import check_timeline, timeline_text, write_timeline
 
-    if timeline is not None:
-        check_timeline(timeline)
+    check_timeline(timeline)
     console = Console()
     errors = Console(stderr=True)
     engine = load_engine(model, errors)
@@ -82,8 +80,7 @@ def show_demo(document: Document, model: str | None, *, timeline: Path | None = 
     show_result(result, console)
     console.rule("the timeline")
     console.print(timeline_text(result.trace, console.width))
-    if timeline is not None:
-        write_timeline(timeline, result.trace)
+    write_timeline(timeline, result.trace)
     # The same tokens twice more, in one process: all paths a step, and one path after the other.
     with errors.status("measuring the same tokens, one path after the other"):
         together = engine.run(result.trace.plan, Options(decode=True)).trace.seconds
@@ -115,13 +112,11 @@ def show_adaptive_demo(
 
     from mvspec.runtime.tasks.arithmetic import TINY, arithmetic_model, problems
     from mvspec.runtime.tasks.examination import measure_replays
-    from mvspec.view.timeline import timeline_text
-    from mvspec.view.timeline_image import check_timeline, write_timeline
+    from mvspec.view.timeline import check_timeline, timeline_text, write_timeline
 
     if count < 1:
         raise VerifyError("problems", f"{count}: ask at least one")
-    if timeline is not None:
-        check_timeline(timeline)
+    check_timeline(timeline)
     console, errors = Console(), Console(stderr=True)
     engine = load_engine(model or str(arithmetic_model()), errors)
     asked = list(islice(problems("test", SEED, TINY), count))
@@ -129,8 +124,7 @@ def show_adaptive_demo(
     widest = max(results, key=lambda result: result.trace.parallelism)
     console.rule("the timeline of the most parallel answer")
     console.print(timeline_text(widest.trace, console.width))
-    if timeline is not None:
-        write_timeline(timeline, widest.trace)
+    write_timeline(timeline, widest.trace)
     console.rule("what forking saved")
     with errors.status("measuring the same tokens, paths at once and one after the other"):
         measured = measure_replays(engine, [result.trace for result in results])

@@ -105,10 +105,9 @@ def run_file(
     from rich.console import Console
 
     from mvspec.runtime.program import load_program
-    from mvspec.view.timeline_image import check_timeline, write_timeline
+    from mvspec.view.timeline import check_timeline, write_timeline
 
-    if timeline is not None:
-        check_timeline(timeline)
+    check_timeline(timeline)
     if trace is not None:
         _check_trace(trace)
     program = load_program(path)
@@ -123,8 +122,7 @@ def run_file(
     result = run_live(runner, program, options, errors, live=live and not quiet, trace=trace)
     if trace is not None:
         result.trace.save(trace)
-    if timeline is not None:
-        write_timeline(timeline, result.trace)
+    write_timeline(timeline, result.trace)
     if not quiet:
         show_result(result, Console())
     return result

@@ -1,9 +1,15 @@
 function (name, data) {
   const root = document.getElementById(name);
-  const mask = root.querySelector(".mask");
-  const cross = root.querySelector(".cross");
   const here = root.querySelector(".here");
-  const x0 = +mask.getAttribute("x"), y0 = +mask.getAttribute("y");
+  const x0 = data.x, y0 = data.y;
+  // The cross of the pointer, and what takes the pointer: above the picture of the mask.
+  const drawn = (kind, attributes) => {
+    const node = document.createElementNS(root.querySelector("svg").namespaceURI, kind);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    return root.querySelector("svg").appendChild(node);
+  };
+  const cross = drawn("path", { stroke: "#000", "stroke-opacity": 0.55, fill: "none" });
+  const mask = drawn("rect", { x: x0, y: y0, width: data.side, height: data.side, "fill-opacity": 0 });
   const edge = (cell) => Math.floor((cell * data.n) / data.cells);
   // The number of the last entry of a sorted list that is not above a value.
   const find = (list, value) => {
@@ -58,7 +64,7 @@ function (name, data) {
     here.textContent = `query ${range(q0, q1)}\n\nkey ${range(k0, k1)}\n\n${verdict}`;
     const step = data.side / data.cells;
     const x = x0 + (column + 0.5) * step, y = y0 + (row + 0.5) * step;
-    cross.innerHTML = `<path d="M${x0} ${y}H${x0 + data.side}M${x} ${y0}V${y0 + data.side}"/>`;
+    cross.setAttribute("d", `M${x0} ${y}H${x0 + data.side}M${x} ${y0}V${y0 + data.side}`);
   });
-  mask.addEventListener("mouseleave", () => { cross.innerHTML = ""; here.textContent = ""; });
+  mask.addEventListener("mouseleave", () => { cross.setAttribute("d", ""); here.textContent = ""; });
 }

@@ -1,28 +1,161 @@
-"""Pictures of a layout: a page that answers to the pointer, and a PNG."""
+"""Pictures of a layout: a page that answers to the pointer, and a PNG, from one drawing."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import textwrap
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mvspec.data.records import InputError
 from mvspec.errors import Unsupported
 from mvspec.shown import visible
-from mvspec.view.layout_svg import hexadecimal, layout_svg, side_of
+from mvspec.view.drawing import (
+    Drawing,
+    DrawnBox,
+    DrawnImage,
+    DrawnLine,
+    DrawnShape,
+    DrawnText,
+    check_picture,
+    frame,
+)
 from mvspec.view.mask_image import HIDDEN, MaskArrays, MaskImage, document_starts, draw
 
-__all__ = ["layout_html", "layout_png", "write_pictures"]
+__all__ = ["hexadecimal", "layout_drawing", "layout_html", "layout_png", "write_pictures"]
 
 TEXTS = 20_000
 """Tokens up to which a page carries the text of each."""
+
+WIDTH = 560
+"""Pixels of the mask's side, about."""
+
+CURVE = 150
+"""Pixels of the height of the curve of positions."""
+
+LINES = 4_000
+"""Stretches up to which the curve of positions has a line for each."""
+
+LEGEND = 250
+"""Pixels of the width of the legend."""
+
+INK = "#444444"
+
+
+def layout_drawing(layout: MaskArrays, picture: MaskImage, title: str = "") -> Drawing:
+    """Return the mask, the position of each token and the loss of a layout."""
+    shapes: list[DrawnShape] = []
+    heads = [line for line in (*visible(title).split("\n"), caption(layout)) if line]
+    for number, line in enumerate(heads, 1):
+        shapes.append(DrawnText("#222222", 14, 20 * number, line, bold=True))
+    # Whole pixels for each cell, so that all cells look alike.
+    cells = len(picture.edges) - 1
+    side, track, n = cells * max(1, round(WIDTH / cells)), 7, len(layout)
+    x0, top = 56, 20 * len(heads) + 44
+    y0 = top + track + 3
+    curve, key = y0 + side + 26, x0 + side + 18
+    last = int(layout.position_ids.max(initial=0))
+    shapes += [
+        DrawnImage(picture.pixels, x0, y0, side, side),
+        DrawnImage(picture.tracks[None], x0, top, side, track),
+        DrawnImage(picture.tracks[:, None], x0 - track - 3, y0, track, side),
+        DrawnImage(picture.loss[None], x0, curve + CURVE + 6, side, track),
+        *frame("#bbbbbb", x0, y0, side, side),
+        *frame("#bbbbbb", x0, curve, side, CURVE),
+        DrawnText(INK, x0, top - 18, "keys: the tokens that may be seen"),
+        DrawnText(INK, x0, top - 4, "0"),
+        DrawnText(INK, x0, curve - 6, "position of each token"),
+        DrawnText(INK, 18, y0 + side / 2, "queries: the tokens that see", 0, "middle", False, True),
+    ]
+    for x, y, text in (
+        (x0 + side, top - 4, f"{max(0, n - 1):,}"),
+        (x0 - 14, y0 + 10, "0"),
+        (x0 - 14, y0 + side, f"{max(0, n - 1):,}"),
+        (x0 - 4, curve + 10, f"{last:,}"),
+        (x0 - 4, curve + CURVE, "0"),
+        (x0 - 4, curve + CURVE + 14, "loss"),
+    ):
+        shapes.append(DrawnText(INK, x, y, text, anchor="end"))
+    x_unit, y_unit = side / max(1, n), CURVE / (last + 1)
+    plain = min(n, last + 1)  # positions of plain causal text
+    curves = [(0, plain, 0, plain, "#cccccc"), *_curve(layout, picture)]
+    for number, (a, b, p, q, colour) in enumerate(curves):
+        line = a * x_unit + x0, curve + CURVE - p * y_unit, b * x_unit + x0
+        end = curve + CURVE - q * y_unit
+        shapes.append(DrawnLine(colour, *line, end, 2 if number else 1, not number))
+    y = float(y0)
+    for colour, text in _legend(layout, picture):
+        for number, line in enumerate(textwrap.wrap(text, 40)):
+            if colour and not number:
+                shapes += [DrawnBox(colour, key, y, 11, 11), *frame("#999999", key, y, 11, 11)]
+            shapes.append(DrawnText("#222222", key + 18, y + 10, line))
+            y += 19
+    height = curve + CURVE + 34
+    return Drawing(key + LEGEND, height, shapes, caption(layout), "#ffffff")
+
+
+def _curve(layout: MaskArrays, picture: MaskImage) -> list[tuple[int, int, int, int, str]]:
+    """Return lines from token a, at position p, to token b, at q, each in its path's colour."""
+    stretches = picture.stretches
+    starts = stretches.starts.tolist()
+    if len(starts) <= LINES:
+        position = layout.position_ids
+        return [
+            (a, b, int(position[a]), int(position[b - 1]) + 1, hexadecimal(colour))
+            for (a, b), colour in zip(pairwise(starts), stretches.colours.tolist(), strict=True)
+            if layout.document_ids[a] >= 0
+        ]
+    edges = picture.edges
+    low = np.minimum.reduceat(layout.position_ids, edges[:-1]).tolist()
+    high = (np.maximum.reduceat(layout.position_ids, edges[:-1]) + 1).tolist()
+    colours = map(hexadecimal, (picture.tracks / 255).tolist())
+    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), low, high, colours, strict=True))
+
+
+def hexadecimal(colour: Sequence[float]) -> str:
+    """Return a colour of parts in 0 to 1 as CSS writes it."""
+    return "#" + "".join(f"{round(part * 255):02x}" for part in colour)
+
+
+def caption(layout: MaskArrays) -> str:
+    """Return the totals of a layout in a line."""
+    real = layout.document_ids >= 0
+    documents = int(layout.document_ids.max(initial=-1)) + 1
+    parts = [f"{int(real.sum()):,} tokens"]
+    if documents > 1:
+        parts.append(f"{documents:,} documents")
+    parts.append(f"positions 0 to {int(layout.position_ids[real].max(initial=0)):,}")
+    parts.append(f"{int(layout.loss_mask.sum()):,} tokens with loss")
+    padding = len(layout) - int(real.sum())
+    return ", ".join(parts + ([f"{padding:,} of padding"] if padding else []))
+
+
+def _legend(layout: MaskArrays, picture: MaskImage) -> list[tuple[str, str]]:
+    """Return colours and what they mean; "" for a line without a colour."""
+    stretches = picture.stretches
+    known = dict(zip(stretches.labels()[::-1], stretches.colours.tolist()[::-1], strict=True))
+    shown = sorted(known, key=lambda label: [int(part) for part in label.split(".") if part])
+    rows = [
+        (hexadecimal(known[label]), f"sees path {label}" if label else "sees text outside of paths")
+        for label in shown[:10]
+    ]
+    if len(shown) > 10:
+        rows.append(("", f"and {len(shown) - 10} more paths"))
+    document = " or document" if int(layout.document_ids.max(initial=0)) > 0 else ""
+    rows.append((hexadecimal(HIDDEN), f"does not see: another path{document}"))
+    rows.append(("#ffffff", "does not see: still to come"))
+    size = -(-len(layout) // (len(picture.edges) - 1))
+    if size > 1:
+        rows.append(("", f"A cell is up to {size} × {size} tokens,"))
+        rows.append(("", "mixed in proportion."))
+    return rows
 
 
 def layout_html(layout: MaskArrays, tokenizer: Any = None) -> str:
@@ -44,87 +177,32 @@ def layout_html(layout: MaskArrays, tokenizer: Any = None) -> str:
     if not len(layout):
         return "<p>A layout without tokens.</p>"
     picture = draw(layout)
-    data = json.dumps(_data(layout, picture, tokenizer), separators=(",", ":"))
-    data = data.replace("</", "<\\/")
-    name = f"layout-{hashlib.sha256(data.encode()).hexdigest()[:12]}"
+    drawing = layout_drawing(layout, picture)
+    mask = next(shape for shape in drawing.shapes if isinstance(shape, DrawnImage))
+    boxes = [shape for shape in drawing.shapes if isinstance(shape, DrawnText)]
+    data = _data(layout, picture, tokenizer)
+    data |= {"x": mask.x, "y": mask.y, "side": mask.width}
+    text = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+    name = f"layout-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     script = files("mvspec.view").joinpath("layout_page.js").read_text("utf-8")
+    here = (
+        "position:absolute;overflow:auto;white-space:pre-wrap;overflow-wrap:anywhere;"
+        f"font:13px/1.45 system-ui,sans-serif;color:#222;width:{LEGEND - 14}px;"
+        f"left:{drawing.width - LEGEND}px;top:{boxes[-1].y + 14:g}px;bottom:0"
+    )
+    svg = drawing.svg().replace(' xmlns="http://www.w3.org/2000/svg"', "")
     return (
-        f'<div id="{name}" style="{_PANEL}">\n'
-        f'<div style="margin-bottom:6px"><b>{escape(caption(layout))}</b></div>\n'
-        f'<div style="display:flex;flex-wrap:wrap;gap:18px">{layout_svg(layout, picture)}\n'
-        f'<div style="width:250px">{_legend(layout, picture)}'
-        f'<div class="here" style="margin-top:14px;min-height:11em;white-space:pre-wrap;'
-        f'overflow-wrap:anywhere"></div></div></div>\n'
-        f"<script>({script.strip()})({json.dumps(name)}, {data});</script>\n</div>\n"
+        f'<div id="{name}" style="position:relative;display:inline-block">\n{svg}'
+        f'<div class="here" style="{here}"></div>\n'
+        f"<script>({script.strip()})({json.dumps(name)}, {text});</script>\n</div>\n"
     )
-
-
-_PANEL = (
-    "font:13px/1.45 system-ui,sans-serif;color:#222;background:#fff;padding:12px 14px;"
-    "display:inline-block;max-width:900px;border-radius:6px"
-)
-
-
-def caption(layout: MaskArrays) -> str:
-    """Return the totals of a layout in a line."""
-    real = layout.document_ids >= 0
-    documents = int(layout.document_ids.max(initial=-1)) + 1
-    parts = [f"{int(real.sum()):,} tokens"]
-    if documents > 1:
-        parts.append(f"{documents:,} documents")
-    parts.append(f"positions 0 to {int(layout.position_ids[real].max(initial=0)):,}")
-    parts.append(f"{int(layout.loss_mask.sum()):,} tokens with loss")
-    padding = len(layout) - int(real.sum())
-    return ", ".join(parts + ([f"{padding:,} of padding"] if padding else []))
-
-
-def scale_note(layout: MaskArrays, picture: MaskImage) -> str:
-    """Return how many tokens a cell stands for; "" for one."""
-    size = -(-len(layout) // (len(picture.edges) - 1))
-    return f"A cell is up to {size} × {size} tokens, mixed in proportion." if size > 1 else ""
-
-
-def _legend(layout: MaskArrays, picture: MaskImage) -> str:
-    labels = picture.stretches.labels()
-    known: dict[str, str] = {}
-    for label, colour in zip(labels, picture.stretches.colours.tolist(), strict=True):
-        known.setdefault(label, hexadecimal(colour))
-    shown = sorted(known, key=lambda label: [int(part) for part in label.split(".") if part])
-    more = len(shown) - 10
-    rows = [(known[label], _seen(label)) for label in shown[:10]]
-    if more > 0:
-        rows.append(("none", f"and {more} more paths"))
-    rows.append((hexadecimal(HIDDEN), "does not see: another path" + _documents(layout)))
-    rows.append(("#fff", "does not see: still to come"))
-    if note := scale_note(layout, picture):
-        rows.append(("none", note))
-    return "".join(
-        f'<div style="display:flex;gap:7px;align-items:baseline">'
-        f'<span style="flex:none;width:11px;height:11px;background:{colour};'
-        f'border:1px solid {"transparent" if colour == "none" else "#999"}"></span>'
-        f"<span>{escape(text)}</span></div>"
-        for colour, text in rows
-    )
-
-
-def _seen(label: str) -> str:
-    return f"sees path {label}" if label else "sees text outside of paths"
-
-
-def _documents(layout: MaskArrays) -> str:
-    return " or document" if int(layout.document_ids.max(initial=0)) > 0 else ""
 
 
 def _data(layout: MaskArrays, picture: MaskImage, tokenizer: Any) -> dict[str, Any]:
     stretches = picture.stretches
     at = stretches.starts[:-1]
     loss = np.flatnonzero(np.diff(layout.loss_mask.astype(np.int8), prepend=0))
-    hides = [
-        [part for lo, hi in zip(lows, highs, strict=True) if lo < hi for part in (lo, hi)]
-        for lows, highs in zip(
-            layout.hide_lo[:, at].T.tolist(), layout.hide_hi[:, at].T.tolist(), strict=True
-        )
-    ]
+    bounds = np.stack([layout.hide_lo[:, at], layout.hide_hi[:, at]], axis=-1)
     texts = None
     if len(layout) <= TEXTS and tokenizer is not None:
         # A transformers tokenizer, a compiler's vocabulary, or a `tokenizers.Tokenizer` itself.
@@ -134,13 +212,15 @@ def _data(layout: MaskArrays, picture: MaskImage, tokenizer: Any) -> dict[str, A
     return {
         "n": len(layout),
         "cells": len(picture.edges) - 1,
-        "side": side_of(len(picture.edges) - 1),
         "starts": stretches.starts.tolist(),
         "positions": layout.position_ids[at].tolist(),
         "first": document_starts(layout)[at].tolist(),
         "padding": (layout.document_ids[at] < 0).astype(int).tolist(),
         "paths": stretches.labels(),
-        "hides": hides,
+        "hides": [
+            [edge for lo, hi in levels if lo < hi for edge in (lo, hi)]
+            for levels in bounds.swapaxes(0, 1).tolist()
+        ],
         "loss": loss.tolist(),
         "texts": texts,
         "ids": layout.input_ids.tolist() if texts is None and len(layout) <= TEXTS else None,
@@ -148,52 +228,12 @@ def _data(layout: MaskArrays, picture: MaskImage, tokenizer: Any) -> dict[str, A
 
 
 def layout_png(layout: MaskArrays, path: str | os.PathLike[str], title: str = "") -> None:
-    """Draw a layout into a PNG file: the mask, and the position of each token.
+    """Draw a layout into a PNG file.
 
     Raises:
         Unsupported: matplotlib is not installed.
     """
-    try:
-        from matplotlib.collections import LineCollection
-        from matplotlib.figure import Figure
-        from matplotlib.patches import Patch
-    except ImportError:
-        raise Unsupported(
-            "a PNG needs matplotlib: pip install matplotlib, or write .html"
-        ) from None
-    picture = draw(layout)
-    n = max(1, len(layout))
-    figure = Figure(figsize=(8.2, 9.2), layout="constrained")
-    mask, curve = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
-    extent = (-0.5, n - 0.5, n - 0.5, -0.5)
-    mask.imshow(picture.pixels, extent=extent, interpolation="nearest", aspect="auto")
-    mask.set_ylabel("queries: the tokens that see")
-    mask.xaxis.set_label_position("top")
-    mask.set_xlabel("keys: the tokens that may be seen")
-    mask.set_title(visible(f"{title}\n{caption(layout)}" if title else caption(layout)), size=10)
-    stretches = picture.stretches
-    real = layout.document_ids[stretches.starts[:-1]] >= 0
-    first, end = stretches.starts[:-1][real], stretches.starts[1:][real]
-    position = layout.position_ids[first]
-    ends = [(first, position), (end, position + end - first)]
-    lines = np.stack([np.stack(each, axis=-1) for each in ends], axis=1)
-    curve.add_collection(
-        LineCollection(list(lines), colors=list(stretches.colours[real]), linewidths=2)
-    )
-    longest = int(layout.position_ids.max(initial=0))
-    curve.plot([0, longest], [0, longest], color="#ccc", linestyle="--", linewidth=1, zorder=0)
-    curve.set_xlim(-0.5, n - 0.5)
-    curve.set_ylabel("position")
-    curve.set_xlabel(f"token\n{scale_note(layout, picture)}".strip())
-    known: dict[str, Any] = {}
-    for label, colour in zip(stretches.labels(), stretches.colours, strict=True):
-        known.setdefault(label, colour)
-    names = sorted(known, key=lambda label: [int(part) for part in label.split(".") if part])
-    handles = [Patch(color=known[name], label=_seen(name)) for name in names[:10]]
-    handles.append(Patch(color=HIDDEN, label="does not see: another path" + _documents(layout)))
-    handles.append(Patch(facecolor="white", edgecolor="#999", label="does not see: still to come"))
-    mask.legend(handles=handles, loc="upper right", fontsize=9, framealpha=1)
-    figure.savefig(Path(path), format="png", dpi=130)
+    layout_drawing(layout, draw(layout), title).write_png(check_picture(path, ".html"))
 
 
 def write_pictures(
@@ -205,20 +245,16 @@ def write_pictures(
         Unsupported: the file is neither, or several layouts shall go into one PNG.
         InputError: its folder is not there.
     """
-    if not path.parent.is_dir():
-        raise InputError(f"{path}: there is no folder {path.parent}")
-    if path.suffix.lower() in (".html", ".htm"):
+    if check_picture(path, ".html", ".htm").suffix.lower() != ".png":
         body = "".join(
             f"<h2>{escape(visible(title))}</h2>\n{layout_html(layout, tokenizer)}"
             for title, layout in layouts
         )
         path.write_text(_PAGE.format(body), "utf-8")
-        return
-    if path.suffix.lower() != ".png":
-        raise Unsupported(f"{path}: write to a .png or an .html file")
-    if len(layouts) != 1:
+    elif len(layouts) == 1:
+        layout_png(layouts[0][1], path, layouts[0][0])
+    else:
         raise Unsupported(f"{path}: a PNG holds one record, not {len(layouts)}: choose by --record")
-    layout_png(layouts[0][1], path, layouts[0][0])
 
 
 _PAGE = """<!doctype html>

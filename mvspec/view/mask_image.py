@@ -61,6 +61,7 @@ class MaskImage:
         edges: int64 [cells + 1]; cell c stands for the tokens edges[c] up to edges[c + 1].
         seen: float [cells, cells]; the share of the cell's pairs that are visible.
         tracks: uint8 [cells, 3]; the colour of each cell's path.
+        loss: uint8 [cells, 3]; the darker, the more of the cell's tokens carry loss.
         stretches: the paths.
     """
 
@@ -68,6 +69,7 @@ class MaskImage:
     edges: NDArray[np.int64]
     seen: Colours
     tracks: NDArray[np.uint8]
+    loss: NDArray[np.uint8]
     stretches: PathStretches
 
 
@@ -84,22 +86,30 @@ def draw(layout: MaskArrays, cells: int = CELLS) -> MaskImage:
     n = len(layout)
     size = max(1, min(n, cells))
     edges = np.arange(size + 1, dtype=np.int64) * n // size
-    seen, past = _shares(layout, edges)
     stretches = find_stretches(layout)
+    seen, past = _shares(layout, edges, stretches)
     colours = np.repeat(stretches.colours, np.diff(stretches.starts), axis=0)
-    keys = np.add.reduceat(colours, edges[:-1], axis=0) if n else np.zeros((1, 3))
-    keys /= np.maximum(np.diff(edges), 1)[:, None]
+    share = np.repeat(layout.loss_mask[:, None], 3, axis=1)
+
+    def means(values: Colours) -> Colours:
+        sums = np.add.reduceat(values, edges[:-1], axis=0) if n else np.zeros((1, 3))
+        return sums / np.maximum(np.diff(edges), 1)[:, None]
+
+    keys = means(colours)
+    loss = 1 - means(share.astype(float)) * (225 / 255)
     mixed = seen[..., None] * keys[None]
     mixed += (past - seen)[..., None] * np.array(HIDDEN)
     mixed += (1 - past)[..., None] * np.array(PAGE)
-    return MaskImage(_bytes(mixed), edges, seen, _bytes(keys), stretches)
+    return MaskImage(_bytes(mixed), edges, seen, _bytes(keys), _bytes(loss), stretches)
 
 
 def _bytes(colours: Colours) -> NDArray[np.uint8]:
     return np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
 
 
-def _shares(layout: MaskArrays, edges: NDArray[np.int64]) -> tuple[Colours, Colours]:
+def _shares(
+    layout: MaskArrays, edges: NDArray[np.int64], stretches: PathStretches
+) -> tuple[Colours, Colours]:
     """Of each cell the share of pairs that are visible, and of those that are not to come."""
     size = len(edges) - 1
     k0, k1 = edges[:-1], edges[1:]
@@ -107,7 +117,9 @@ def _shares(layout: MaskArrays, edges: NDArray[np.int64]) -> tuple[Colours, Colo
     past = np.zeros((size, size))
     start = document_starts(layout)
     lo, hi = layout.hide_lo.astype(np.int64), layout.hide_hi.astype(np.int64)
-    for a, b in _stretches(layout, start, edges):
+    # Within a stretch and a cell all queries see the same keys, up to themselves.
+    documents = np.flatnonzero(np.diff(start)) + 1
+    for a, b in pairwise(np.unique([*edges, *stretches.starts, *documents]).tolist()):
         row = int(np.searchsorted(edges, a, side="right")) - 1
         past[row] += _pairs(a, b, k0, k1)
         visible = _pairs(a, b, np.clip(start[a], k0, k1), k1)
@@ -140,21 +152,6 @@ def document_starts(layout: MaskArrays) -> NDArray[np.int64]:
     new |= layout.document_ids < 0
     starts: NDArray[np.int64] = np.maximum.accumulate(np.where(new, index, 0))
     return starts
-
-
-def _stretches(
-    layout: MaskArrays, start: NDArray[np.int64], edges: NDArray[np.int64]
-) -> list[tuple[int, int]]:
-    """Cut the tokens wherever a cell begins or the keys that they may see change."""
-    n = len(layout)
-    cut = np.zeros(n + 1, dtype=np.bool_)
-    cut[edges] = True
-    if n:
-        cut[1:n] |= start[1:] != start[:-1]
-        for table in (layout.hide_lo, layout.hide_hi):
-            cut[1:n] |= (table[:, 1:] != table[:, :-1]).any(axis=0)
-    ends = np.flatnonzero(cut).tolist()
-    return list(pairwise(ends))
 
 
 @dataclass(frozen=True)

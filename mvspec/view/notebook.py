@@ -85,7 +85,7 @@ def _html(item: OutlineEntry, limit: int | None) -> str:
 
 def trace_html(trace: Trace) -> str:
     """Return a trace as one element: its timeline, and the document or text that it made."""
-    from mvspec.view.timeline_image import timeline_svg
+    from mvspec.view.timeline import timeline_svg
 
     facts = [("model", trace.model)] if trace.model else []
     facts += [("tokens", f"{trace.answer:,}"), ("critical path", f"{trace.critical_path:,}")]

@@ -5,12 +5,13 @@ are a mark where they were written, at the end of a forward. A thread that is th
 nothing is idle: the model reads what was forced, it is not the thread's turn, or it has ended and
 its siblings have not.
 
-The rows are what every drawing of it reads: `timeline_text` here for a terminal, and
-timeline_image.py for SVG and PNG.
+The rows are what every drawing of it reads: `timeline_text` for a terminal, `timeline_svg` and
+`write_timeline` for pictures.
 """
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,22 +23,18 @@ from rich.text import Text
 
 from mvspec.shown import visible
 from mvspec.trace import Trace, TracedThread
+from mvspec.view.drawing import (
+    COLOURS,
+    Drawing,
+    DrawnBox,
+    DrawnLine,
+    DrawnShape,
+    DrawnText,
+    check_picture,
+)
 from mvspec.view.record_view import FINISHES
 
-__all__ = [
-    "LOOKS",
-    "ForwardGrid",
-    "TimelineBar",
-    "TimelineLook",
-    "TimelineRow",
-    "captions",
-    "cells_of",
-    "clock",
-    "fitted",
-    "shown",
-    "ticks",
-    "timeline_text",
-]
+__all__ = ["check_timeline", "timeline_svg", "timeline_text", "write_timeline"]
 
 FINEST = 6
 """Columns of one forward, at most."""
@@ -47,25 +44,23 @@ EXCERPT = 160
 
 
 class TimelineLook(NamedTuple):
-    """The looks of a cell: in a terminal, on a light and on a dark page, and what it means."""
+    """The looks of a cell in a terminal, and what it means; see `COLOURS` for pictures."""
 
     glyph: str
     style: str
-    light: str
-    dark: str
     meaning: str
 
 
 LOOKS = {
-    "model": TimelineLook("█", "blue", "#3b82f6", "#60a5fa", "model"),
-    "engine": TimelineLook("▒", "yellow", "#f97316", "#fb923c", "forced"),
-    "both": TimelineLook("▓", "cyan", "", "", "model and forced"),
-    "prompt": TimelineLook("░", "", "#94a3b8", "#64748b", "prompt"),
-    "wait": TimelineLook("─", "dim", "#64748b", "#94a3b8", "waits for paths"),
-    "fork": TimelineLook("├", "dim", "", "", ""),
-    "join": TimelineLook("┤", "dim", "", "", ""),
-    "idle": TimelineLook("·", "dim", "#94a3b8", "#64748b", "writes nothing"),
-    "": TimelineLook(" ", "", "", "", ""),
+    "model": TimelineLook("█", "blue", "model"),
+    "engine": TimelineLook("▒", "yellow", "forced"),
+    "both": TimelineLook("▓", "cyan", "model and forced"),
+    "prompt": TimelineLook("░", "", "prompt"),
+    "wait": TimelineLook("─", "dim", "waits for paths"),
+    "fork": TimelineLook("├", "dim", ""),
+    "join": TimelineLook("┤", "dim", ""),
+    "idle": TimelineLook("·", "dim", "writes nothing"),
+    "": TimelineLook(" ", "", ""),
 }
 
 
@@ -340,3 +335,143 @@ def timeline_text(trace: Trace, width: int = 80) -> Text:
             used = len(entry) + (used + 2 if gap == "  " else 0)
             out.append(gap).append(entry, look.style)
     return out.append("\n" * bool(used) + textwrap.fill("; ".join(captions(trace)), width))
+
+
+DRAWN = 400
+"""Threads of a picture; the outermost come first."""
+
+WIDTH = 720
+"""Pixels of all forwards of a drawing, at most."""
+
+TALL = 20
+"""Pixels of a row."""
+
+TOP = 88
+"""Pixels above the rows."""
+
+
+def timeline_drawing(trace: Trace) -> Drawing:
+    """Return the timeline as shapes, for SVG and PNG."""
+    rows, note = shown(trace, DRAWN)
+    grid = ForwardGrid.of(len(trace.forward_seconds), WIDTH // 2)
+    names = [row.name(34) for row in rows]
+    indents = [min(14 * row.depth, 112) for row in rows]
+    # A guess of 7 pixels a letter; what is wider still is cut at the edge of its column.
+    sizes = [7 * cell_len(name) + n for name, n in zip(names, indents, strict=True)]
+    left = 32 + min(max([66, *sizes]), 290)
+    unit = min(4.0, WIDTH / grid.columns)  # pixels of a column
+    scale = unit * grid.columns / grid.forwards  # and of a forward
+    bottom = TOP + TALL * len(rows)
+    width = max(left + round(unit * grid.columns) + 34, 640)
+    shapes: list[DrawnShape] = []
+    kinds: set[str] = set()
+    for tick in ticks(len(trace.forward_seconds), max(1, int(unit * grid.columns / 56))):
+        x = left + tick * scale
+        shapes.append(DrawnLine("grid", x, TOP, x, bottom + 4))
+        for below, label in ((18, f"{tick:,}"), (34, clock(trace, tick))):
+            shapes.append(DrawnText("dim", x, bottom + below, label, anchor="middle"))
+    for index, (row, name, indent) in enumerate(zip(rows, names, indents, strict=True)):
+        y, cells = TOP + TALL * index, cells_of(row, grid)
+        kinds |= {kind for kind, _, _ in _runs(cells)}
+        if index % 2:
+            shapes.append(DrawnBox("band", 12, y, width - 24, TALL))
+        room = left - 26 - indent
+        shapes.append(DrawnText("text", 20 + indent, y + 14, name, room, bold=not row.depth))
+        shapes += _bars(cells, grid, left, y, unit)
+    for boundary, above, below in _links(rows):
+        x, centre = left + boundary * scale, TOP + TALL // 2
+        shapes.append(DrawnLine("wait", x, centre + TALL * above, x, centre + TALL * below, 1.5))
+    for index, row in enumerate(rows):
+        y = TOP + TALL * index
+        shapes.append(DrawnBox("over", 12, y, width - 24, TALL, _summary(trace, row)))
+    kinds |= {"model", "engine"} if "both" in kinds else set()
+    at = 20
+    for kind in (kind for kind in LOOKS if kind in kinds and kind in COLOURS):
+        shapes += _bars([kind], ForwardGrid(1, 1), at, 57, 14)
+        shapes.append(DrawnText("dim", at + 20, 71, LOOKS[kind].meaning))
+        at += 44 + 6 * len(LOOKS[kind].meaning)
+    first, second = (fitted(line, 96) for line in captions(trace))
+    shapes.append(DrawnText("text", 20, 26, first, bold=True))
+    for y, line in ((45, second), (bottom + 18, "forwards"), (bottom + 34, "seconds")):
+        shapes.append(DrawnText("dim", 20, y, line))
+    shapes += [DrawnText("dim", 20, bottom + 54, note)] * bool(note)
+    return Drawing(width, bottom + (68 if note else 48), shapes, captions(trace)[0])
+
+
+def _runs(cells: list[str]) -> Iterator[tuple[str, int, int]]:
+    """Yield what a row shows, as (kind, first column, the one after the last)."""
+    start = 0
+    for kind, run in groupby("wait" if cell in ("fork", "join") else cell for cell in cells):
+        stop = start + len(list(run))
+        if kind:
+            yield kind, start, stop
+        start = stop
+
+
+def _bars(
+    cells: list[str], grid: ForwardGrid, left: int, y: int, unit: float
+) -> Iterator[DrawnBox | DrawnLine]:
+    each = grid.columns // grid.forwards
+    for kind, start, stop in _runs(cells):
+        x, end = left + start * unit, left + stop * unit
+        if kind in ("wait", "idle"):
+            yield DrawnLine(kind, x, y + TALL / 2, end, y + TALL / 2, 1.5, kind == "idle")
+            continue
+        yield DrawnBox("model" if kind == "both" else kind, x, y + 4, end - x, 12)
+        if kind == "both" and stop - start == 1:
+            yield DrawnBox("engine", x, y + 4, min(3, end - x + 1), 12)
+        elif kind == "both":
+            yield DrawnBox("engine", x, y + 11, end - x, 5)
+        if kind == "model" and each * unit >= 6:  # wide enough to tell one token from the next
+            for column in range(start + each - start % each, stop, each):
+                yield DrawnLine("cut", left + column * unit, y + 4, left + column * unit, y + 16)
+
+
+def _links(rows: list[TimelineRow]) -> Iterator[tuple[int, int, int]]:
+    """Yield every fork and join as (boundary, row of the parent, row of the last path)."""
+    lowest = {id(row.block): number for number, row in enumerate(rows) if row.block}
+    for number, row in enumerate(rows):
+        for bar in row.bars:
+            if id(bar) in lowest:
+                yield bar.start, number, lowest[id(bar)]
+                if bar.kind == "wait":
+                    yield bar.stop, number, lowest[id(bar)]
+
+
+def _summary(trace: Trace, row: TimelineRow) -> str:
+    own = [bar for bar in row.bars if bar.kind in ("engine", "model")]
+    forced = sum(bar.tokens for bar in own if bar.kind == "engine")
+    start, stop = clock(trace, row.start), clock(trace, row.stop)
+    text = "".join(bar.text for bar in own)[:EXCERPT]
+    return (
+        f"{row.name()}\n{sum(bar.tokens for bar in own):,} tokens, {forced:,} forced\n"
+        f"forwards {row.start:,} to {row.stop:,}, {start} to {stop} s\n{visible(text)}"
+    ).strip()
+
+
+def timeline_svg(trace: Trace) -> str:
+    """Return the timeline as one SVG that needs nothing else and follows light and dark.
+
+    The pointer on a row shows its title, its numbers and the beginning of its text.
+
+    >>> timeline_svg(Trace(model="<script>")).count("&lt;script&gt;")
+    1
+    """
+    return timeline_drawing(trace).svg()
+
+
+def check_timeline(path: str | os.PathLike[str] | None) -> None:
+    """Refuse a file that `write_timeline` could not write, before there is a run to draw."""
+    if path is not None:
+        check_picture(path, ".svg")
+
+
+def write_timeline(path: str | os.PathLike[str] | None, trace: Trace) -> None:
+    """Write the timeline to an .svg or a .png file, if one is named; see `check_picture`."""
+    if path is None:
+        return
+    file = check_picture(path, ".svg")
+    if file.suffix.lower() == ".svg":
+        file.write_text(timeline_svg(trace), "utf-8")
+    else:
+        timeline_drawing(trace).write_png(file)
