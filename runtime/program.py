@@ -68,8 +68,20 @@ def run(
     return engine_of(engine, model).run(document, options)
 
 
-def engine_of(engine: Engine | str | None, model: str | os.PathLike[str] | None) -> Engine:
+def engine_of(
+    engine: Engine | str | None = None,
+    model: str | os.PathLike[str] | None = None,
+    *,
+    requests: int | None = None,
+    **load: Any,
+) -> Engine:
     """Return an engine: as given, at a URL, or in this process with a model.
+
+    Args:
+        engine: an engine, or the URL of a server; `MVSPEC_API_KEY` is its key.
+        model: folder or hub name, where there is no engine; None for the default one.
+        requests: how many there are at once; by default the engine's own number.
+        load: of `TorchEngine.load`.
 
     Raises:
         MvspecError: the server cannot be reached, or the model cannot be loaded.
@@ -77,8 +89,13 @@ def engine_of(engine: Engine | str | None, model: str | os.PathLike[str] | None)
     if isinstance(engine, str):
         from mvspec.runtime.serving.engine import SGLangEngine
 
-        return SGLangEngine(engine)
-    return engine or TorchEngine.load(model)
+        key = os.environ.get("MVSPEC_API_KEY")
+        return SGLangEngine(engine, api_key=key, max_requests=max(requests or 0, 256))
+    if engine is not None:
+        return engine
+    if requests is not None:
+        load["max_concurrent_requests"] = requests
+    return TorchEngine.load(model, **load)
 
 
 def load_program(path: str | os.PathLike[str]) -> Runnable:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.planning import plan_document
+from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported, VerifyError
 from mvspec.events import Event, Finished
 from mvspec.forms.syntax import Syntax
@@ -37,6 +38,7 @@ class Capabilities:
         constraints: of holes: "regex", "choices", "json_schema".
         options: those of `Options` that it honours, beside `sampling` and `limits`.
         weights: whether `set_weights` works.
+        plain: whether `run_plain` works.
     """
 
     engine: str
@@ -47,6 +49,7 @@ class Capabilities:
     constraints: frozenset[str] = frozenset({"regex", "choices", "json_schema"})
     options: frozenset[str] = frozenset({"structure", "share", "threads", "decode", "logits"})
     weights: bool = False
+    plain: bool = False
 
     def check(self, plan: ExecutionPlan, options: Options) -> None:
         """Refuse a plan or options that the engine cannot run, before anything starts.
@@ -102,10 +105,14 @@ class Engine(Protocol):
 
     Attributes:
         tokenizer: of the engine's model.
+        vocabulary: the view of it that plans are made with.
+        syntax: the surface form in which documents run.
         capabilities: what the engine can run.
     """
 
     tokenizer: Any
+    vocabulary: Vocabulary
+    syntax: Syntax
     capabilities: Capabilities
 
     # An engine's own
@@ -144,6 +151,24 @@ class Engine(Protocol):
 
     def set_weights(self, weights: Mapping[str, Any]) -> None:
         """Let the model go on with other weights, by their names in its state dict."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return engine, model and device, for the notes of a measurement."""
+
+    def run_plain(self, prompts: Sequence[Sequence[int]], tokens: int) -> None:
+        """Run plain requests at once, which no plan has a part in, for measurements.
+
+        Args:
+            prompts: ids of each.
+            tokens: that each goes on by, whatever they are.
+
+        Raises:
+            Unsupported: the engine runs everything as a plan.
+            MvspecError: a server refuses one or goes away.
+        """
+        raise Unsupported(
+            f"{self.capabilities.engine} has no plain requests: replay a plan without a fork"
+        )
 
     # Runs
 

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from mvspec.cli import app
 from mvspec.compiler.cost import plan_cost
-from mvspec.errors import VerifyError
+from mvspec.errors import Unsupported, VerifyError
 from mvspec.runtime import Options
 from mvspec.runtime.evaluation.speed import (
     ReplayShape,
@@ -115,3 +115,10 @@ def test_the_command(tmp_path: Path) -> None:
     result = runner.invoke(app, ["bench", "--engine", "http://127.0.0.1:9"])
     assert result.exit_code == 1
     assert "no server answers" in result.stderr
+
+
+def test_what_an_engine_has_not_is_refused_by_name() -> None:
+    engine = tiny_engine()
+    assert not engine.capabilities.plain
+    with pytest.raises(Unsupported, match="TorchEngine has no plain requests: replay a plan"):
+        engine.run_plain([[1]], 4)

@@ -365,6 +365,32 @@ def test_files_that_are_no_results_are_left_alone(data: Path, tmp_path: Path) ->
         read_run(good)
 
 
+OLD_RESULTS = """\
+{"format": 1, "settings": {"task": "math", "problems": "eb62a130fc9c0acb", "limit": null, \
+"data": ["aime.jsonl"], "group": "source", "checker": null, "final": false, \
+"engine": "TorchEngine", "model": "model", "prompt": "Think.", "sampling": {"temperature": 0.0, \
+"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0, "stop": [], "seed": 0}, \
+"limits": {"max_tokens": 20}, "structure": true, "samples": 1, "caps": [null], "total": 2}}
+{"id": "b", "sample": 0, "output": "AAA", "score": 0.0, "note": "no answer", "form": "ok", \
+"blocks": 0, "tokens": 20, "critical_path": 20, "finish": "limit", "seconds": 0.09, "prompt": 47}
+"""
+"""Results as 447e7af wrote them."""
+
+
+def test_results_of_before_are_read_and_those_of_after_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    path.write_text(OLD_RESULTS)
+    run = read_run(path)
+    assert run.missing == 1
+    assert run.samples["b", 0, None].critical_path == 20
+    with open_results(path, run.settings) as results:
+        results.add(EvaluationSample("a", score=1.0))
+    assert len(read_run(path).samples) == 2
+    path.write_text(OLD_RESULTS.replace('"format": 1', '"format": 2'))
+    with pytest.raises(InputError, match=r"of format 2, and this mvspec reads 1: use the mvspec"):
+        read_run(path)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a full disk")
 def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run.jsonl"

@@ -41,7 +41,7 @@ from mvspec.training import (
     Throughput,
     export,
 )
-from mvspec.training.checkpoint import newest_checkpoint
+from mvspec.training.checkpoint import Checkpoints, newest_checkpoint
 from mvspec.training.loss import head_loss
 from mvspec.training.weights import tag_words
 
@@ -284,6 +284,38 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     assert newest_checkpoint(path.parent) is None
     with pytest.raises(CheckpointError, match="there is no whole checkpoint in it"):
         export(path.parent, tmp_path / "x")
+
+
+def test_checkpoints_of_before_are_read_and_those_of_after_refused(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(str(tmp_path / "checkpoints"))
+    run = trainer(tmp_path, enable_checkpointing=True, callbacks=[checkpoints])
+    run.fit(LanguageModel(CONFIG, TOKENIZER), LayoutData(documents(4), batch_size=4))
+    path, old = Path(checkpoints.best_model_path), tmp_path / "old" / "step=1.ckpt"
+    old.parent.mkdir()
+    kept = torch.load(path, weights_only=True)
+    assert kept["mvspec"].pop("format") == 1  # 447e7af said none, and wrote the rest
+    assert set(kept["mvspec"]) == {
+        "config", "generation", "tokenizer", "source", "lora", "new_tags"
+    }  # fmt: skip
+    torch.save(kept, old)
+    export(old, tmp_path / "x")
+    # A run that goes on elsewhere leaves the checkpoint that it went on from.
+    again = Checkpoints(str(tmp_path / "again"))
+    trainer(tmp_path, enable_checkpointing=True, callbacks=[again], max_epochs=2).fit(
+        LanguageModel(CONFIG, TOKENIZER), LayoutData(documents(4), batch_size=4), ckpt_path=old
+    )
+    assert old.exists()
+    assert path.exists()
+    assert Path(again.best_model_path).name == "step=2.ckpt"
+    kept["mvspec"]["format"] = 2
+    torch.save(kept, old)
+    says = "of format 2, and this mvspec reads 1: use the mvspec that wrote it"
+    with pytest.raises(CheckpointError, match=says):
+        export(old, tmp_path / "x")
+    with pytest.raises(CheckpointError, match=says):
+        trainer(tmp_path, max_epochs=2).fit(
+            LanguageModel(CONFIG, TOKENIZER), LayoutData(documents(4)), ckpt_path=old
+        )
 
 
 @pytest.mark.parametrize("tied", [True, False])

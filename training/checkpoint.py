@@ -27,6 +27,7 @@ __all__ = [
     "WholeCheckpoints",
     "export",
     "is_whole",
+    "kept_recipe",
     "newest_checkpoint",
     "recipe",
 ]
@@ -128,13 +129,21 @@ class Checkpoints(ModelCheckpoint):
         # All ranks save, or none: one may already see what another has written.
         if not trainer.strategy.broadcast(Path(path).exists()):
             trainer.save_checkpoint(path)
-            if self.save_top_k == 1 and self.best_model_path not in ("", path):
-                trainer.strategy.remove_checkpoint(self.best_model_path)
+            before = self.best_model_path
+            if (
+                self.save_top_k == 1
+                and before
+                and self._should_remove_checkpoint(trainer, before, path)
+            ):
+                trainer.strategy.remove_checkpoint(before)
             self.best_model_path = path
 
 
 EXPORTED = "mvspec"
 """The key of a checkpoint under which `recipe` is kept."""
+
+FORMAT = 1
+"""The version of `recipe`; checkpoints of before there was one are of the first."""
 
 _PREFIX = "network.model."
 
@@ -149,6 +158,7 @@ def recipe(
     known = isinstance(source, str | os.PathLike)
     generation = getattr(model, "generation_config", None)
     return {
+        "format": FORMAT,
         "config": model.config.to_dict(),
         "generation": None if generation is None else generation.to_dict(),
         "tokenizer": files,
@@ -156,6 +166,26 @@ def recipe(
         "lora": asdict(lora) if lora else None,
         "new_tags": list(new_tags),
     }
+
+
+def kept_recipe(
+    checkpoint: Mapping[str, Any], name: object = "the checkpoint"
+) -> Mapping[str, Any]:
+    """Return the recipe in a checkpoint that was read.
+
+    Raises:
+        CheckpointError: it has none, or one of a format that is not known here.
+    """
+    kept = checkpoint.get(EXPORTED)
+    if not isinstance(kept, Mapping):
+        raise CheckpointError(f"{name}: no checkpoint of mvspec train")
+    found = kept.get("format", 1)
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{name}: of format {found!r}, and this mvspec reads {FORMAT}: use the mvspec that "
+            "wrote it, or its `mvspec train export`, and start from the folder"
+        )
+    return kept
 
 
 def export(
@@ -172,9 +202,7 @@ def export(
         CheckpointError: it is no checkpoint of this room.
     """
     loaded = _read(Path(checkpoint))
-    kept = loaded.get(EXPORTED)
-    if not isinstance(kept, Mapping):
-        raise CheckpointError(f"{checkpoint}: no checkpoint of mvspec train")
+    kept = kept_recipe(loaded, checkpoint)
     state = {
         name.removeprefix(_PREFIX): tensor
         for name, tensor in loaded["state_dict"].items()

@@ -19,7 +19,7 @@ from torch import Tensor
 from mvspec.errors import VerifyError
 from mvspec.runtime import TorchEngine
 from mvspec.training.batch import Batch
-from mvspec.training.checkpoint import EXPORTED, WholeCheckpoints, recipe
+from mvspec.training.checkpoint import EXPORTED, WholeCheckpoints, kept_recipe, recipe
 from mvspec.training.errors import NotFinite
 from mvspec.training.loss import check_loss
 from mvspec.training.network import ATTENTIONS, LossNetwork
@@ -304,7 +304,13 @@ class LanguageModel(LightningModule):
             checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weights of adapters alone, where only they are kept; Lightning calls it."""
+        """Take the weights of adapters alone, where only they are kept; Lightning calls it.
+
+        Raises:
+            CheckpointError: it is of a format that is not known here.
+        """
+        if EXPORTED in checkpoint:
+            kept_recipe(checkpoint)
         self.strict_loading = not self.lora
 
     @contextmanager

@@ -18,16 +18,16 @@ from itertools import islice
 from pathlib import Path
 
 from mvspec.errors import MvspecError
-from mvspec.runtime import Result, SGLangEngine, TorchEngine
+from mvspec.runtime import Result
+from mvspec.runtime.program import engine_of
+from mvspec.runtime.protocol import Engine
 from mvspec.runtime.tasks import TASKS
 from mvspec.runtime.tasks.arithmetic import arithmetic_model
 from mvspec.runtime.tasks.examination import UNHELD, mark, means
 from mvspec.runtime.tasks.problem import TaskProblem, ask, problems
 
 
-def measure(
-    engine: TorchEngine | SGLangEngine, asked: Sequence[TaskProblem]
-) -> tuple[list[Result], dict[str, float]]:
+def measure(engine: Engine, asked: Sequence[TaskProblem]) -> tuple[list[Result], dict[str, float]]:
     """Ask all problems at once; return the answers, and the means that are printed."""
     started = time.perf_counter()
     results = engine.run_many([ask(problem) for problem in asked], UNHELD)
@@ -49,9 +49,9 @@ def main() -> None:
         parser.error(f"--count: {given.count} is not a whole number from 1 up")
     asked = list(islice(problems("test", given.seed, TASKS[given.task]), given.count))
     try:
-        engines: list[TorchEngine | SGLangEngine] = [TorchEngine.load(given.model)]
+        engines = [engine_of(model=given.model)]
         if given.engine:
-            engines.append(SGLangEngine(given.engine))
+            engines.append(engine_of(given.engine))
         answers, columns = zip(*(measure(engine, asked) for engine in engines), strict=True)
     except MvspecError as error:
         sys.exit(f"evaluate: {error}")

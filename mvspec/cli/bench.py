@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
     from mvspec.runtime.evaluation.plots import PlotCurve
     from mvspec.runtime.evaluation.speed import SpeedCell, SpeedGrid
-    from mvspec.runtime.protocol import Engine
 
 __all__ = ["bench"]
 
@@ -60,8 +58,8 @@ def bench(
     with needs("eval", "bench"):
         from mvspec.runtime.evaluation.plots import check_plot
     with needs("serve-client", "bench"):
-        from mvspec.runtime.evaluation.generation import load_engine
         from mvspec.runtime.evaluation.speed import SpeedGrid, measure_grid
+        from mvspec.runtime.program import engine_of
     if output is not None:
         check_output(output)
     if plot is not None:
@@ -69,8 +67,8 @@ def bench(
     grid = SpeedGrid(batches, degrees, tokens, prompt, paths, repeats, seed)
     with as_given():
         grid.shapes()
-    loaded = load_engine(model, engine, max(batches))
-    about = machine(loaded)
+    loaded = engine_of(engine, model, requests=max(batches))
+    about = loaded.describe()
     total = len(batches) * (repeats + 1) * (1 + len(degrees))
     with sample_bar(total) as advance:
         found = list(measure_grid(loaded, grid, advance))
@@ -94,28 +92,6 @@ def _numbers(given: str, option: str, *, whole: bool) -> list[float]:
     if not found or not 1 <= found[0] <= found[-1] < 1e6:
         raise InputError(f"{option} {given}: expected {kind}")
     return found
-
-
-def machine(engine: Engine) -> dict[str, Any]:
-    """Return engine, model and device of a measurement."""
-    from mvspec.runtime.engine.torch_engine import TorchEngine
-    from mvspec.runtime.serving.engine import SGLangEngine
-
-    if isinstance(engine, SGLangEngine):
-        model = engine.capabilities.model
-        return {"engine": "sglang", "model": model, "server": engine.endpoint.name}
-    assert isinstance(engine, TorchEngine)
-    import torch
-
-    device = engine.model.device
-    cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if cuda else platform.processor() or device.type
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {
-        "engine": "torch", "model": engine.model.name, "device": name,
-        "dtype": str(engine.model.model.dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(), "torch": torch.__version__, "load": load,
-    }  # fmt: skip
 
 
 def check_output(path: Path) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from mvspec.runtime.engine.torch_engine import TorchEngine
+    from mvspec.runtime.protocol import Engine
     from mvspec.runtime.tasks.arithmetic import ArithmeticProblem
     from mvspec.runtime.tasks.examination import MeasuredReplays
     from mvspec.trace import Result
@@ -141,7 +141,7 @@ def show_adaptive_demo(
 
 
 def _answer(
-    engine: TorchEngine, problem: ArithmeticProblem, console: Console, errors: Console
+    engine: Engine, problem: ArithmeticProblem, console: Console, errors: Console
 ) -> Result:
     """Ask one problem, and show what the model wrote."""
     from mvspec.runtime.tasks.examination import UNHELD

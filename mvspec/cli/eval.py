@@ -164,12 +164,13 @@ def run(
         with needs("engine", "eval"):
             from mvspec.law.limits import Limits
             from mvspec.runtime import Options, Sampling
-            from mvspec.runtime.evaluation.generation import AnswerGenerator, load_engine, prompt_of
+            from mvspec.runtime.evaluation.generation import AnswerGenerator, prompt_of
+            from mvspec.runtime.program import engine_of
         with as_given():
             sampling, limits = from_options(Sampling, given), from_options(Limits, given)
             options = Options(sampling, limits, structure)
         generation = AnswerGenerator(
-            load_engine(model, engine, concurrency), prompt_of(prompt), options
+            engine_of(engine, model, requests=concurrency), prompt_of(prompt), options
         )
         asking = AskedSamples(samples, caps, concurrency)
         run = run_engine(evaluation, generation, asking, output or Path(), tell, sample_bar)

@@ -17,7 +17,6 @@ from mvspec.errors import MvspecError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mvspec.runtime.engine.torch_engine import TorchEngine
     from mvspec.runtime.options import Options
     from mvspec.runtime.protocol import Engine, Runnable
     from mvspec.trace import Result, Trace
@@ -112,13 +111,7 @@ def run_file(
         _check_trace(trace)
     program = load_program(path)
     errors = Console(stderr=True)
-    runner: Engine
-    if engine is not None:
-        from mvspec.runtime.serving.engine import SGLangEngine
-
-        runner = SGLangEngine(engine, api_key=os.environ.get("MVSPEC_API_KEY"))
-    else:
-        runner = load_engine(model, errors)
+    runner = load_engine(model, errors, engine)
     result = run_live(runner, program, options, errors, live=live and not quiet, trace=trace)
     if trace is not None:
         result.trace.save(trace)
@@ -138,15 +131,17 @@ def _check_trace(path: Path) -> None:
         raise InputError(f"{path}: cannot be written")
 
 
-def load_engine(model: str | None, console: Console) -> TorchEngine:
-    """Load a model behind a status line, which transformers' own progress bars would break."""
-    from transformers.utils import logging
+def load_engine(model: str | None, console: Console, url: str | None = None) -> Engine:
+    """Return an engine; a model is loaded behind a status line, without progress bars."""
+    from mvspec.runtime.program import engine_of
 
-    from mvspec.runtime.engine.torch_engine import TorchEngine
+    if url is not None:
+        return engine_of(url)
+    from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with console.status("loading the model"):
-        return TorchEngine.load(model)
+        return engine_of(model=model)
 
 
 def run_live(

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
+
+import torch
 
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.vocabulary import Vocabulary
@@ -195,3 +198,15 @@ class TorchEngine(Engine):
         """
         with self.scheduler.lock:
             self.model.set_weights(weights)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Engine`."""
+        device = self.model.device
+        cuda = device.type == "cuda"
+        name = torch.cuda.get_device_name(device) if cuda else platform.processor() or device.type
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        return {
+            "engine": "torch", "model": self.model.name, "device": name,
+            "dtype": str(self.model.model.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(), "torch": torch.__version__, "load": load,
+        }  # fmt: skip

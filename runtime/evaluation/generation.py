@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +15,6 @@ from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
-from mvspec.runtime.engine.torch_engine import TorchEngine
 from mvspec.runtime.evaluation.grading import Graders
 from mvspec.runtime.evaluation.problem import EvaluationProblem
 from mvspec.runtime.evaluation.recorded import graded
@@ -32,30 +30,10 @@ __all__ = [
     "PROMPTS",
     "AnswerGenerator",
     "generate",
-    "load_engine",
     "prompt_of",
     "wanted",
     "written_text",
 ]
-
-
-def load_engine(model: str | None, url: str | None, most: int) -> Engine:
-    """Return an engine.
-
-    Args:
-        model: folder or hub name; None for the default one.
-        url: of a server, instead of a model; `MVSPEC_API_KEY` is its key.
-        most: requests at once.
-
-    Raises:
-        MvspecError: the model cannot be loaded, or the server not be reached.
-    """
-    if url is None:
-        return TorchEngine.load(model, max_concurrent_requests=most)
-    from mvspec.runtime.serving.engine import SGLangEngine
-
-    key = os.environ.get("MVSPEC_API_KEY")
-    return SGLangEngine(url, api_key=key, max_requests=max(most, 256))
 
 
 PROMPTS = {

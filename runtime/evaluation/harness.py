@@ -21,9 +21,9 @@ from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Generate
 from mvspec.errors import Unsupported
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
-from mvspec.runtime.engine.torch_engine import TorchEngine
 from mvspec.runtime.evaluation.generation import written_text
 from mvspec.runtime.options import Options
+from mvspec.runtime.program import engine_of
 from mvspec.runtime.sampling import Sampling
 from mvspec.tree.builder import gen
 
@@ -73,15 +73,11 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
         **_: Any,
     ) -> None:
         super().__init__()
-        if isinstance(engine, str):
-            from mvspec.runtime.serving.engine import SGLangEngine
-
-            engine = SGLangEngine(engine)
         self.batch_size = int(batch_size) if str(batch_size).isdecimal() else 8
         if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
             device = None  # the harness's own default
-        self.engine = engine or TorchEngine.load(
-            pretrained, device=device, dtype=dtype, max_concurrent_requests=max(self.batch_size, 1)
+        self.engine = engine_of(
+            engine, pretrained, requests=max(self.batch_size, 1), device=device, dtype=dtype
         )
         self.tokenizer = self.engine.tokenizer
         self.vocabulary = self.engine.vocabulary

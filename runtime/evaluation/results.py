@@ -221,7 +221,10 @@ def _read(path: Path) -> tuple[EvaluationRun, int]:
             row = json.loads(line)
             if "settings" in row:
                 if row.get("format") != FORMAT:
-                    raise ValueError(f"format {row.get('format')}: this mvspec reads {FORMAT}")
+                    raise InputError(
+                        f"{path}: results of format {row.get('format')!r}, and this mvspec reads "
+                        f"{FORMAT}: use the mvspec that wrote them, or name another file"
+                    )
                 run.settings = dict(row["settings"])
             else:
                 sample = EvaluationSample.from_dict(row)

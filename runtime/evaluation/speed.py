@@ -11,20 +11,18 @@ was asked for.
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from mvspec.compiler.plan import ExecutionPlan, Extend, Fork, Join, Op
-from mvspec.errors import MvspecError, VerifyError
+from mvspec.errors import VerifyError
 from mvspec.runtime.options import Options
 from mvspec.runtime.protocol import Engine
-from mvspec.runtime.serving.engine import SGLangEngine
 
 __all__ = [
     "HEADER",
@@ -32,7 +30,6 @@ __all__ = [
     "SpeedCell",
     "SpeedGrid",
     "measure_grid",
-    "plain_seconds",
     "replay",
     "shape_of_degree",
     "token_ids",
@@ -268,21 +265,25 @@ def measure_grid(
         MvspecError: the engine has failed.
     """
     shapes = grid.shapes()
+    plain_text = shape_of_degree(grid.tokens, 1)
     # Below that ids are ordinary tokens, or nearly all are.
     ids = token_ids(min(engine.capabilities.vocabulary, 40_000), grid.seed)
     for batch in grid.batches:
         plain: list[float] = []
         found: dict[float, list[float]] = {degree: [] for degree in shapes}
         for turn in range(grid.repeats + 1):  # the first warms up: graphs, buffers, caches
-            seconds = plain_seconds(engine, grid.tokens, grid.prompt, batch, ids)
+            if engine.capabilities.plain:
+                prompts = [ids(grid.prompt) for _ in range(batch)]
+                seconds = _seconds(engine.run_plain, prompts, grid.tokens)
+            else:
+                plans = [replay(plain_text, grid.prompt, ids) for _ in range(batch)]
+                seconds = _seconds(engine.run_many, plans, DECODE)
             advance(f"batch {batch}, plain {seconds:.2f} s")
             if turn:
                 plain.append(seconds)
             for degree, shape in shapes.items():
                 plans = [replay(shape, grid.prompt, ids) for _ in range(batch)]
-                start = time.perf_counter()
-                engine.run_many(plans, DECODE)
-                seconds = time.perf_counter() - start
+                seconds = _seconds(engine.run_many, plans, DECODE)
                 advance(f"batch {batch}, degree {degree:g} {seconds:.2f} s")
                 if turn:
                     found[degree].append(seconds)
@@ -293,32 +294,7 @@ def measure_grid(
             )  # fmt: skip
 
 
-def plain_seconds(engine: Engine, tokens: int, prompt: int, batch: int, ids: Ids) -> float:
-    """Return the seconds that plain requests take together."""
-    if not isinstance(engine, SGLangEngine):
-        plans = [replay(ReplayShape(tokens, 1, 0, 0), prompt, ids) for _ in range(batch)]
-        start = time.perf_counter()
-        engine.run_many(plans, DECODE)
-        return time.perf_counter() - start
-    bodies = [
-        {
-            "input_ids": list(ids(prompt)),
-            "stream": True,
-            "sampling_params": {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True},
-        }
-        for _ in range(batch)
-    ]
-    return asyncio.run(_sent(engine, bodies))
-
-
-async def _sent(engine: SGLangEngine, bodies: Sequence[dict[str, Any]]) -> float:
-    async with engine.endpoint.session() as send:
-
-        async def one(body: dict[str, Any]) -> None:
-            async for chunk in send(body):
-                if "error" in chunk:
-                    raise MvspecError(f"{engine.endpoint.name} refuses it: {chunk['error']}")
-
-        start = time.perf_counter()
-        await asyncio.gather(*map(one, bodies))
-        return time.perf_counter() - start
+def _seconds(run: Callable[..., object], *given: Any) -> float:
+    start = time.perf_counter()
+    run(*given)
+    return time.perf_counter() - start

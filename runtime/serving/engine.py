@@ -102,6 +102,29 @@ class SGLangEngine(Engine):
             "its own POST /update_weights_from_disk, and go on with POST /continue_generation"
         )
 
+    def describe(self) -> dict[str, Any]:
+        """See `Engine`."""
+        return {
+            "engine": "sglang", "model": self.capabilities.model, "server": self.endpoint.name
+        }  # fmt: skip
+
+    def run_plain(self, prompts: Sequence[Sequence[int]], tokens: int) -> None:
+        """See `Engine`: requests of SGLang's own, which the plugin leaves alone."""
+        sampling = {"temperature": 0, "max_new_tokens": tokens, "ignore_eos": True}
+
+        async def all_of_them() -> None:
+            async with self.endpoint.session() as send:
+
+                async def one(ids: Sequence[int]) -> None:
+                    body = {"input_ids": list(ids), "stream": True, "sampling_params": sampling}
+                    async for chunk in send(body):
+                        if "error" in chunk:
+                            raise MvspecError(f"{self.endpoint.name} refuses it: {chunk['error']}")
+
+                await asyncio.gather(*map(one, prompts))
+
+        self.endpoint.drive(all_of_them)
+
     # Requests
 
     def prepare(

@@ -202,7 +202,7 @@ def served_capabilities(vocabulary: Vocabulary, model: str, context: int | None)
     forms = {UNTAGGED.name} | ({MULTIVERSE.name} if vocabulary.tagged else set())
     options = frozenset({"structure", "decode"})
     return Capabilities(
-        "SGLang", model, vocabulary.size, context, frozenset(forms), options=options
+        "SGLang", model, vocabulary.size, context, frozenset(forms), options=options, plain=True
     )
 
 

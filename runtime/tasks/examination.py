@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Any
 
 from mvspec.errors import MvspecError
 from mvspec.forms import parse
 from mvspec.law.limits import Limits
 from mvspec.runtime.options import Options
+from mvspec.runtime.protocol import Engine
 from mvspec.runtime.tasks.problem import PARALLEL, TaskProblem, ask
 from mvspec.trace import Result, Trace
 
@@ -73,7 +73,7 @@ def is_canonical(text: str) -> bool:
 
 
 def examine(
-    engine: Any,
+    engine: Engine,
     problems: Sequence[TaskProblem],
     prompt: str = PARALLEL,
     options: Options = UNHELD,
@@ -83,7 +83,7 @@ def examine(
     """Ask an engine problems, several at once, and yield how each went, and the turn's text.
 
     Args:
-        engine: a `TorchEngine` or an `SGLangEngine`.
+        engine: of whatever kind.
         problems: what to ask.
         prompt: that follows the question.
         options: how answers are written.
@@ -125,7 +125,7 @@ class MeasuredReplays:
     seconds_alone: float
 
 
-def measure_replays(engine: Any, traces: Sequence[Trace], rounds: int = 2) -> MeasuredReplays:
+def measure_replays(engine: Engine, traces: Sequence[Trace], rounds: int = 2) -> MeasuredReplays:
     """Replay traces at once and one path after the other, in turns; the faster round of each."""
     counts = [0, 0]
     best = [float("inf"), float("inf")]
