@@ -5,7 +5,8 @@ O(tokens x depth) time and memory. The law itself, one event at a time: mvspec/l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import bisect
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from mvspec.errors import VerifyError
 from mvspec.law.threads import SurfaceLaw
 
-__all__ = ["Layout", "concatenate", "lay_out"]
+__all__ = ["Layout", "best_fit", "concatenate", "lay_out", "pack"]
 
 Int = NDArray[np.int32]
 
@@ -93,19 +94,13 @@ class Layout:
         if extra < 0:
             raise VerifyError("layout", f"{len(self)} tokens do not fit into {length}: truncate")
 
-        def pad(array: NDArray[Any], value: int) -> NDArray[Any]:
+        blank = {"input_ids": pad_id, "parent": -1, "document_ids": -1}
+        padded: dict[str, NDArray[Any]] = {}
+        for name in self.__dataclass_fields__:
+            array = getattr(self, name)
             widths = [(0, 0)] * (array.ndim - 1) + [(0, extra)]
-            return np.pad(array, widths, constant_values=value)
-
-        return Layout(
-            pad(self.input_ids, pad_id),
-            pad(self.position_ids, 0),
-            pad(self.parent, -1),
-            pad(self.loss_mask, 0),
-            pad(self.document_ids, -1),
-            pad(self.hide_lo, 0),
-            pad(self.hide_hi, 0),
-        )
+            padded[name] = np.pad(array, widths, constant_values=blank.get(name, 0))
+        return Layout(**padded)
 
     def padded_depth(self, depth: int) -> Layout:
         """Return the layout with empty intervals up to `depth` levels."""
@@ -166,34 +161,66 @@ def lay_out(
 def concatenate(layouts: Sequence[Layout]) -> Layout:
     """Lay documents end to end: each restarts at position 0 and sees nothing of the others."""
     depth = max((layout.depth for layout in layouts), default=0)
-    parts = [layout.padded_depth(depth) for layout in layouts]
-    starts = np.cumsum([0, *(len(part) for part in parts)])
-    document = 0
-    parent: list[Int] = []
-    documents: list[Int] = []
-    hide_lo: list[Int] = []
-    hide_hi: list[Int] = []
-    for part, start in zip(parts, starts.tolist(), strict=False):
-        parent.append(np.where(part.parent >= 0, part.parent + start, -1).astype(np.int32))
-        real = part.document_ids >= 0
-        documents.append(np.where(real, part.document_ids + document, -1).astype(np.int32))
-        document += int(part.document_ids.max(initial=-1)) + 1
+    none, no_depth = np.zeros(0, dtype=np.int32), np.zeros((depth, 0), dtype=np.int32)
+    parts = [Layout(none, none, none, none.astype(np.bool_), none, no_depth, no_depth)]
+    start = document = 0
+    for layout in layouts:
+        part = layout.padded_depth(depth)
         empty = part.hide_lo == part.hide_hi
-        hide_lo.append(np.where(empty, 0, part.hide_lo + start).astype(np.int32))
-        hide_hi.append(np.where(empty, 0, part.hide_hi + start).astype(np.int32))
-
-    def join(name: str, dtype: type) -> NDArray[Any]:
-        arrays = [getattr(part, name) for part in parts]
-        return np.concatenate([np.zeros(0, dtype=dtype), *arrays]).astype(dtype)
-
-    blank = np.zeros((depth, 0), dtype=np.int32)
-    none = np.zeros(0, dtype=np.int32)
+        parts.append(
+            replace(
+                part,
+                parent=np.where(part.parent >= 0, part.parent + start, -1),
+                document_ids=np.where(part.document_ids >= 0, part.document_ids + document, -1),
+                hide_lo=np.where(empty, 0, part.hide_lo + start),
+                hide_hi=np.where(empty, 0, part.hide_hi + start),
+            )
+        )
+        start += len(part)
+        document += int(part.document_ids.max(initial=-1)) + 1
+    fields = Layout.__dataclass_fields__
     return Layout(
-        join("input_ids", np.int32),
-        join("position_ids", np.int32),
-        np.concatenate([none, *parent]),
-        join("loss_mask", np.bool_),
-        np.concatenate([none, *documents]),
-        np.concatenate([blank, *hide_lo], axis=1),
-        np.concatenate([blank, *hide_hi], axis=1),
+        **{name: np.concatenate([getattr(part, name) for part in parts], -1) for name in fields}
     )
+
+
+def best_fit(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Assign documents to rows of `size` tokens, best fit decreasing, O(n log n).
+
+    Returns:
+        for each row the indices of its documents, in their order in `lengths`.
+
+    Raises:
+        VerifyError: a document is longer than a row.
+
+    >>> best_fit([5, 3, 4, 2], 8)
+    [[0, 1], [2, 3]]
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (free tokens, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[index]
+        if length > size:
+            raise VerifyError(
+                f"document {index}", f"{length} tokens do not fit into {size}: truncate it"
+            )
+        at = bisect.bisect_left(room, (length, -1))
+        if at == len(room):
+            rows.append([])
+            free, row = size, len(rows) - 1
+        else:
+            free, row = room.pop(at)
+        rows[row].append(index)
+        bisect.insort(room, (free - length, row))
+    return [sorted(row) for row in rows]
+
+
+def pack(layouts: Iterable[Layout], size: int, *, pad_id: int = 0) -> list[Layout]:
+    """Pack documents into layouts of exactly `size` tokens; they do not see one another.
+
+    Raises:
+        VerifyError: a document is longer than `size`.
+    """
+    documents = list(layouts)
+    rows = best_fit([len(layout) for layout in documents], size)
+    return [concatenate([documents[i] for i in row]).padded(size, pad_id=pad_id) for row in rows]

@@ -1,17 +1,18 @@
-"""Documents to plans, and plans to layouts."""
+"""Documents and traces to plans, and plans to layouts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from mvspec.compiler.layout import Layout, lay_out
+from mvspec.compiler.lowerings import in_rounds
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join, Op
 from mvspec.compiler.segments import Segment, document_segments
-from mvspec.compiler.shared import in_rounds
 from mvspec.compiler.tokens import id_array
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported, VerifyError
@@ -19,10 +20,12 @@ from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
-from mvspec.law.threads import SurfaceLaw
+from mvspec.law.threads import SurfaceLaw, thread_events
+from mvspec.shown import as_layout, as_plan
+from mvspec.trace import Trace
 from mvspec.tree.ir import Document, Message
 
-__all__ = ["plan_document", "plan_layout"]
+__all__ = ["plan_document", "plan_layout", "replay_plan", "trace_layout"]
 
 
 def plan_document(
@@ -215,3 +218,43 @@ def plan_layout(
     who = np.array(authors, dtype=np.int8)
     layout = lay_out(np.array(ids, dtype=np.int32), who == 2, who == 1, law)
     return in_rounds(layout, law, share) if share else layout
+
+
+@as_plan.register
+def replay_plan(trace: Trace) -> ExecutionPlan:
+    """Return the replay of a run: the same tokens, written instead of generated."""
+    plan = ExecutionPlan(ops=tuple(_trace_ops(trace)), form=trace.form, document=trace.document)
+    return plan.verify()
+
+
+@as_layout.register
+def trace_layout(trace: Trace) -> Layout:
+    """Return a run's tokens laid out as in training: by the law, or in rounds where paths shared.
+
+    Rounds have another order than the trace's `ids`.
+    """
+    return plan_layout(trace.plan, share=trace.share)
+
+
+def _trace_ops(trace: Trace) -> Iterator[Op]:
+    """Yield the ops of a trace's replay, in the order of the surface form."""
+    runs = [(owner, author, len(list(group))) for (owner, author), group in
+            groupby(zip(trace.thread_ids, trace.authors, strict=True))]  # fmt: skip
+    following = iter(runs)
+    names = {0: 0}  # thread -> the plan's number of it, which changes with every join
+    made, at = 1, 0
+    for event in thread_events(trace.threads, [owner for owner, _, _ in runs]):
+        thread, paths = event.thread, event.paths
+        if event.kind == "tokens":
+            _, author, count = next(following)
+            tokens = trace.ids[at : at + count]
+            yield Extend(thread=names[thread], tokens=tokens, author=author)
+            at += count
+        elif event.kind == "fork":
+            names.update(zip(paths, range(made, made + len(paths)), strict=True))
+            yield Fork(thread=names[thread], paths=tuple(names[path] for path in paths))
+            made += len(paths)
+        elif paths:
+            parent = trace.threads[thread].parent or 0
+            names[parent], made = made, made + 1
+            yield Join(paths=tuple(names[path] for path in paths), thread=names[parent])

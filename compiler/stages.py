@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from mvspec.compiler.layout import Layout
-from mvspec.compiler.lowerings import UNFORCED, find_lowering, multiverse
+from mvspec.compiler.lowerings import UNFORCED, find_lowering, flatten, multiverse
 from mvspec.compiler.segments import NO_CONTEXT, Segment, document_segments
-from mvspec.compiler.sequential import flatten
 from mvspec.compiler.tokens import Tokens, tokens_of_segments
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.data.chat import ChatContext

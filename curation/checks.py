@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from rapidfuzz.distance import Levenshtein
 
-from mvspec.compiler.sequential import flatten
+from mvspec.compiler.lowerings import flatten
 from mvspec.curation.chain import ReasoningChain
 from mvspec.curation.structure import (
     PathPlan,

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from mvspec.compiler.sequential import flatten
+from mvspec.compiler.lowerings import flatten
 from mvspec.curation.answers import BranchesReply
 from mvspec.curation.chain import ReasoningChain
 from mvspec.curation.curate import curate_chain

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.compiler.plan import ExecutionPlan
-from mvspec.compiler.replay import replay_plan
+from mvspec.compiler.planning import replay_plan
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.forms import parse
 from mvspec.law.limits import Limits

@@ -1,6 +1,6 @@
 """`shared(k)`: paths that read each other after every k tokens.
 
-Rounds of k positions are counted from the outermost fork, as compiler/shared.py lays them out: a
+Rounds of k positions are counted from the outermost fork, as compiler/lowerings.py lays them out: a
 token sees what all threads of the block wrote in earlier rounds, and of its own round what the
 law shows it. Source: the rebuttal's ablation (Table R1), Group Think, Hogwild.
 """

@@ -16,7 +16,7 @@ import pytest
 from curator_model import Scripted, TreeModel, chains, reply
 
 import mvspec
-from mvspec.compiler.sequential import flatten
+from mvspec.compiler.lowerings import flatten
 from mvspec.curation import (
     ChainFields,
     CurationOptions,

@@ -25,8 +25,7 @@ from curator_model import Scripted, chains
 from gemini_server import Act, Body, GeminiServer, failure, generated, scripted
 
 from mvspec.cli.curate import progress_line
-from mvspec.compiler.compilation import compile_records
-from mvspec.compiler.shard import CompilationOptions
+from mvspec.compiler.compilation import CompilationOptions, compile_records
 from mvspec.curation import (
     ChainFields,
     CurationOptions,

@@ -14,8 +14,7 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from mvspec.compiler.layout import Layout, concatenate
-from mvspec.compiler.packing import best_fit
+from mvspec.compiler.layout import Layout, best_fit, concatenate
 from mvspec.compiler.tokenizer import pad_id
 from mvspec.errors import LimitExceeded, VerifyError
 from mvspec.training.batch import Batch, BatchRow

@@ -94,8 +94,7 @@ def compile(
         bad = print_stage(stage, records, loaded, lowering, forced_loss=forced_loss)
         raise typer.Exit(1 if bad else 0)
     with needs("compile", "compile -o"):
-        from mvspec.compiler.compilation import compile_records
-        from mvspec.compiler.shard import CompilationOptions
+        from mvspec.compiler.compilation import CompilationOptions, compile_records
     options = CompilationOptions(lowering, max_length, too_long, pack, forced_loss, shard, add_tags)
     with compiling_bar(records.size) as advance:
         result = compile_records(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from strategies import texts
 
 import mvspec
-from mvspec.compiler.sequential import flatten
+from mvspec.compiler.lowerings import flatten
 from mvspec.curation import (
     ChainFields,
     CurationOptions,

@@ -21,7 +21,7 @@ from mvspec.compiler import (
     pack,
     pad_batch,
 )
-from mvspec.compiler.packing import best_fit
+from mvspec.compiler.layout import best_fit
 from mvspec.errors import VerifyError
 from mvspec.tree.ir import Message
 
