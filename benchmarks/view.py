@@ -28,8 +28,7 @@ from typing import Any
 import synthetic
 
 from mvspec.trace import Trace, TracedThread
-from mvspec.view.record_view import AUTHORS
-from mvspec.view.token_view import lay_words
+from mvspec.view.record_view import AUTHORS, lay_words
 
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

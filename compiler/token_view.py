@@ -12,13 +12,22 @@ from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.tree.ir import Document, Parallel, Path, Text
-from mvspec.view.record_view import AUTHORS, TokenRun, TreeBranch, TreeLeaf, ViewedThread, units
-from mvspec.view.token_view import TokenView, add_run, trees
+from mvspec.view.record_view import (
+    AUTHORS,
+    RecordView,
+    TokenRun,
+    TreeBranch,
+    TreeLeaf,
+    ViewedThread,
+    add_run,
+    trees,
+    units,
+)
 
 __all__ = ["lay_tokens"]
 
 
-def lay_tokens(document: Document, vocabulary: Vocabulary) -> TokenView:
+def lay_tokens(document: Document, vocabulary: Vocabulary) -> RecordView:
     """Lay a document out in tokens, in the form `multiverse`.
 
     Args:
@@ -30,7 +39,7 @@ def lay_tokens(document: Document, vocabulary: Vocabulary) -> TokenView:
     """
     stages = compile_stages(document, vocabulary)
     tokens, positions = stages.tokens, stages.layout.position_ids
-    view = TokenView(text="".join(part.text for part in stages.segments))
+    view = RecordView(unit="tokens", text="".join(part.text for part in stages.segments))
     stream = DecodeStream(skip_special_tokens=False)
     texts = [stream.step(vocabulary.backend, id) or "" for id in tokens.ids.tolist()]
     if "".join(texts) != view.text:

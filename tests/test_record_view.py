@@ -33,12 +33,12 @@ from mvspec.view.record_view import (
     TreeBranch,
     TreeLeaf,
     ViewedThread,
+    lay_words,
     ramps,
     units,
+    words,
 )
-from mvspec.view.records import view_of
-from mvspec.view.token_view import lay_words, words
-from mvspec.view.traces import trace_view
+from mvspec.view.records import trace_view, view_of
 
 TOKENIZER = chat_tokenizer()
 VOCABULARY = Vocabulary.of(TOKENIZER)

@@ -23,9 +23,8 @@ from mvspec.data.sources import read
 from mvspec.errors import MvspecError
 from mvspec.shown import visible
 from mvspec.view.page import RecordPage
-from mvspec.view.record_view import AUTHORS
+from mvspec.view.record_view import AUTHORS, lay_words
 from mvspec.view.records import view_of
-from mvspec.view.token_view import lay_words
 
 selenium = pytest.importorskip("selenium")
 

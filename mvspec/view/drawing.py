@@ -168,12 +168,9 @@ class Drawing:
                 case DrawnBox(_, x, y, w, h):
                     axes.add_patch(Rectangle((x, y), w, h, linewidth=0, **style))
                 case DrawnLine(_, x, y, to_x, to_y, thick, dashed):
-                    dots = (0, (1, 2)) if dashed else "-"
-                    axes.add_line(
-                        Line2D(
-                            (x, to_x), (y, to_y), linewidth=0.7 * thick, linestyle=dots, **style
-                        )
-                    )  # fmt: skip
+                    style["linestyle"] = (0, (1, 2)) if dashed else "-"
+                    line = Line2D((x, to_x), (y, to_y), linewidth=0.7 * thick, **style)
+                    axes.add_line(line)
                 case DrawnText(_, x, y, text):
                     style["ha"] = {"start": "left", "middle": "center", "end": "right"}[
                         shape.anchor

@@ -84,13 +84,13 @@ def layout_drawing(layout: MaskArrays, picture: MaskImage, title: str = "") -> D
     ):
         shapes.append(DrawnText(INK, x, y, text, anchor="end"))
     x_unit, y_unit = side / max(1, n), CURVE / (last + 1)
+    bottom = curve + CURVE
     plain = min(n, last + 1)  # positions of plain causal text
     curves = [(0, plain, 0, plain, "#cccccc"), *_curve(layout, picture)]
     for number, (a, b, p, q, colour) in enumerate(curves):
-        line = a * x_unit + x0, curve + CURVE - p * y_unit, b * x_unit + x0
-        end = curve + CURVE - q * y_unit
-        shapes.append(DrawnLine(colour, *line, end, 2 if number else 1, not number))
-    y = float(y0)
+        start, end = (x0 + a * x_unit, bottom - p * y_unit), (x0 + b * x_unit, bottom - q * y_unit)
+        shapes.append(DrawnLine(colour, *start, *end, 2 if number else 1, not number))
+    y = y0
     for colour, text in _legend(layout, picture):
         for number, line in enumerate(textwrap.wrap(text, 40)):
             if colour and not number:

@@ -8,24 +8,36 @@ at which positions they sit. Offsets and widths count UTF-16 units, as the page'
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from mvspec.data.measure import author_runs, has_prompt
 from mvspec.errors import Diagnostic, VerifyError
+from mvspec.forms.multiverse import MULTIVERSE
+from mvspec.forms.syntax import Syntax
+from mvspec.law.automaton import TagReader
 from mvspec.law.metrics import Metrics
-from mvspec.law.tags import TAG
+from mvspec.law.tags import TAG, Tag
 from mvspec.law.threads import law_of_threads
+from mvspec.tree.ir import Document, Message, Parallel, Text
+from mvspec.view.terminal import entry
 
 __all__ = [
     "AUTHORS",
     "FINISHES",
+    "OpenBranch",
     "RecordView",
     "TokenRun",
     "TreeBranch",
     "TreeLeaf",
     "ViewedThread",
+    "add_run",
+    "lay_words",
+    "trees",
     "units",
+    "words",
 ]
 
 AUTHORS = ("prompt", "engine", "model")
@@ -67,9 +79,6 @@ class TreeLeaf(NamedTuple):
     start: int
     stop: int
 
-    def row(self) -> list[Any]:
-        return [self.start, self.stop]
-
 
 class TreeBranch(NamedTuple):
     """A node of the tree that holds others.
@@ -88,9 +97,34 @@ class TreeBranch(NamedTuple):
     stop: int
     children: tuple[TreeBranch | TreeLeaf, ...] = ()
 
-    def row(self) -> list[Any]:
-        inside = [child.row() for child in self.children]
-        return [self.kind, self.title, self.text, self.start, self.stop, inside]
+
+@dataclass(slots=True)
+class OpenBranch:
+    """A branch of a tree that is being built; `number` is that of a block."""
+
+    kind: str
+    title: str
+    text: str
+    start: int
+    stop: int = 0
+    number: int = -1
+    children: list[OpenBranch | TreeLeaf] = field(default_factory=list)
+
+    def block(self, number: int, start: int) -> OpenBranch:
+        """Return the block of this number: the last child, or else a new one."""
+        last = self.children[-1] if self.children else None
+        if isinstance(last, OpenBranch) and last.number == number:
+            return last
+        self.children.append(OpenBranch("parallel", "", "", start, number=number))
+        return self.block(number, start)
+
+    def closed(self) -> TreeBranch:
+        """Return the branch as it stays."""
+        inside = tuple(
+            each if isinstance(each, TreeLeaf) else each.closed() for each in self.children
+        )
+        stop = max([self.stop, *(each.stop for each in inside)])
+        return TreeBranch(self.kind, self.title, self.text, self.start, stop, inside)
 
 
 @dataclass(slots=True)
@@ -117,9 +151,9 @@ class RecordView:
         ids, logprobs, steps, ends: of a trace, as there.
     """
 
-    name: str
-    place: str
-    kind: str
+    name: str = ""
+    place: str = ""
+    kind: str = "document"
     verdict: str = "ok"
     right: bool | None = None
     label: str = ""
@@ -179,12 +213,12 @@ class RecordView:
         rest = {
             "place": self.place,
             "unit": self.unit,
-            "tree": [node.row() for node in self.tree],
+            "tree": self.tree,
             "threads": self.threads,
             "runs": [part for run in self.runs for part in run],
             "widths": self.widths,
             "hidden": hidden,
-            "diagnostics": [_diagnostic(each) for each in self.diagnostics],
+            "diagnostics": [{**each.to_dict(), "end": each.end} for each in self.diagnostics],
             "places": list(self.places),
             "keys": [key for key, _ in self.fields],
             "facts": self.facts,
@@ -198,10 +232,6 @@ class RecordView:
         if any(value is not None for value in self.logprobs):
             rest["logprobs"] = [v if v is None else round(v, 3) for v in self.logprobs]
         return json.dumps(searched), json.dumps(rest, separators=(",", ":"), allow_nan=False)
-
-
-def _diagnostic(each: Diagnostic) -> dict[str, object]:
-    return {**each.to_dict(), "end": each.end}
 
 
 def ramps(values: Sequence[int]) -> list[int]:
@@ -231,3 +261,169 @@ def units(text: str) -> int:
     if text.isascii():
         return len(text)
     return len(text) + sum(character > "\uffff" for character in text)
+
+
+_WORD = re.compile(r"\S+\s*")
+_OPENS = {
+    Tag.THINK: "think",
+    Tag.PARALLEL: "parallel",
+    Tag.PATH: "path",
+    Tag.CONCLUSION: "conclusion",
+}
+
+
+def words(text: str) -> tuple[str, list[str]]:
+    """Cut a text into the words that `mvspec stats` counts, each with the white space behind it.
+
+    Returns:
+        The white space before the first word, and the words.
+
+    >>> words("two  words\\n")
+    ('', ['two  ', 'words\\n'])
+    """
+    return text[: len(text) - len(text.lstrip())], _WORD.findall(text)
+
+
+def trees(message: Message, syntax: Syntax, start: int = 0) -> tuple[TreeBranch | TreeLeaf, ...]:
+    """Return the tree of an assistant's turn over the characters of its rendering.
+
+    Args:
+        start: where the rendering begins, in UTF-16 units.
+    """
+    at = start
+    opened = [OpenBranch("message", "", "", start)]
+    # Paths come in the order of their blocks; those of inner blocks in between.
+    blocks = message.walk(Parallel)
+    paths: list[Iterator[tuple[str, str]]] = []
+    in_outline = False
+    for piece in syntax.pieces(message):
+        tag, stop = piece.tag, at + units(piece.text)
+        if piece.hole is not None:
+            hole = OpenBranch("gen", piece.hole.name, entry(piece.hole).text, at, stop)
+            opened[-1].children.append(hole)
+        elif tag in (Tag.OUTLINE, Tag.END_OUTLINE):
+            in_outline = tag is Tag.OUTLINE
+        elif tag in _OPENS:
+            title = text = ""
+            if tag is Tag.PARALLEL:
+                outlines = next(blocks).goal.outlines
+                paths.append(iter([(each.label, each.text) for each in outlines]))
+            elif tag is Tag.PATH:
+                title, text = next(paths[-1])
+            opened.append(OpenBranch(_OPENS[tag], title, text, at))
+        elif tag is not None and tag.closes and tag.partner in _OPENS:
+            done = opened.pop()
+            done.stop = stop
+            opened[-1].children.append(done)
+            if tag is Tag.END_PARALLEL:
+                paths.pop()
+        elif tag is None and piece.content and not in_outline:
+            opened[-1].children.append(TreeLeaf(at, stop))
+        at = stop
+    return opened[0].closed().children
+
+
+def lay_words(document: Document, syntax: Syntax = MULTIVERSE) -> RecordView:
+    """Lay a document out in words: the law on a unit that needs no tokenizer.
+
+    The machine places every word as if it were a token; a tag is one word.
+
+    Args:
+        syntax: the form in which the assistant's turns are written.
+
+    >>> import mvspec
+    >>> block = mvspec.parallel(mvspec.branch("A", "x y"), mvspec.branch("B", "z"))
+    >>> view = lay_words(mvspec.document(mvspec.assistant(block)))
+    >>> [thread.label for thread in view.threads], sum(run.size for run in view.runs)
+    (['', '1', '2'], 23)
+    """
+    laid = _Laid(RecordView())
+    for message in document.messages:
+        start = laid.chars
+        if message.role == "assistant":
+            inside = trees(message, syntax, start)
+            laid.turn(message, syntax)
+            if has_prompt(document):  # its end is a token that has no text
+                laid.token("", AUTHORS.index("model"))
+        else:
+            for part in message.body:
+                if isinstance(part, Text):
+                    laid.words(part.text, 0, AUTHORS.index("prompt"), laid.position)
+            inside = (TreeLeaf(start, laid.chars),) if laid.chars > start else ()
+        branch = TreeBranch("message", message.role, "", start, laid.chars, inside)
+        laid.view.tree += (branch,)
+    if laid.before:  # a text of white space alone
+        laid.token("", AUTHORS.index("prompt"))
+    laid.view.text = "".join(laid.parts)
+    return laid.view
+
+
+@dataclass(slots=True)
+class _Laid:
+    """Words, placed one after the other.
+
+    White space belongs to the word before it, whichever thread that is of; `before` is what
+    stands before the first.
+    """
+
+    view: RecordView
+    parts: list[str] = field(default_factory=list)
+    chars: int = 0
+    before: int = 0
+    position: int = 0
+    blocks: int = 0
+
+    def words(self, text: str, thread: int, author: int, position: int) -> int:
+        """Place the words of a text, and return how many they are."""
+        space, found = words(text)
+        self.parts.append(text)
+        self.chars += units(text)
+        if self.view.widths:
+            self.view.widths[-1] += units(space)
+        else:
+            self.before += units(space)
+        for word in found:
+            self.view.widths.append(self.before + units(word))
+            self.before = 0
+        add_run(self.view.runs, TokenRun(thread, author, len(found), position))
+        if thread == 0:
+            self.position = position + len(found)
+        return len(found)
+
+    def token(self, text: str, author: int) -> None:
+        """Place one token of the root thread, whatever its text."""
+        self.view.widths.append(self.before + units(text))
+        self.before = 0
+        add_run(self.view.runs, TokenRun(0, author, 1, self.position))
+        self.position += 1
+
+    def turn(self, message: Message, syntax: Syntax) -> None:
+        reader = TagReader(self.position)
+        law = reader.law
+        names = {law.here: 0}
+        blocks = message.walk(Parallel)
+        for text, tag, forced in author_runs(message, syntax):
+            author = AUTHORS.index("engine" if forced else "model")
+            here = law.here
+            law.tokens(self.words(text, names[here], author, here.position))
+            if tag is not None:
+                reader.take(tag)
+            if tag is Tag.END_GOAL:
+                for outline, thread in zip(next(blocks).goal.outlines, here.paths, strict=True):
+                    names[thread] = len(self.view.threads)
+                    path = ViewedThread(outline.label, outline.text, names[here], self.blocks)
+                    self.view.threads.append(path)
+                self.blocks += 1
+        self.position = law.here.position
+
+
+def add_run(runs: list[TokenRun], run: TokenRun) -> None:
+    """Add a run, to the one before where it goes on there."""
+    if not run.size:
+        return
+    if runs:
+        last = runs[-1]
+        if run[:2] == last[:2] and run.position == last.position + last.size:
+            runs[-1] = last._replace(size=last.size + run.size)
+            return
+    runs.append(run)

@@ -21,8 +21,7 @@ from mvspec.law.metrics import Metrics
 from mvspec.runtime.evaluation.results import shape_of
 from mvspec.trace import Trace, TracedThread
 from mvspec.tree.ir import Document, Message
-from mvspec.view.record_view import AUTHORS, RecordView, TokenRun, ViewedThread
-from mvspec.view.token_view import lay_words
+from mvspec.view.record_view import AUTHORS, RecordView, TokenRun, ViewedThread, lay_words
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 CHAT = chat_tokenizer()
