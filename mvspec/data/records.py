@@ -322,7 +322,7 @@ class Record:
         """Yield the turns of a chat.
 
         Raises:
-            BadTurn: a message is none.
+            RowError: a message is none.
         """
         system = (self.row or {}).get("system") if self.fields.field is None else None
         if isinstance(system, str) and system:
