@@ -13,6 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import ConsoleRenderable, RichCast
+    from rich.progress import Progress
     from rich.table import Table
 
     from mvspec.data.records import Record
@@ -23,6 +24,7 @@ __all__ = [
     "discard_stdout",
     "plain_table",
     "print_table",
+    "progress_bar",
     "reading_bar",
     "sample_bar",
     "tell",
@@ -63,6 +65,28 @@ def print_table(table: ConsoleRenderable | RichCast) -> None:
     Console(width=None if sys.stdout.isatty() else 1_000).print(table)
 
 
+def progress_bar(*columns: str, **more: Any) -> Progress:
+    """Return a bar on stderr.
+
+    Args:
+        columns: "bar" for the bar itself; "bytes", "share" or "number" for what is done, "left"
+            for the time that is left, or else a text.
+        more: as of rich's `Progress`.
+    """
+    from rich import progress
+    from rich.console import Console
+
+    kinds = {
+        "bar": progress.BarColumn,
+        "bytes": progress.DownloadColumn,
+        "share": progress.TaskProgressColumn,
+        "number": progress.MofNCompleteColumn,
+        "left": progress.TimeRemainingColumn,
+    }
+    made = [kinds[each]() if each in kinds else progress.TextColumn(each) for each in columns]
+    return progress.Progress(*made, console=Console(stderr=True), **more)
+
+
 @contextmanager
 def reading_bar(records: Records, *, heads: bool = False) -> Iterator[Iterator[Record]]:
     """Give the records; a bar on stderr, where that is a terminal, shows how many are read.
@@ -75,14 +99,9 @@ def reading_bar(records: Records, *, heads: bool = False) -> Iterator[Iterator[R
     if (size is not None and size < LONG) or (size is None and sys.stdin.isatty()):
         yield read
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("reading"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    console = Console(stderr=True)
     # Lines on a terminal go above the bar; a stdout that goes elsewhere is left alone.
-    bar = Progress(*columns, console=console, transient=True, redirect_stdout=sys.stdout.isatty())
-    with bar:
+    more = {"transient": True, "redirect_stdout": sys.stdout.isatty()}
+    with progress_bar("reading", "bar", "bytes", "left", **more) as bar:
         task = bar.add_task("", total=size)
 
         def told() -> Iterator[Record]:
@@ -96,18 +115,8 @@ def reading_bar(records: Records, *, heads: bool = False) -> Iterator[Iterator[R
 @contextmanager
 def compiling_bar(total: float | None) -> Iterator[Callable[[float], object]]:
     """Give a function that takes the cost of rows that are done; a bar on a terminal's stderr."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("compiling"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as bar:
+    hidden = not sys.stderr.isatty()
+    with progress_bar("compiling", "bar", "share", "left", disable=hidden) as bar:
         task = bar.add_task("", total=total)
         yield lambda cost: bar.advance(task, cost)
 
@@ -122,16 +131,6 @@ def sample_bar(total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
         total: samples in all.
         done: those of an earlier run.
     """
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    console = Console(stderr=True, highlight=False)
     if not sys.stderr.isatty():
         last, count = time.monotonic(), done
 
@@ -140,15 +139,12 @@ def sample_bar(total: int, done: int = 0) -> Iterator[Callable[[str], None]]:
             count += 1
             if time.monotonic() - last > SELDOM:
                 last = time.monotonic()
-                console.print(f"{count:,} of {total:,}, {text}", soft_wrap=True, markup=False)
+                tell(f"{count:,} of {total:,}, {text}")
 
         yield say
         return
-    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    text_column = TextColumn("{task.fields[text]}")
-    with Progress(
-        *columns, text_column, console=console, transient=True, redirect_stdout=False
-    ) as bar:
+    more = {"transient": True, "redirect_stdout": False}
+    with progress_bar("bar", "number", "left", "{task.fields[text]}", **more) as bar:
         task = bar.add_task("", total=total, completed=done, text="")
         yield lambda text: bar.update(task, advance=1, text=text)
 

@@ -10,7 +10,7 @@ import typer
 
 from mvspec.cli.options import Model, Timeline, as_given, needs
 from mvspec.cli.plan import cost_line
-from mvspec.cli.run import load_engine, run_live, show_result, summary
+from mvspec.cli.run import load_engine, run_live, show_result
 from mvspec.errors import VerifyError
 
 if TYPE_CHECKING:
@@ -146,6 +146,7 @@ def _answer(
     """Ask one problem, and show what the model wrote."""
     from mvspec.runtime.tasks.examination import UNHELD
     from mvspec.runtime.tasks.problem import ask
+    from mvspec.view.timeline import captions
 
     console.rule(f"What is {problem}?")
     result = run_live(engine, ask(problem), UNHELD, errors, live=True)
@@ -157,7 +158,7 @@ def _answer(
     )
     for each in result.diagnostics:
         console.print(f"malformed: {each.message}", style="red", markup=False)
-    console.print(summary(result.trace), highlight=False, markup=False)
+    console.print("; ".join(captions(result.trace)), highlight=False, markup=False)
     return result
 
 

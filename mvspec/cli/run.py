@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from mvspec.runtime.options import Options
     from mvspec.runtime.protocol import Engine, Runnable
-    from mvspec.trace import Result, Trace
+    from mvspec.trace import Result
 
-__all__ = ["jsonable", "load_engine", "run", "run_file", "run_live", "show_result", "summary"]
+__all__ = ["jsonable", "load_engine", "run", "run_file", "run_live", "show_result"]
 
 
 def run(
@@ -197,6 +197,7 @@ def show_result(result: Result, console: Console) -> None:
     from rich.text import Text
 
     from mvspec.shown import visible
+    from mvspec.view.timeline import captions
 
     table = Table("hole", "value", show_lines=True)
     for name in result.texts:
@@ -210,14 +211,4 @@ def show_result(result: Result, console: Console) -> None:
         console.print(table)
     else:
         console.print(Text(visible(result.text)))
-    console.print(summary(result.trace), highlight=False, markup=False)
-
-
-def summary(trace: Trace) -> str:
-    """Return the size of a run in one line."""
-    ended = {"limit": "; closed by force at a limit", "time": "; closed by force, out of time"}
-    return (
-        f"{trace.answer} tokens on a critical path of {trace.critical_path}: "
-        f"degree of parallelism {trace.parallelism:.3f}; {len(trace.forward_seconds)} forwards in "
-        f"{trace.seconds:.1f} s{ended.get(trace.finish, '')}"
-    )
+    console.print("; ".join(captions(result.trace)), highlight=False, markup=False)

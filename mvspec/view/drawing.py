@@ -7,7 +7,7 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.util import find_spec
@@ -156,11 +156,10 @@ class Drawing:
         axes.set_axis_off()
         for order, shape in enumerate(self.shapes):
             if isinstance(shape, DrawnImage):
-                pixels, x, y, w, h = shape
+                place = (shape.x, shape.x + shape.width, shape.y + shape.height, shape.y)
                 axes.imshow(
-                    pixels, extent=(x, x + w, y + h, y), interpolation="nearest", aspect="auto",
-                    zorder=order,
-                )  # fmt: skip
+                    shape.pixels, extent=place, interpolation="nearest", aspect="auto", zorder=order
+                )
                 continue
             colour, opaque = _painted(shape.look)
             style: dict[str, Any] = {"color": colour, "alpha": opaque, "zorder": order}
@@ -172,11 +171,8 @@ class Drawing:
                     line = Line2D((x, to_x), (y, to_y), linewidth=0.7 * thick, **style)
                     axes.add_line(line)
                 case DrawnText(_, x, y, text):
-                    style["ha"] = {"start": "left", "middle": "center", "end": "right"}[
-                        shape.anchor
-                    ]
-                    style["weight"] = "bold" if shape.bold else "normal"
-                    style["rotation"] = 90 if shape.upright else 0
+                    style["ha"] = {"start": "left", "middle": "center"}.get(shape.anchor, "right")
+                    style |= {"weight": 700 if shape.bold else 400, "rotation": 90 * shape.upright}
                     axes.text(x, y, text, size=7.9, parse_math=False, **style)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
@@ -235,20 +231,17 @@ def _element(shape: DrawnShape) -> str:
 def png_uri(pixels: NDArray[np.uint8]) -> str:
     """Return an image, uint8 [rows, columns, 3], as a data URI."""
     rows, columns = pixels.shape[:2]
-
-    def chunks() -> Iterator[bytes]:
-        # Every row begins with the number of its filter: 0, none.
-        raw = b"".join(b"\0" + row.tobytes() for row in pixels)
-        for kind, data in (
-            (b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)),
-            (b"IDAT", zlib.compress(raw, 9)),
-            (b"IEND", b""),
-        ):
-            yield struct.pack(">I", len(data)) + kind + data
-            yield struct.pack(">I", zlib.crc32(kind + data))
-
-    data = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks()))
-    return f"data:image/png;base64,{data.decode()}"
+    # Every row begins with the number of its filter: 0, none.
+    raw = b"".join(b"\0" + row.tobytes() for row in pixels)
+    data = b"\x89PNG\r\n\x1a\n"
+    for kind, inside in (
+        (b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(raw, 9)),
+        (b"IEND", b""),
+    ):
+        check = struct.pack(">I", zlib.crc32(kind + inside))
+        data += struct.pack(">I", len(inside)) + kind + inside + check
+    return f"data:image/png;base64,{base64.b64encode(data).decode()}"
 
 
 def check_picture(path: str | os.PathLike[str], *others: str) -> Path:

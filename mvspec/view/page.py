@@ -14,7 +14,6 @@ import os
 import re
 import zlib
 from base64 import b64encode
-from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import IO, Any
 from mvspec.data.records import InputError
 from mvspec.shown import visible
 
-__all__ = ["MARK", "RecordPage", "is_page", "style"]
+__all__ = ["MARK", "RecordPage", "is_page", "own_output"]
 
 MARK = '<meta name="generator" content="mvspec view">'
 """What tells a page from a file that is somebody else's."""
@@ -139,11 +138,6 @@ def own_output(path: Path, force: bool) -> Path:
     return path
 
 
-def style(names: Iterable[str] = STYLES) -> str:
-    """Return the rules of these style sheets."""
-    return "".join(_read(f"{name}.css") for name in names)
-
-
 def _read(name: str) -> str:
     return files("mvspec.view").joinpath(name).read_text("utf-8")
 
@@ -151,7 +145,7 @@ def _read(name: str) -> str:
 def _frame(title: str) -> tuple[str, str]:
     """Return what stands before and behind the records."""
     script = "\n" + "".join(_read(f"{name}.js") for name in SCRIPTS)
-    rules = "\n" + style()
+    rules = "\n" + "".join(_read(f"{name}.css") for name in STYLES)
     policy = "; ".join(
         (
             "default-src 'none'",
@@ -163,13 +157,8 @@ def _frame(title: str) -> tuple[str, str]:
             "trusted-types 'none'",
         )
     )
-    parts = {
-        "mark": MARK,
-        "policy": policy,
-        "title": escape(visible(title)),
-        "style": rules,
-        "script": script,
-    }
+    parts = {"mark": MARK, "policy": policy, "title": escape(visible(title))}
+    parts |= {"style": rules, "script": script}
     # In one pass: a title may look like a place of the page.
     head, tail = (
         re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], half)

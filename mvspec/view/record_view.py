@@ -344,7 +344,7 @@ def lay_words(document: Document, syntax: Syntax = MULTIVERSE) -> RecordView:
             inside = trees(message, syntax, start)
             laid.turn(message, syntax)
             if has_prompt(document):  # its end is a token that has no text
-                laid.token("", AUTHORS.index("model"))
+                laid.tokens([""], 0, AUTHORS.index("model"), laid.position)
         else:
             for part in message.body:
                 if isinstance(part, Text):
@@ -353,7 +353,7 @@ def lay_words(document: Document, syntax: Syntax = MULTIVERSE) -> RecordView:
         branch = TreeBranch("message", message.role, "", start, laid.chars, inside)
         laid.view.tree += (branch,)
     if laid.before:  # a text of white space alone
-        laid.token("", AUTHORS.index("prompt"))
+        laid.tokens([""], 0, AUTHORS.index("prompt"), laid.position)
     laid.view.text = "".join(laid.parts)
     return laid.view
 
@@ -382,20 +382,16 @@ class _Laid:
             self.view.widths[-1] += units(space)
         else:
             self.before += units(space)
+        self.tokens(found, thread, author, position)
+        return len(found)
+
+    def tokens(self, found: Sequence[str], thread: int, author: int, position: int) -> None:
         for word in found:
             self.view.widths.append(self.before + units(word))
             self.before = 0
         add_run(self.view.runs, TokenRun(thread, author, len(found), position))
         if thread == 0:
             self.position = position + len(found)
-        return len(found)
-
-    def token(self, text: str, author: int) -> None:
-        """Place one token of the root thread, whatever its text."""
-        self.view.widths.append(self.before + units(text))
-        self.before = 0
-        add_run(self.view.runs, TokenRun(0, author, 1, self.position))
-        self.position += 1
 
     def turn(self, message: Message, syntax: Syntax) -> None:
         reader = TagReader(self.position)
@@ -419,11 +415,8 @@ class _Laid:
 
 def add_run(runs: list[TokenRun], run: TokenRun) -> None:
     """Add a run, to the one before where it goes on there."""
-    if not run.size:
-        return
-    if runs:
-        last = runs[-1]
-        if run[:2] == last[:2] and run.position == last.position + last.size:
-            runs[-1] = last._replace(size=last.size + run.size)
-            return
-    runs.append(run)
+    last = runs[-1] if runs else run
+    if runs and run[:2] == last[:2] and run.position == last.position + last.size:
+        runs[-1] = last._replace(size=last.size + run.size)
+    elif run.size:
+        runs.append(run)

@@ -34,7 +34,7 @@ from mvspec.view.drawing import (
 )
 from mvspec.view.record_view import FINISHES
 
-__all__ = ["check_timeline", "timeline_svg", "timeline_text", "write_timeline"]
+__all__ = ["captions", "check_timeline", "timeline_svg", "timeline_text", "write_timeline"]
 
 FINEST = 6
 """Columns of one forward, at most."""
