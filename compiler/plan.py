@@ -222,60 +222,53 @@ class ExecutionPlan(BaseModel):
         """
         if self.form not in FORMS or self.form == JSON:
             raise VerifyError("form", f"no form is named {self.form!r}: use {', '.join(FORMS)}")
-        live = {0}
-        made = {0}
+        live, made = {0}, {0}
         forks: dict[int, Fork] = {}
         names: set[str] = set()
         adaptive: set[int] = set()
-        for index, op in enumerate(self.ops):
+
+        def fault(op: Op) -> str:
+            """Take an op, or say why it cannot come here."""
             takes = op.paths if isinstance(op, Join) else (op.thread,)
             for thread in takes:
                 if thread not in live:
-                    state = "was used up" if thread in made else "was not made"
-                    raise VerifyError(_where(index, op), f"%{thread} {state} before")
+                    return f"%{thread} was {'used up' if thread in made else 'not made'} before"
                 if thread in adaptive:
-                    wrong = f"%{thread} is adaptive: nothing can follow there"
-                    raise VerifyError(_where(index, op), wrong)
+                    return f"%{thread} is adaptive: nothing can follow there"
+            if isinstance(op, Generate) and op.hole.name in names:
+                return f"hole {op.hole.name!r} occurs twice"
+            fork = forks.get(takes[0])
+            if isinstance(op, Join) and (fork is None or fork.paths != op.paths):
+                want = f"; %{takes[0]} was forked with {_brief(str(fork))}" if fork else ""
+                return f"a join takes all paths of one fork in order{want}"
             if isinstance(op, Generate):
-                if op.hole.name in names:
-                    raise VerifyError(_where(index, op), f"hole {op.hole.name!r} occurs twice")
                 names.add(op.hole.name)
             elif isinstance(op, Adaptive):
                 adaptive.add(op.thread)
-            elif isinstance(op, Fork):
-                self._make(op.paths, made, index, op)
-                live -= {op.thread}
-                live |= set(op.paths)
-                forks.update(dict.fromkeys(op.paths, op))
-            elif isinstance(op, Join):
-                fork = forks.get(op.paths[0])
-                if fork is None or fork.paths != op.paths:
-                    want = f"; %{op.paths[0]} was forked with {_brief(str(fork))}" if fork else ""
-                    wrong = f"a join takes all paths of one fork in order{want}"
-                    raise VerifyError(_where(index, op), wrong)
-                self._make((op.thread,), made, index, op)
-                live -= set(op.paths)
-                live |= {op.thread}
-                if fork.thread in forks:  # the thread goes on in the place of the forked one
-                    outer = forks[fork.thread]
+            elif isinstance(op, Fork | Join):
+                makes = op.paths if isinstance(op, Fork) else (op.thread,)
+                for thread in makes:
+                    if thread in made:
+                        return f"%{thread} is made twice"
+                    made.add(thread)
+                live.difference_update(takes)
+                live.update(makes)
+                if isinstance(op, Fork):
+                    forks.update(dict.fromkeys(makes, op))
+                elif fork and (outer := forks.get(fork.thread)):
+                    # The thread goes on in the place of the forked one.
                     paths = tuple(op.thread if p == fork.thread else p for p in outer.paths)
                     renamed = outer.model_copy(update={"paths": paths})
                     forks.update(dict.fromkeys(paths, renamed))
+            return ""
+
+        for index, op in enumerate(self.ops):
+            if wrong := fault(op):
+                raise VerifyError(f"ops[{index}] ({_brief(str(op))})", wrong)
         if len(live) > 1:
-            names_ = ", ".join(f"%{thread}" for thread in sorted(live))
-            raise VerifyError("plan", f"{_brief(names_)} are never joined")
+            left = ", ".join(f"%{thread}" for thread in sorted(live))
+            raise VerifyError("plan", f"{_brief(left)} are never joined")
         return self
-
-    @staticmethod
-    def _make(threads: tuple[int, ...], made: set[int], index: int, op: Op) -> None:
-        for thread in threads:
-            if thread in made:
-                raise VerifyError(_where(index, op), f"%{thread} is made twice")
-            made.add(thread)
-
-
-def _where(index: int, op: Op) -> str:
-    return f"ops[{index}] ({_brief(str(op))})"
 
 
 def _brief(text: str, limit: int = 200) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import VerifyError
-from mvspec.law.automaton import GrammarThread, Place, TagAutomaton, TagOrText
+from mvspec.law.automaton import Expect, TagAutomaton, TagOrText
 from mvspec.law.tags import TAG, Tag
 
 __all__ = ["TokenRules"]
@@ -29,8 +29,6 @@ _Ids = NDArray[np.intp]
 # apart as far as the automaton does: a newline alone does not set a tag on a line of its own.
 _NEWLINE, _LONG, _INNER, _NEVER = 1, 2, 4, 8
 
-_TAG_STARTS = frozenset(tag[:n] for tag in Tag for n in range(1, len(tag)))
-
 # A mask of Qwen's vocabulary is 152 kB; labels ("17.3: ") make new states without end.
 _STATES, _MASKS = 512, 128
 
@@ -40,49 +38,6 @@ def _kind(text: str) -> int:
         return _NEVER
     inner = "\n" in text and text.index("\n") < len(text) - 1
     return _NEWLINE * text.endswith("\n") + _LONG * (len(text) > 1) + _INNER * inner
-
-
-class _State(NamedTuple):
-    """What decides which tokens a thread may take, limits aside.
-
-    Args:
-        tags: the tags that may come.
-        end: whether the turn may end.
-        fixed: the text that must come first.
-        free: whether free text may come after it; if not, the rest has its defaults.
-        lead: what free text starts with.
-        one_line: free text ends with its first newline.
-        begun: there is free text already.
-        start: the start of a tag that the free text ends with so far.
-        strict: whether texts are held to the grammar at all.
-    """
-
-    tags: frozenset[Tag]
-    end: bool
-    fixed: str = ""
-    free: bool = False
-    lead: str = ""
-    one_line: bool = False
-    begun: bool = False
-    start: str = ""
-    strict: bool = True
-
-    @classmethod
-    def of(cls, thread: GrammarThread) -> _State:
-        """Return the state of a thread."""
-        tags, end = thread.tags(), thread.may_end()
-        if thread.texts is None:
-            waits = thread.place is Place.FORKED or thread.place is Place.ENDED
-            return cls(tags, end, free=not waits, strict=False)
-        if not thread.free():
-            return cls(tags, end, thread.fixed)
-        # A tag has one "<", so what may still become a tag starts at the last one.
-        tail = thread.tail
-        start = tail[tail.rindex("<") :] if "<" in tail else ""
-        start = start if start in _TAG_STARTS else ""
-        one_line = thread.place is Place.OUTLINE
-        begun = thread.length > 0
-        return cls(tags, end, thread.fixed, True, thread.lead, one_line, begun, start)
 
 
 class _Choice(NamedTuple):
@@ -168,7 +123,7 @@ class TokenRules:
         """
         if thread not in automaton.threads:
             raise VerifyError(f"thread {thread}", "there is no such thread")
-        state = _State.of(automaton.threads[thread])
+        state = automaton.threads[thread].expect()
         bounded = (automaton.limits.max_position, automaton.limits.max_tokens) != (None, None)
         answers = tuple(
             # Without a budget, only tags have limits: depth and paths.
@@ -177,7 +132,7 @@ class TokenRules:
         )
         return self._mask(state, answers)
 
-    def _draw(self, state: _State, answers: tuple[bool, ...]) -> NDArray[np.bool_]:
+    def _draw(self, state: Expect, answers: tuple[bool, ...]) -> NDArray[np.bool_]:
         out = np.zeros(self.size, dtype=np.bool_)
         choice = self._choice(state)
         for (_, parts), answer in zip(choice.classes, answers, strict=True):
@@ -189,7 +144,7 @@ class TokenRules:
         out.setflags(write=False)
         return out
 
-    def _choose(self, state: _State) -> _Choice:
+    def _choose(self, state: Expect) -> _Choice:
         tag_ids = self.vocabulary.tag_ids
         # Sorted, since a mask's answers must keep their order when a choice is made anew.
         classes: list[tuple[TagOrText, tuple[_Ids, ...]]] = [
@@ -212,7 +167,7 @@ class TokenRules:
                     classes.append((self._events[id], parts))
         return _Choice(tuple(classes), never)
 
-    def _alike(self, state: _State) -> list[tuple[_Ids, ...]]:
+    def _alike(self, state: Expect) -> list[tuple[_Ids, ...]]:
         """Free texts, in classes that leave the thread in one state, so at one cost to close."""
         classes: dict[tuple[bool, bool], list[_Ids]] = {}
         for kind, ids in self._by_kind(state.fixed, state.lead).items():
@@ -230,7 +185,7 @@ class TokenRules:
             kinds = np.fromiter(map(_kind, rests), dtype=np.int8)
         return {kind: self._ids[where][kinds == kind] for kind in set(kinds.tolist()) - {_NEVER}}
 
-    def _completing(self, state: _State) -> _Ids:
+    def _completing(self, state: Expect) -> _Ids:
         """Ids of the texts that would make a tag of the start that stands there."""
         ends = {tag[len(state.start) :] for tag in Tag if tag.startswith(state.start)}
         return np.concatenate([self._ids[self._starting(state.fixed + end)] for end in ends])

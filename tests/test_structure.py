@@ -34,7 +34,7 @@ def test_what_may_come_in_a_turn() -> None:
     assert expect.tags == {Tag.THINK, Tag.PARALLEL}
     assert expect.free
     assert expect.end
-    assert expect.fixed is None
+    assert not expect.fixed
 
 
 def test_the_goal_is_dictated_up_to_its_text() -> None:

@@ -98,6 +98,7 @@ def may_follow(place: Place) -> frozenset[Tag]:
 _FOLLOWING = {place: frozenset(moves) for place, moves in MOVES.items()}
 _BODIES = (_TURN, _THINK, _PATH)
 _NONE: frozenset[Tag] = frozenset()
+_TAG_STARTS = frozenset(tag[:n] for tag in Tag for n in range(1, len(tag)))
 _PLAIN = {_GOAL, _PATH, _CONCLUSION, _CONCLUDED}  # nothing else to do there
 
 
@@ -202,25 +203,32 @@ class FixedText:
 
 
 class Expect(NamedTuple):
-    """Expected next in a thread.
+    """Expected next in a thread: all that decides which tokens it may take.
 
     Args:
         tags: the tags that may come.
+        end: whether the turn may end.
         fixed: text that must come first.
-        free: whether text of the model's choice may come, after `fixed` if there is some.
+        free: whether text of the model's choice may come, after `fixed` if there is some; if
+            not, the rest has its defaults.
         lead: what free text starts with.
         one_line: free text ends with its first newline.
-        end: whether the turn may end.
+        begun: there is free text already.
+        start: the start of a tag that the free text ends with so far.
+        strict: whether texts are held to the grammar at all.
         closing: where no free token fits the budget any more: what to write, in order, up to
             the thread's next fork or its end.
     """
 
     tags: frozenset[Tag] = _NONE
-    fixed: str | None = None
+    end: bool = False
+    fixed: str = ""
     free: bool = False
     lead: str = ""
     one_line: bool = False
-    end: bool = False
+    begun: bool = False
+    start: str = ""
+    strict: bool = True
     closing: tuple[TagOrText, ...] = ()
 
 
@@ -301,9 +309,28 @@ class GrammarThread:
 
     # What may come
 
+    def expect(self) -> Expect:
+        """Say what may come next, limits aside."""
+        tags, end = self.tags(), self.may_end()
+        if self.texts is None:
+            waits = self.place is _FORKED or self.place is _ENDED
+            return Expect(tags, end, free=not waits, strict=False)
+        if not self.free():
+            return Expect(tags, end, self.fixed)
+        # A tag has one "<", so what may still become a tag starts at the last one.
+        tail = self.tail
+        start = tail[tail.rindex("<") :] if "<" in tail else ""
+        start = start if start in _TAG_STARTS else ""
+        one_line, begun = self.place is _OUTLINE, self.length > 0
+        return Expect(tags, end, self.fixed, True, self.lead, one_line, begun, start)
+
     def text_ends(self) -> bool:
         """Whether a tag may follow the text so far: a tag stands on a line of its own."""
         if self.texts is None:
+            return True
+        if self.place is _OUTLINE:
+            return self.tail.endswith("\n")
+        if not self._free_text:
             return True
         if self.length == 0:
             return not self.inline
@@ -311,15 +338,9 @@ class GrammarThread:
 
     def tags(self) -> frozenset[Tag]:
         """Return the tags that may come next, limits aside."""
-        if self.fixed:
+        if self.fixed or not self.text_ends():
             return _NONE
         place = self.place
-        if place is _OUTLINE:
-            ends = self.texts is None or self.tail.endswith("\n")
-        else:
-            ends = not self._free_text or self.text_ends()
-        if not ends:
-            return _NONE
         allowed = _FOLLOWING[place]
         if place is _TURN and not self.fresh:
             return allowed - {Tag.THINK}
@@ -444,11 +465,7 @@ class GrammarThread:
             return None
         if place is _GOAL and self.outlines:
             return Tag.END_GOAL
-        if place is _OUTLINE:
-            ends = self.texts is None or self.tail.endswith("\n")
-        else:
-            ends = not self._free_text or self.text_ends()
-        if not ends:
+        if not self.text_ends():
             return self.lead + "\n"
         return next(tag for tag in MOVES[place] if tag is not Tag.PARALLEL)
 
@@ -572,16 +589,7 @@ class TagAutomaton:
         before = self._thread(thread)
         # A thread that refuses an event is unchanged: a copy is for what is refused afterwards.
         limited = self._bounded or event is Tag.PARALLEL or event is Tag.OUTLINE
-        after = before.copy() if limited else before
-        after.take(event)
-        if isinstance(event, Tag):
-            self._check_counts(after, event)
-        if not self._fits(before, after, width):
-            raise LimitExceeded(
-                f"thread {thread}, position {before.position}: after {event!r} what is open "
-                f"cannot be closed within the budget (positions {self.limits.max_position}, "
-                f"tokens {self.limits.max_tokens})"
-            )
+        after = self._take(before, before.copy() if limited else before, event, width)
         own = after.law
         token, parent = self.law.count, own.last
         position = self.law.tokens(own, width)
@@ -592,6 +600,20 @@ class TagAutomaton:
             self._reserve += sum(self._total(self.threads[child]) for child in forked)
         joined = self._end(after) if after.place is _ENDED else None
         return PlacedEvent(thread, token, position, parent, own.chain, forked, joined)
+
+    def _take(
+        self, before: GrammarThread, after: GrammarThread, event: TagOrText, width: int
+    ) -> GrammarThread:
+        after.take(event)
+        if isinstance(event, Tag):
+            self._check_counts(after, event)
+        if not self._fits(before, after, width):
+            raise LimitExceeded(
+                f"thread {before.id}, position {before.position}: after {event!r} what is open "
+                f"cannot be closed within the budget (positions {self.limits.max_position}, "
+                f"tokens {self.limits.max_tokens})"
+            )
+        return after
 
     def _thread(self, thread: int) -> GrammarThread:
         if thread not in self.threads:
@@ -620,28 +642,21 @@ class TagAutomaton:
 
     def expect(self, thread: int) -> Expect:
         """Say what may come next in a thread, within the limits."""
-        now = self._thread(thread)
-        tags = frozenset(tag for tag in now.tags() if self.allows(thread, tag))
-        free = now.free()
-        if self._bounded and free and not now.fixed:
-            probe = now.copy()
-            probe.text(now.lead + "x")
-            if not self._fits(now, probe, 1):
-                return Expect(tags=tags, end=now.may_end(), closing=self.closing(thread))
-        one_line = now.place is _OUTLINE
-        return Expect(tags, now.fixed or None, free, now.lead, one_line, now.may_end())
+        expect = self._thread(thread).expect()
+        tags = frozenset(tag for tag in expect.tags if self.allows(thread, tag))
+        text = self._bounded and expect.free and not expect.fixed
+        if text and not self.allows(thread, expect.lead + "x"):
+            return Expect(tags, expect.end, closing=self.closing(thread))
+        return expect._replace(tags=tags)
 
     def allows(self, thread: int, event: TagOrText, width: int = 1) -> bool:
         """Whether `push` would take this event."""
         now = self._thread(thread)
-        probe = now.copy()
         try:
-            probe.take(event)
-            if isinstance(event, Tag):
-                self._check_counts(probe, event)
+            self._take(now, now.copy(), event, width)
         except (VerifyError, LimitExceeded):
             return False
-        return self._fits(now, probe, width)
+        return True
 
     def closing(self, thread: int) -> tuple[TagOrText, ...]:
         """Return the shortest way to close a thread, up to its next fork or its end."""
