@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mvspec.compiler import additive_mask
 from mvspec.compiler.plan import ExecutionPlan
-from mvspec.compiler.tokenizer import load_tokenizer
+from mvspec.compiler.vocabulary import load_tokenizer
 from mvspec.law.threads import sees
 from mvspec.runtime import Options, Result, TorchEngine
 from mvspec.runtime.engine.default_model import default_model

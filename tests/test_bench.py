@@ -14,7 +14,7 @@ from tiny import tiny_engine
 from typer.testing import CliRunner
 
 from mvspec.cli import app
-from mvspec.compiler.cost import plan_cost
+from mvspec.compiler.plan import plan_cost
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.runtime import Options
 from mvspec.runtime.evaluation.speed import (

@@ -19,7 +19,7 @@ import mvspec
 from mvspec.cli import app
 from mvspec.cli.training_cli import main as train
 from mvspec.compiler import compile_document
-from mvspec.compiler.tokenizer import load_tokenizer
+from mvspec.compiler.vocabulary import load_tokenizer
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.forms import FORMS
 from mvspec.runtime.tasks.arithmetic import arithmetic_model

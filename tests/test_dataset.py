@@ -26,7 +26,7 @@ from mvspec.compiler import Layout, compile_document, concatenate, layout_from_i
 pytest.importorskip("pyarrow")
 
 from mvspec.compiler.dataset import CompiledDataset, write_shard
-from mvspec.compiler.tokenizer import load_tokenizer, save_tokenizer
+from mvspec.compiler.vocabulary import load_tokenizer, save_tokenizer
 
 LOWERINGS = ("multiverse", "autoregressive", "sequential", "tree", "official", "shared(3)")
 SHORT = mvspec.render(

@@ -15,7 +15,7 @@ import mvspec
 from mvspec.cli import app
 from mvspec.cli.print_stages import emit
 from mvspec.compiler import compile_document
-from mvspec.compiler.cost import plan_cost
+from mvspec.compiler.plan import plan_cost
 from mvspec.compiler.planning import plan_document
 from mvspec.compiler.stages import compile_stages
 

@@ -26,7 +26,7 @@ from sets import mixture, packed
 from settings import Settings, load_settings
 
 import mvspec
-from mvspec.compiler.tokenizer import load_tokenizer
+from mvspec.compiler.vocabulary import load_tokenizer
 from mvspec.errors import MvspecError
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.tags import Tag

@@ -21,7 +21,7 @@ import mvspec
 from mvspec.cli import app
 from mvspec.compiler.dataset import CompiledDataset
 from mvspec.compiler.stages import compile_stages
-from mvspec.compiler.tokenizer import save_tokenizer
+from mvspec.compiler.vocabulary import save_tokenizer
 from mvspec.curation.chain import ChainFields, read_chain
 from mvspec.data.records import BadRecord, Fields, InputError, Record
 from mvspec.data.sources import Records, open_records

@@ -22,8 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig
 
 import mvspec
 from mvspec.compiler import additive_mask, compile_document
-from mvspec.compiler.tokenizer import save_tokenizer
-from mvspec.compiler.vocabulary import TAGS, Vocabulary
+from mvspec.compiler.vocabulary import TAGS, Vocabulary, save_tokenizer
 from mvspec.errors import MvspecError, Unsupported, VerifyError
 from mvspec.law.limits import Limits
 from mvspec.runtime import Options, TorchEngine

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from mvspec.compiler.tokenizer import load_tokenizer, save_tokenizer
+from mvspec.compiler.vocabulary import load_tokenizer, save_tokenizer
 from mvspec.training.errors import CheckpointError
 from mvspec.training.weights import LoraAdapters, build_model, save_model, torch_dtype
 

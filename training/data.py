@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from mvspec.compiler.layout import Layout, best_fit, concatenate
-from mvspec.compiler.tokenizer import pad_id
+from mvspec.compiler.vocabulary import pad_id
 from mvspec.errors import LimitExceeded, VerifyError
 from mvspec.training.batch import Batch, BatchRow
 from mvspec.training.errors import CheckpointError

@@ -24,8 +24,7 @@ from transformers import (
 )
 
 from mvspec.compiler.models import check_model
-from mvspec.compiler.tokenizer import load_tokenizer
-from mvspec.compiler.vocabulary import Vocabulary, add_tags
+from mvspec.compiler.vocabulary import Vocabulary, add_tags, load_tokenizer
 from mvspec.data.records import InputError
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.law.tags import Tag

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from transformers.utils.logging import disable_progress_bar
 
 from mvspec.compiler import Layout
-from mvspec.compiler.tokenizer import load_tokenizer
+from mvspec.compiler.vocabulary import load_tokenizer
 from mvspec.training import LanguageModel, LayoutData, Optimizer, save_model
 from mvspec.training.checkpoint import newest_checkpoint
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from mvspec.compiler.tokenizer import load_tokenizer
+from mvspec.compiler.vocabulary import load_tokenizer
 from mvspec.errors import MvspecError, VerifyError
 from mvspec.runtime import default_model
 from mvspec.runtime.tasks.arithmetic import arithmetic_model

@@ -10,7 +10,7 @@ from itertools import islice
 from typing import Any
 
 from mvspec.compiler import Layout, compile_document, concatenate, pack
-from mvspec.compiler.tokenizer import load_tokenizer
+from mvspec.compiler.vocabulary import load_tokenizer
 from mvspec.runtime.tasks.problem import (
     PARALLEL,
     STEPWISE,

@@ -80,7 +80,7 @@ def compile(
         raise typer.BadParameter("needs -o: it is about what is written", param_hint=option)
     with needs("engine", "compile"):
         from mvspec.cli.print_stages import STAGES, print_stage
-        from mvspec.compiler.tokenizer import load_vocabulary
+        from mvspec.compiler.vocabulary import load_vocabulary
         from mvspec.data.records import Fields
         from mvspec.data.sources import open_records
     if stage not in STAGES:

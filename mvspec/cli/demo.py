@@ -61,7 +61,7 @@ def show_demo(document: Document, model: str | None, *, timeline: Path | None = 
     """
     from rich.console import Console
 
-    from mvspec.compiler.cost import plan_cost
+    from mvspec.compiler.plan import plan_cost
     from mvspec.runtime.options import Options
     from mvspec.view.timeline import check_timeline, timeline_text, write_timeline
 

@@ -37,7 +37,7 @@ def describe_plan(path: Path, model: str | None, tokenizer: Any = None) -> Execu
     """
     from mvspec.compiler.plan import ExecutionPlan
     from mvspec.compiler.planning import plan_document
-    from mvspec.compiler.tokenizer import load_tokenizer
+    from mvspec.compiler.vocabulary import load_tokenizer
     from mvspec.forms.multiverse import MULTIVERSE
     from mvspec.forms.untagged import UNTAGGED
     from mvspec.law.tags import Tag
@@ -58,8 +58,7 @@ def describe_plan(path: Path, model: str | None, tokenizer: Any = None) -> Execu
 
 def cost_line(plan: ExecutionPlan) -> str:
     """Return what a plan costs, or why that is not known."""
-    from mvspec.compiler.cost import plan_cost
-    from mvspec.compiler.plan import Adaptive
+    from mvspec.compiler.plan import Adaptive, plan_cost
 
     if any(isinstance(op, Adaptive) for op in plan.ops):
         return "cost: the model decides when to fork, so it is not known before the run"

@@ -10,9 +10,8 @@ import numpy as np
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from mvspec.compiler.cost import plan_cost
 from mvspec.compiler.layout import Layout
-from mvspec.compiler.plan import Adaptive
+from mvspec.compiler.plan import Adaptive, plan_cost
 from mvspec.compiler.planning import plan_document
 from mvspec.compiler.segments import NO_CONTEXT, Segment
 from mvspec.compiler.stages import Stages, compile_stages, segments_of

@@ -117,7 +117,7 @@ def draw_masks(
     """Write the pictures of titled documents' layouts to a file."""
     with needs("engine", "show --mask"):
         from mvspec.compiler import compile_document
-        from mvspec.compiler.tokenizer import load_vocabulary
+        from mvspec.compiler.vocabulary import load_vocabulary
         from mvspec.view.layout_page import write_pictures
     vocabulary = load_vocabulary(tokenizer)
     layouts = [(title, compile_document(each, vocabulary, lowering)) for title, each in documents]

@@ -81,7 +81,7 @@ def _size(record: Record) -> int:
 def _tokens(tokenizer: str) -> LayDocument:
     with needs("engine", "view --tokenizer"):
         from mvspec.compiler.token_view import lay_tokens
-        from mvspec.compiler.tokenizer import load_vocabulary
+        from mvspec.compiler.vocabulary import load_vocabulary
     with as_given():
         vocabulary = load_vocabulary(tokenizer)
     return partial(lay_tokens, vocabulary=vocabulary)

@@ -135,7 +135,7 @@ def replay(shape: ReplayShape, prompt: int, ids: Ids) -> ExecutionPlan:
         prompt: tokens that it starts from.
         ids: draws tokens.
 
-    >>> from mvspec.compiler.cost import plan_cost
+    >>> from mvspec.compiler.plan import plan_cost
     >>> shape = ReplayShape(before=8, paths=4, each=24, after=8)
     >>> cost = plan_cost(replay(shape, 16, token_ids(1000)))
     >>> cost.critical_path == shape.critical_path, cost.parallelism == shape.degree

@@ -12,8 +12,7 @@ from functools import partial
 from typing import Any
 
 from mvspec.compiler.plan import ExecutionPlan
-from mvspec.compiler.tokenizer import load_tokenizer
-from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.compiler.vocabulary import Vocabulary, load_tokenizer
 from mvspec.errors import MvspecError, Unsupported, VerifyError
 from mvspec.events import Event, Finished
 from mvspec.forms.multiverse import MULTIVERSE

@@ -8,8 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mvspec.compiler.tokenizer import load_tokenizer
-from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.compiler.vocabulary import Vocabulary, load_tokenizer
 from mvspec.data.records import InputError
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.limits import Limits
