@@ -190,9 +190,17 @@ class KVCache:
         seen: NDArray[np.bool_] = self.visible[rows, : start + count]
         if count == 1:
             return None if seen.all() else seen
-        if len(set(rows)) < count:
-            seen[:, start:] &= np.tri(count, dtype=np.bool_)
+        # Of other threads too: what is read here may have been written far ahead, past a join.
+        seen[:, start:] &= _causal(count)
         return seen
+
+
+_CAUSAL = np.tri(256, dtype=np.bool_)
+
+
+def _causal(count: int) -> NDArray[np.bool_]:
+    small = count <= len(_CAUSAL)
+    return _CAUSAL[:count, :count] if small else np.tri(count, dtype=np.bool_)
 
 
 def token_bytes(model: Any) -> int:

@@ -29,6 +29,7 @@ from mvspec.runtime import Options, Result, Sampling, TorchEngine  # noqa: E402
 from mvspec.tree.ir import Message  # noqa: E402
 
 TOKENIZER = chat()
+ALONE = mv.assistant(mv.think("The sum is 5.", mv.parallel(mv.branch("", ""), conclusion=())))
 NESTED = mv.parse(CANONICAL).messages[0]
 
 
@@ -80,6 +81,7 @@ def assert_drawn_from_parents(engine: TorchEngine, result: Result) -> int:
 @given(turn=turns(max_depth=3), rows=st.sampled_from([1, 2, 3, 7, 40, 4096]), decode=st.booleans())
 @example(turn=NESTED, rows=3, decode=True)
 @example(turn=NESTED, rows=100, decode=False)
+@example(turn=ALONE, rows=2, decode=False)  # one forward reads a fork's last and a path's first
 @FEWER
 def test_a_replay_is_one_training_forward(
     kind: str, turn: Message, rows: int, decode: bool
