@@ -34,24 +34,12 @@ class Axis {
 
   // Bars of a thread: [author, start, stop, first token, one past the last].
   bars(thread) {
-    const known = this.known.get(thread);
-    if (known) return known;
-    const out = [];
-    this.known.set(thread, out);
-    for (const span of this.record.own[thread]) {
-      if (this.kind === "position") {
-        out.push([span.author, span.position, span.position + span.stop - span.start, span.start, span.stop]);
-        continue;
-      }
-      for (let i = span.start; i < span.stop; i++) {
-        const [start, stop] = this.token(i), last = out.at(-1);
-        if (last && last[0] === span.author && last[4] === i && start <= last[2] + 1e-9) {
-          last[2] = Math.max(last[2], stop);
-          last[4] = i + 1;
-        } else out.push([span.author, start, stop, i, i + 1]);
-      }
-    }
-    return out;
+    if (!this.known.has(thread)) this.known.set(thread, this.kind === "position"
+      ? this.record.own[thread].map((span) =>
+        [span.author, span.position, span.position + span.stop - span.start, span.start, span.stop])
+      : this.record.bars[thread].map(([author, start, stop, first, last]) =>
+        [author, this.boundary(start), this.boundary(stop), first, last]));
+    return this.known.get(thread);
   }
 
   // About so many round values up to the end.

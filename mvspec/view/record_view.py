@@ -149,6 +149,8 @@ class RecordView:
         fields: what else its row says.
         facts: what is said of it beside its name, such as its model.
         ids, logprobs, steps, ends: of a trace, as there.
+        bars: of a trace, for each thread its bars in the timeline: author, first boundary of
+            forwards, last, first token, the one after the last.
     """
 
     name: str = ""
@@ -173,6 +175,7 @@ class RecordView:
     logprobs: Sequence[float | None] = ()
     steps: Sequence[int] = ()
     ends: Sequence[float] = ()
+    bars: Sequence[Sequence[tuple[int, int, int, int, int]]] = ()
 
     def law(self) -> tuple[Metrics, list[list[int]]]:
         """Return the counts of the assistant's tokens, and for each thread what it may not see.
@@ -228,7 +231,7 @@ class RecordView:
             if values := getattr(self, name):
                 rest[name] = ramps(values)
         if self.ends:
-            rest["ends"] = [round(end, 6) for end in self.ends]
+            rest |= {"ends": [round(end, 6) for end in self.ends], "bars": self.bars}
         if any(value is not None for value in self.logprobs):
             rest["logprobs"] = [v if v is None else round(v, 3) for v in self.logprobs]
         return json.dumps(searched), json.dumps(rest, separators=(",", ":"), allow_nan=False)

@@ -33,6 +33,7 @@ from mvspec.view.record_view import (
     trees,
     units,
 )
+from mvspec.view.timeline import timeline_rows
 
 __all__ = ["LayDocument", "thread_tree", "trace_view", "view_of"]
 
@@ -194,7 +195,16 @@ def trace_view(name: str, place: str, value: dict[str, Any]) -> RecordView:
         position = offset + places_here[0]
         view.runs.append(TokenRun(thread, author, len(places_here), position))
     view.ids, view.ends = trace.ids, trace.forward_seconds
-    view.steps = trace.forward_ids if view.ends else ()
+    if view.ends:
+        view.steps = trace.forward_ids
+        view.bars = [
+            [
+                (AUTHORS.index(bar.kind), bar.start, bar.stop, bar.first, bar.last)
+                for bar in row.bars
+                if bar.kind in AUTHORS
+            ]
+            for row in sorted(timeline_rows(trace), key=lambda row: row.thread.id)
+        ]
     view.logprobs = [p if p is not None and isfinite(p) else None for p in trace.logprobs]
     view.facts = list(_facts(trace))
     _read(view, texts, authors, trace.form)

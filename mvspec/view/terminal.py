@@ -18,8 +18,6 @@ from rich.tree import Tree
 
 from mvspec.shown import excerpt, visible
 from mvspec.tree.ir import (
-    Conclusion,
-    Document,
     Gen,
     Goal,
     Message,
@@ -27,7 +25,6 @@ from mvspec.tree.ir import (
     Parallel,
     Path,
     Text,
-    Think,
 )
 from mvspec.tree.node import Node
 
@@ -99,20 +96,10 @@ def entry(node: Node) -> OutlineEntry:
                 "parallel", f"parallel, {number}", "", (*branches, entry(conclusion))
             )
     below = tuple(entry(child) for child in node.children)
-    match node:
-        case Document():
-            return OutlineEntry("document", "document", "", below)
-        case Message(role=role):
-            return OutlineEntry("message", role, "", below)
-        case Think():
-            return OutlineEntry("think", "think", "", below)
-        case Path(label=label):
-            return OutlineEntry("path", f"path {label}", "", below)
-        case Conclusion():
-            return OutlineEntry("conclusion", "conclusion", "", below)
-        case Goal():
-            return OutlineEntry("parallel", "goal", "", below)
-    return OutlineEntry("node", type(node).__name__.lower(), "", below)
+    name = type(node).__name__.lower()
+    kind = name if name in _STYLES else "parallel" if isinstance(node, Goal) else "node"
+    title = f"path {node.label}" if isinstance(node, Path) else name
+    return OutlineEntry(kind, node.role if isinstance(node, Message) else title, "", below)
 
 
 def _terms(hole: Gen) -> str:

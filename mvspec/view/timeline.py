@@ -34,13 +34,20 @@ from mvspec.view.drawing import (
 )
 from mvspec.view.record_view import FINISHES
 
-__all__ = ["captions", "check_timeline", "timeline_svg", "timeline_text", "write_timeline"]
+__all__ = [
+    "captions",
+    "check_timeline",
+    "timeline_rows",
+    "timeline_svg",
+    "timeline_text",
+    "write_timeline",
+]
 
 FINEST = 6
 """Columns of one forward, at most."""
 
 EXCERPT = 160
-"""Characters of a bar's text that are kept."""
+"""Characters of a thread's text that the pointer shows."""
 
 
 class TimelineLook(NamedTuple):
@@ -71,13 +78,14 @@ class TimelineBar:
     Args:
         kind: an author, "wait" (for paths), or "open" (for paths that never joined).
         start, stop: boundary b is the beginning of forward b; equal for a mark.
+        first, last: its tokens are first up to last, which is not one of them.
     """
 
     kind: str
     start: int
     stop: int
-    tokens: int = 0
-    text: str = ""
+    first: int = 0
+    last: int = 0
 
 
 @dataclass(slots=True)
@@ -116,7 +124,7 @@ def fitted(text: str, cells: int) -> str:
     return text if cell_len(text) <= cells else set_cell_size(text, cells - 1) + "…"
 
 
-def _rows(trace: Trace) -> list[TimelineRow]:
+def timeline_rows(trace: Trace) -> list[TimelineRow]:
     """Return a row for each thread, paths below their parent."""
     rows: list[TimelineRow] = []
     for thread in trace.threads:
@@ -125,7 +133,7 @@ def _rows(trace: Trace) -> list[TimelineRow]:
         )
     blocks: dict[int, TimelineBar] = {}
     columns = zip(
-        trace.thread_ids, trace.authors, trace.forward_ids, trace.token_texts, strict=True
+        trace.thread_ids, trace.authors, trace.forward_ids, range(len(trace)), strict=True
     )
     for owner, run in groupby(columns, key=lambda token: token[0]):
         for number, path in trace.chain(owner):
@@ -135,16 +143,15 @@ def _rows(trace: Trace) -> list[TimelineRow]:
                 above.bars.append(blocks[number])
             rows[path].block = blocks[number]
         bars = rows[owner].bars
-        for _, author, step, text in run:
+        for _, author, step, token in run:
             start, stop = max(0, step + (author != "model")), step + 1
-            if not bars or bars[-1].kind != author or start > bars[-1].stop:
-                if bars and bars[-1].kind == "prompt":
-                    bars[-1].stop = start  # it was read until here
-                bars.append(TimelineBar(author, start, stop))
-            bars[-1].stop = max(bars[-1].stop, stop)
-            bars[-1].tokens += 1
-            if len(bars[-1].text) < EXCERPT:
-                bars[-1].text += text
+            bar = bars[-1] if bars else None
+            if bar and bar.kind == "prompt" != author:
+                bar.stop = start  # it was read until here
+            if not bar or (bar.kind, bar.last) != (author, token) or start > bar.stop:
+                bar = TimelineBar(author, start, stop, token)
+                bars.append(bar)
+            bar.stop, bar.last = max(bar.stop, stop), token + 1
         for number, _ in trace.chain(owner):
             blocks[number].stop = max(blocks[number].stop, bars[-1].stop)
     below: dict[int | None, list[TimelineRow]] = {}
@@ -163,10 +170,10 @@ def _rows(trace: Trace) -> list[TimelineRow]:
 
 def shown(trace: Trace, limit: int) -> tuple[list[TimelineRow], str]:
     """Return the rows that there is room for, outermost first, and what to say of the others."""
-    rows = _rows(trace)
+    rows = timeline_rows(trace)
     order = sorted(range(len(rows)), key=lambda index: rows[index].depth)
     left = [rows[index] for index in order[limit:]]
-    tokens = sum(bar.tokens for row in left for bar in row.bars)
+    tokens = sum(bar.last - bar.first for row in left for bar in row.bars)
     note = f"… {len(left):,} more thread{'s' * (len(left) > 1)} with {tokens:,} tokens"
     return [rows[index] for index in sorted(order[:limit])], note if left else ""
 
@@ -440,11 +447,12 @@ def _links(rows: list[TimelineRow]) -> Iterator[tuple[int, int, int]]:
 
 def _summary(trace: Trace, row: TimelineRow) -> str:
     own = [bar for bar in row.bars if bar.kind in ("engine", "model")]
-    forced = sum(bar.tokens for bar in own if bar.kind == "engine")
+    forced = sum(bar.last - bar.first for bar in own if bar.kind == "engine")
     start, stop = clock(trace, row.start), clock(trace, row.stop)
-    text = "".join(bar.text for bar in own)[:EXCERPT]
+    own_tokens = [token for bar in own for token in range(bar.first, bar.last)]
+    text = "".join(trace.token_texts[token] for token in own_tokens[:EXCERPT])[:EXCERPT]
     return (
-        f"{row.name()}\n{sum(bar.tokens for bar in own):,} tokens, {forced:,} forced\n"
+        f"{row.name()}\n{len(own_tokens):,} tokens, {forced:,} forced\n"
         f"forwards {row.start:,} to {row.stop:,}, {start} to {stop} s\n{visible(text)}"
     ).strip()
 
