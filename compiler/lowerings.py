@@ -113,37 +113,28 @@ def in_rounds(layout: Layout, law: SurfaceLaw, k: int) -> Layout:
     """Lay the tokens of a layout of the law out in rounds of `k` positions."""
     n = len(layout)
     depth = layout.depth
-    bounds = np.array([*(run.start for run in law.runs), n], dtype=np.int64)
-    lengths = np.diff(bounds)
-    # For every run: at each depth the block and the path that its tokens stand in, and the
-    # position of the outermost path's start, which rounds are counted from.
-    block = np.full((depth, len(lengths)), -1, dtype=np.int32)
-    path = np.full((depth, len(lengths)), -1, dtype=np.int32)
-    base = np.zeros(len(lengths), dtype=np.int32)
-    group = np.zeros(len(lengths), dtype=np.int32)
-    group_inside = np.zeros(len(lengths), dtype=np.bool_)
-    at = start = 0
-    before = False  # whether the run before is inside a block
-    for run, (_, position, _, thread) in enumerate(law.runs):
-        inside = bool(thread.chain)
-        for level, numbers in enumerate(thread.chain):
-            block[level, run], path[level, run] = numbers
-        if inside and not before:
-            start = position
-        at += not (inside and before)
-        base[run], group[run], group_inside[run] = start, at, inside
-        before = inside
-    inside_block = np.repeat(group_inside, lengths)
-    rounds = np.where(inside_block, (layout.position_ids - np.repeat(base, lengths)) // k, 0)
+    starts, positions, _, threads = zip(*law.runs, strict=True)
+    lengths = np.diff([*starts, n])
+    # Rounds are counted from the outermost fork: the runs up to its join are one group.
+    inside = np.array([bool(thread.chain) for thread in threads])
+    first = ~inside
+    first[1:] |= ~inside[:-1]
+    group = np.cumsum(first) - 1
+    base = np.array(positions, dtype=np.int32)[first][group]
+    numbers = np.full((2, depth, len(threads)), -1, dtype=np.int32)  # of block and path
+    for run, thread in enumerate(threads):
+        for level, pair in enumerate(thread.chain):
+            numbers[:, level, run] = pair
+    rounds = (layout.position_ids - np.repeat(base, lengths)) // k
+    rounds[~np.repeat(inside, lengths)] = 0
     order = np.lexsort((np.arange(n), rounds, np.repeat(group, lengths)))
     place = np.empty(n, dtype=np.int32)
     place[order] = np.arange(n, dtype=np.int32)
     hide = np.zeros((2, depth, n), dtype=np.int32)
     round_ = rounds[order]
     index = np.arange(n, dtype=np.int32)
-    for level in range(depth):
-        blocks = np.repeat(block[level], lengths)[order]
-        paths = np.repeat(path[level], lengths)[order]
+    of_tokens = np.repeat(numbers, lengths, axis=2)[..., order]
+    for level, (blocks, paths) in enumerate(zip(*of_tokens, strict=True)):
         # Within one round, the tokens of a block stand together, path after path.
         new_block = index == 0
         new_block[1:] = (blocks[1:] != blocks[:-1]) | (round_[1:] != round_[:-1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -108,16 +108,14 @@ def _take_leads(parts: list[Segment]) -> dict[int, str]:
     return leads
 
 
-class _Frame:
+@dataclass(slots=True)
+class _OpenFork:
     """A fork while its paths go by."""
 
-    __slots__ = ("at", "ends", "paths", "thread")
-
-    def __init__(self, at: int, thread: int) -> None:
-        self.at = at  # where its op goes
-        self.thread = thread
-        self.paths: list[int] = []
-        self.ends: list[int] = []  # what each path has become, after the joins inside it
+    at: int  # where its op goes
+    thread: int
+    paths: list[int] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)  # of its paths, after the joins inside them
 
 
 def _ops(
@@ -126,13 +124,13 @@ def _ops(
     written = [p.text for p in parts if p.text and p.author != "outside"]
     encoded = iter(vocabulary.encode_batch(written))
     ops: list[Op | None] = []
-    frames: list[_Frame] = []
+    frames: list[_OpenFork] = []
     thread, made = 0, 1
     forks = False
     for index, part in enumerate(parts):
         if part.tag is Tag.PATH:
             if forks:
-                frames.append(_Frame(len(ops), thread))
+                frames.append(_OpenFork(len(ops), thread))
                 ops.append(None)  # the fork, once all its paths are known
             thread, made = made, made + 1
             frames[-1].paths.append(thread)

@@ -508,7 +508,6 @@ class TagAutomaton:
         tokens: how many tokens a fixed text takes; for budgets only.
         strict: hold texts to the grammar too (generation). If not, only tags count and text
             may be any str (reading what exists, whose labels may be unusual).
-        texts: the fixed texts of the form.
 
     Attributes:
         law: where the tokens sit.
@@ -531,7 +530,6 @@ class TagAutomaton:
         position: int = 0,
         tokens: Callable[[str], int] = lambda text: 1,
         strict: bool = True,
-        texts: FixedText = FixedText(),
     ) -> None:
         self.limits = limits or Limits()
         bounds = self.limits.max_position, self.limits.max_tokens
@@ -539,7 +537,7 @@ class TagAutomaton:
         self.tokens = tokens
         self.strict = strict
         self.law = StructuralLaw(position)
-        root = GrammarThread(0, self.law.root, texts=texts if strict else None)
+        root = GrammarThread(0, self.law.root, texts=FixedText() if strict else None)
         self.threads: dict[int, GrammarThread] = {0: root}
         self.cursor = 0
         self._made = 1

@@ -89,20 +89,13 @@ class Corpus:
 
     def __add__(self, one: Metrics) -> Corpus:
         total = self.total
+        sums = {name: getattr(total, name) + getattr(one, name) for name in Metrics.__slots__}
         return Corpus(
             self.documents + 1,
             self.documents_with_blocks + bool(one.blocks),
             self.parallelism_sum + one.parallelism,
             self.parallelism_sum_with_blocks + (one.parallelism if one.blocks else 0.0),
-            Metrics(
-                total.tokens + one.tokens,
-                total.critical_path + one.critical_path,
-                total.path_tokens + one.path_tokens,
-                total.blocks + one.blocks,
-                total.paths + one.paths,
-                max(total.depth, one.depth),
-                total.imbalance + one.imbalance,
-            ),
+            Metrics(**sums | {"depth": max(total.depth, one.depth)}),
         )
 
     def to_dict(self) -> dict[str, int | float | None]:
