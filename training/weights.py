@@ -20,11 +20,10 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    PreTrainedTokenizerFast,
 )
 
 from mvspec.compiler.models import check_model
-from mvspec.compiler.vocabulary import Vocabulary, add_tags, load_tokenizer
+from mvspec.compiler.vocabulary import Vocabulary, add_tags, load_tokenizer, save_tokenizer
 from mvspec.data.records import InputError
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.law.tags import Tag
@@ -294,7 +293,7 @@ def save_model(model: Any, tokenizer: Any, folder: str | os.PathLike[str]) -> No
         model = model.merge_and_unload()
     check_served(model.config, tokenizer)
     target.mkdir(parents=True, exist_ok=True)
-    _save_tokenizer(tokenizer, target)
+    save_tokenizer(tokenizer, target)
     try:
         model.save_pretrained(target)
     except SafetensorError as error:  # its own for a full disk
@@ -302,13 +301,6 @@ def save_model(model: Any, tokenizer: Any, folder: str | os.PathLike[str]) -> No
             f"{target}: the weights were not written ({error}): free space there, or write "
             "elsewhere, and do it again"
         ) from None
-
-
-def _save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    if not hasattr(tokenizer, "save_pretrained"):
-        load: Any = PreTrainedTokenizerFast
-        tokenizer = load(tokenizer_object=tokenizer)
-    tokenizer.save_pretrained(folder)
 
 
 def _parts(tokenizer: Any) -> list[Any]:
@@ -330,7 +322,7 @@ def check_served(config: Any, tokenizer: Any) -> None:
     """
     with tempfile.TemporaryDirectory() as written:
         config.save_pretrained(written)
-        _save_tokenizer(tokenizer, Path(written))
+        save_tokenizer(tokenizer, Path(written))
         found = AutoTokenizer.from_pretrained(written)
     if _parts(found) != _parts(tokenizer):
         raise Unsupported(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ import typer
 from mvspec.cli.console import plain_table, print_table, sample_bar
 from mvspec.cli.options import Json, Model, as_given, needs
 from mvspec.data.records import InputError
+from mvspec.data.resume import replaced
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -115,24 +115,22 @@ def write_output(
         InputError: the file cannot be written.
     """
     if path.suffix.lower() == ".csv":
-        file = io.StringIO()
+        table = io.StringIO()
         rows = [
             {name: value for name, value in each.to_dict().items() if not isinstance(value, tuple)}
             for each in found
         ]
-        writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+        writer = csv.DictWriter(table, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        text = file.getvalue()
+        text = table.getvalue()
     else:
         shown = {**about, "tokens": grid.tokens, "prompt": grid.prompt, "repeats": grid.repeats}
         text = json.dumps({"about": shown, "cells": [each.to_dict() for each in found]}, indent=1)
-    part = path.with_name(f".{path.name}.tmp")
     try:
-        part.write_text(text, "utf-8")
-        os.replace(part, path)
+        with replaced(path) as file:
+            file.write(text)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise InputError(f"-o {path}: {error.strerror or error}") from None
 
 

@@ -6,13 +6,15 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mvspec.data.measure import Counter
 from mvspec.data.records import Fields
 from mvspec.runtime.evaluation.checks import check_instructions
+from mvspec.runtime.evaluation.generation import Answer, AnswerGenerator, AskedAnswer, generate
 from mvspec.runtime.evaluation.grading import graders
 from mvspec.runtime.evaluation.problem import (
     EvaluationProblem,
@@ -20,13 +22,15 @@ from mvspec.runtime.evaluation.problem import (
     open_problems,
     read_problems,
 )
-from mvspec.runtime.evaluation.recorded import RecordedOutputs, grade_outputs, match_outputs
-from mvspec.runtime.evaluation.results import EvaluationRun, EvaluationSample, open_results
+from mvspec.runtime.evaluation.recorded import RecordedOutputs, match_outputs
+from mvspec.runtime.evaluation.results import (
+    EvaluationRun,
+    EvaluationSample,
+    open_results,
+    shape_of,
+)
 from mvspec.runtime.evaluation.sandbox import missing
 from mvspec.runtime.evaluation.tasks import EvaluationTask, task_of
-
-if TYPE_CHECKING:
-    from mvspec.runtime.evaluation.generation import AnswerGenerator
 
 __all__ = ["AskedSamples", "Evaluation", "EvaluationSource", "grade_recorded", "run_engine"]
 
@@ -133,6 +137,50 @@ def _kept(path: Path | None, settings: Mapping[str, Any]) -> Iterator[tuple[Eval
         yield results.run, results.add
 
 
+def _run(
+    evaluation: Evaluation,
+    asked: Sequence[AskedAnswer],
+    answer: Answer,
+    path: Path | None,
+    tell: Tell,
+    progress: Progress,
+    concurrency: int,
+    settings: Mapping[str, Any],
+) -> EvaluationRun:
+    """Get the answers that a run still lacks, grade them and keep each at once.
+
+    What was refused or not graded is asked for again.
+    """
+    total = len(asked)
+    with (
+        _kept(path, {**settings, "total": total}) as (run, keep),
+        graders(evaluation.source.workers, evaluation.seconds) as pool,
+    ):
+        rest = [
+            (problem, number, cap)
+            for problem, number, cap in asked
+            if (had := run.samples.get((problem.id, number, cap))) is None
+            or had.error
+            or had.score is None
+        ]
+        if len(rest) < total:
+            tell(f"{total - len(rest):,} of {total:,} samples are there: going on")
+        with progress(total, total - len(rest)) as advance:
+
+            def add(sample: EvaluationSample) -> None:
+                keep(sample)
+                advance(score_line(run))
+
+            asyncio.run(
+                generate(
+                    rest, answer, evaluation.task, pool, add, dict(run.samples),
+                    concurrency=min(concurrency, max(len(rest), 1)),
+                    final=evaluation.source.final,
+                )
+            )  # fmt: skip
+    return run
+
+
 def grade_recorded(
     evaluation: Evaluation,
     outputs: str | None,
@@ -160,21 +208,20 @@ def grade_recorded(
     for line in found.left_out:
         tell(f"left out: {line}")
     made = hashlib.sha256(repr(found.outputs).encode(errors="surrogatepass")).hexdigest()[:16]
-    total = sum(map(len, found.outputs.values()))
-    settings = evaluation.to_dict(outputs=made, field=field or "output", count=unit, total=total)
+    settings = evaluation.to_dict(outputs=made, field=field or "output", count=unit)
+    asked: list[AskedAnswer] = [
+        (problem, number, None)
+        for problem in evaluation.problems
+        for number in range(len(found.outputs[problem.id]))
+    ]
+
+    async def answer(problem: EvaluationProblem, number: int, _: int | None) -> EvaluationSample:
+        output = found.outputs[problem.id][number]
+        shape = await asyncio.to_thread(shape_of, output, count)
+        return EvaluationSample(problem.id, number, None, problem.group, output, **asdict(shape))
+
+    run = _run(evaluation, asked, answer, path, tell, progress, evaluation.source.workers, settings)
     place = {problem.id: number for number, problem in enumerate(evaluation.problems)}
-    with (
-        _kept(path, settings) as (run, keep),
-        graders(evaluation.source.workers, evaluation.seconds) as pool,
-    ):
-        done = [key for key, each in run.samples.items() if each.score is not None]
-        with progress(total, len(done)) as advance:
-            for sample in grade_outputs(
-                evaluation.problems, found.outputs, evaluation.task, pool, count, done,
-                workers=evaluation.source.workers, final=evaluation.source.final,
-            ):  # fmt: skip
-                keep(sample)
-                advance(score_line(run))
     ordered = sorted(run.samples.values(), key=lambda each: (place.get(each.id, 0), each.sample))
     run.samples = {each.key: each for each in ordered}
     return run, found
@@ -220,31 +267,13 @@ def run_engine(
         InputError: the results were made under other settings, or cannot be written.
         MvspecError: the engine has failed; what was done is kept.
     """
-    from mvspec.runtime.evaluation.generation import generate, wanted
-
-    source, problems = evaluation.source, evaluation.problems
-    total = len(problems) * asking.samples * len(asking.caps)
+    asked = [
+        (problem, number, cap)  # all problems once before any a second time
+        for number, cap, problem in product(range(asking.samples), asking.caps, evaluation.problems)
+    ]
     settings = evaluation.to_dict(
-        **generation.to_dict(), samples=asking.samples, caps=list(asking.caps), total=total
+        **generation.to_dict(), samples=asking.samples, caps=list(asking.caps)
     )
-    with (
-        open_results(path, settings) as results,
-        graders(source.workers, evaluation.seconds) as pool,
-    ):
-        run = results.run
-        asked = wanted(problems, asking.samples, asking.caps, run.samples.values())
-        if len(asked) < total:
-            tell(f"{total - len(asked):,} of {total:,} samples are there: going on")
-        with progress(total, total - len(asked)) as advance:
-
-            def keep(sample: EvaluationSample) -> None:
-                results.add(sample)
-                advance(score_line(run))
-
-            asyncio.run(
-                generate(
-                    asked, generation, evaluation.task, pool, keep, dict(run.samples),
-                    concurrency=min(asking.concurrency, max(len(asked), 1)), final=source.final,
-                )
-            )  # fmt: skip
-        return run
+    return _run(
+        evaluation, asked, generation.answer, path, tell, progress, asking.concurrency, settings
+    )

@@ -1,12 +1,11 @@
-"""Answers of an engine: problems to documents, documents to graded samples."""
+"""Answers to problems: those of an engine, and the loop that gets and grades any."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from itertools import product
 from typing import Any
 
 from mvspec.compiler.plan import Extend
@@ -17,28 +16,30 @@ from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
 from mvspec.runtime.evaluation.grading import Graders
 from mvspec.runtime.evaluation.problem import EvaluationProblem
-from mvspec.runtime.evaluation.recorded import graded
-from mvspec.runtime.evaluation.results import EvaluationSample, Key, shape_of
+from mvspec.runtime.evaluation.results import EvaluationSample, Key, final_text, shape_of
 from mvspec.runtime.evaluation.tasks import EvaluationTask
 from mvspec.runtime.options import Options
 from mvspec.runtime.protocol import Engine
+from mvspec.runtime.tasks.problem import PARALLEL, STEPWISE
 from mvspec.trace import Trace
 from mvspec.tree.builder import document, user
 from mvspec.tree.ir import Document
 
 __all__ = [
     "PROMPTS",
+    "Answer",
     "AnswerGenerator",
+    "AskedAnswer",
     "generate",
+    "graded",
     "prompt_of",
-    "wanted",
     "written_text",
 ]
 
 
 PROMPTS = {
-    "parallel": "Think step by step and in parallel before answering.",
-    "sequential": "Think step by step before answering.",
+    "parallel": PARALLEL,
+    "sequential": STEPWISE,
     "none": "",
 }
 """What is written behind a question; the first two are the paper's."""
@@ -118,14 +119,10 @@ class AnswerGenerator:
         return replace(
             sample,
             output=text,
-            form=shape.form,
-            code=shape.code,
-            blocks=shape.blocks,
-            tokens=trace.answer,
-            critical_path=trace.critical_path,
             finish=trace.finish,
             seconds=trace.forward_seconds[-1] if trace.forward_seconds else trace.seconds,
             prompt=trace.prompt,
+            **asdict(shape) | {"tokens": trace.answer, "critical_path": trace.critical_path},
         )
 
 
@@ -147,33 +144,32 @@ def written_text(trace: Trace, tokenizer: Any) -> str:
     return "".join(trace.token_texts[index] for index in own)
 
 
-def wanted(
-    problems: Sequence[EvaluationProblem],
-    samples: int,
-    caps: Sequence[int | None],
-    done: Iterable[EvaluationSample],
-) -> list[tuple[EvaluationProblem, int, int | None]]:
-    """Return what a run still has to ask for, all problems once before any a second time.
-
-    What was refused or not graded is asked for again.
+def graded(
+    sample: EvaluationSample,
+    problem: EvaluationProblem,
+    task: EvaluationTask,
+    graders: Graders,
+    final: bool,
+) -> EvaluationSample:
+    """Return a sample with its verdict.
 
     Args:
-        samples: of each problem and cap.
-        caps: on the critical path.
-        done: samples that there are.
+        final: grade what stands behind the thoughts only.
     """
-    kept = {each.key for each in done if not each.error and each.score is not None}
-    order = product(range(samples), caps, problems)
-    return [
-        (problem, number, cap)
-        for number, cap, problem in order
-        if (problem.id, number, cap) not in kept
-    ]
+    text = final_text(sample.output) if final or not task.whole else sample.output
+    return replace(sample, **asdict(graders.grade(task.grader, problem.payload, text)))
+
+
+AskedAnswer = tuple[EvaluationProblem, int, int | None]
+"""A problem, the number of the sample, and the cap on its critical path."""
+
+Answer = Callable[[EvaluationProblem, int, int | None], Awaitable[EvaluationSample]]
+"""Gives the answer that was asked for, not graded yet."""
 
 
 async def generate(
-    asked: Sequence[tuple[EvaluationProblem, int, int | None]],
-    generation: AnswerGenerator,
+    asked: Sequence[AskedAnswer],
+    answer: Answer,
     task: EvaluationTask,
     graders: Graders,
     keep: Callable[[EvaluationSample], object],
@@ -185,8 +181,8 @@ async def generate(
     """Ask for answers and grade them; each is kept as soon as it is graded.
 
     Args:
-        asked: problem, number of the sample and cap of each.
-        generation: how.
+        asked: in this order.
+        answer: gives each.
         keep: takes every sample.
         have: samples with an answer that was not graded: they are graded, and not asked again.
         concurrency: requests on their way at once.
@@ -207,7 +203,7 @@ async def generate(
         for problem, number, cap in stream:
             sample = known.get((problem.id, number, cap))
             if sample is None or sample.error:
-                sample = await generation.answer(problem, number, cap)
+                sample = await answer(problem, number, cap)
             if sample.error:
                 refused += 1
                 if refused >= PATIENCE and not answered:

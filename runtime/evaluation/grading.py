@@ -33,20 +33,12 @@ class GraderVerdict:
         extracted: what was taken for the answer.
         note: why it was not graded, or was not right.
         details: more that a task's grader found; JSON.
-
-    >>> GraderVerdict(1.0).graded, GraderVerdict(None, note="the grader took more than 30 s").graded
-    (True, False)
     """
 
     score: float | None
     extracted: str = ""
     note: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def graded(self) -> bool:
-        """Whether it counts."""
-        return self.score is not None
 
 
 _START = 120.0

@@ -1,22 +1,17 @@
-"""Outputs that were recorded elsewhere: matched with problems by id, and graded."""
+"""Outputs that were recorded elsewhere, matched with problems by id."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from mvspec.data.columns import RowError
-from mvspec.data.measure import Counter
 from mvspec.data.records import BadRecord, InputError, Record
 from mvspec.data.sources import Records
 from mvspec.forms import render
-from mvspec.runtime.evaluation.grading import Graders
 from mvspec.runtime.evaluation.problem import EvaluationProblem
-from mvspec.runtime.evaluation.results import EvaluationSample, Key, final_text, shape_of
-from mvspec.runtime.evaluation.tasks import EvaluationTask
 
-__all__ = ["RecordedOutputs", "grade_outputs", "graded", "match_outputs"]
+__all__ = ["RecordedOutputs", "match_outputs"]
 
 
 @dataclass
@@ -86,79 +81,3 @@ def output_of(record: Record) -> str:
             return turns[-1].text
     answers = [each for each in record.document.messages if each.role == "assistant"]
     return render(answers[-1], record.fields.form) if answers else ""
-
-
-def graded(
-    sample: EvaluationSample,
-    problem: EvaluationProblem,
-    task: EvaluationTask,
-    graders: Graders,
-    final: bool,
-) -> EvaluationSample:
-    """Return a sample with its verdict.
-
-    Args:
-        final: grade what stands behind the thoughts only.
-    """
-    text = final_text(sample.output) if final or not task.whole else sample.output
-    verdict = graders.grade(task.grader, problem.payload, text)
-    return replace(
-        sample,
-        score=verdict.score,
-        extracted=verdict.extracted,
-        note=verdict.note,
-        details=verdict.details,
-    )
-
-
-def grade_outputs(
-    problems: Sequence[EvaluationProblem],
-    outputs: dict[str, list[str]],
-    task: EvaluationTask,
-    graders: Graders,
-    count: Counter,
-    done: Iterable[Key] = (),
-    *,
-    workers: int,
-    final: bool = False,
-) -> Iterator[EvaluationSample]:
-    """Grade recorded outputs and yield the samples as they are graded.
-
-    Args:
-        outputs: of each problem's id.
-        count: the unit of tokens.
-        done: keys of samples that are graded already.
-        workers: answers that are graded at once.
-        final: as in `graded`.
-    """
-    skipped = set(done)
-
-    def one(problem: EvaluationProblem, number: int, output: str) -> EvaluationSample:
-        shape = shape_of(output, count)
-        sample = EvaluationSample(
-            problem.id,
-            number,
-            None,
-            problem.group,
-            output,
-            form=shape.form,
-            code=shape.code,
-            blocks=shape.blocks,
-            tokens=shape.tokens,
-            critical_path=shape.critical_path,
-        )
-        return graded(sample, problem, task, graders, final)
-
-    with ThreadPoolExecutor(workers, "grading") as pool:
-        futures = [
-            pool.submit(one, problem, number, output)
-            for problem in problems
-            for number, output in enumerate(outputs[problem.id])
-            if (problem.id, number, None) not in skipped
-        ]
-        try:
-            for future in as_completed(futures):
-                yield future.result()
-        finally:
-            for future in futures:
-                future.cancel()
