@@ -20,21 +20,16 @@ from mvspec.compiler.vocabulary import fingerprint, load_tokenizer
 from mvspec.errors import VerifyError
 from mvspec.runtime import TorchEngine
 from mvspec.runtime.tasks.arithmetic import (
-    PARALLEL,
-    SPLITS,
-    STEPWISE,
     TINY,
     ArithmeticDifficulty,
     ArithmeticProblem,
     answer_of,
     arithmetic_model,
-    ask,
     is_right,
     problems,
-    solve,
-    split_of,
 )
 from mvspec.runtime.tasks.examination import UNHELD, examine, means, measure_replays
+from mvspec.runtime.tasks.problem import PARALLEL, SPLITS, STEPWISE, ask, solve, split_of
 from mvspec.tree.ir import Document, Parallel
 
 shares = st.sampled_from((0.0, 0.3, 1.0))

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from arms import ARMS, chosen, find_arm, tagged, worded
+from arms import ARMS, chosen, find_arm, is_canonical, tagged, worded
 from fitting import Fitted, OutOfTime, fit
 from parity import Comparison
 from report import Records
@@ -31,8 +31,8 @@ from mvspec.errors import MvspecError
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.tags import Tag
 from mvspec.runtime.tasks import countdown
-from mvspec.runtime.tasks.arithmetic import TINY, arithmetic_model, ask, problems, solve
-from mvspec.runtime.tasks.examination import is_canonical
+from mvspec.runtime.tasks.arithmetic import TINY, arithmetic_model, problems
+from mvspec.runtime.tasks.problem import ask, solve
 
 FOLDER = Path(__file__).parents[1] / "examples" / "parity"
 

@@ -40,33 +40,17 @@ class MetricsLogger(Logger):
         save_dir: the folder.
     """
 
+    name = version = ""  # no folder below `save_dir`
+    save_dir = log_dir = ""
+
     def __init__(self, save_dir: str) -> None:
         super().__init__()
         self._folder = Path(save_dir)
+        self.save_dir = self.log_dir = str(self._folder)
         self._columns: list[str] = ["step"]
         self._row: dict[str, Any] = {}
         self._at = 0  # where its line begins
         self._started = False
-
-    @property
-    def name(self) -> str:
-        """No folder below `save_dir`."""
-        return ""
-
-    @property
-    def version(self) -> str:
-        """No folder below `save_dir`."""
-        return ""
-
-    @property
-    def save_dir(self) -> str:
-        """The folder."""
-        return str(self._folder)
-
-    @property
-    def log_dir(self) -> str:
-        """The folder."""
-        return str(self._folder)
 
     @property
     def path(self) -> Path:

@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerFast
 
 from mvspec.compiler import add_tags
-from mvspec.runtime.tasks.arithmetic import PARALLEL, STEPWISE
+from mvspec.runtime.tasks.problem import PARALLEL, STEPWISE
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n"

@@ -13,15 +13,25 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from mvspec.compiler.lowerings import find_lowering
-from mvspec.errors import Unsupported, VerifyError
+from mvspec.errors import MvspecError, Unsupported, VerifyError
+from mvspec.forms import parse
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
 from mvspec.runtime import Options, TorchEngine
 from mvspec.runtime.engine.model import load_model
-from mvspec.runtime.tasks.examination import ExamMark, examine, is_canonical
+from mvspec.runtime.tasks.examination import ExamMark, examine
 from mvspec.runtime.tasks.problem import PARALLEL, STEPWISE, TaskProblem
 
-__all__ = ["ARMS", "Arm", "chosen", "find_arm", "tagged", "worded"]
+__all__ = ["ARMS", "Arm", "chosen", "find_arm", "is_canonical", "tagged", "worded"]
+
+
+def is_canonical(text: str) -> bool:
+    """Return whether a text with tags is well-formed as it stands."""
+    try:
+        parse(text)
+    except MvspecError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mvspec.cli.console import plain_table, print_table, sample_bar
-from mvspec.cli.options import Json, Model, as_given, needs
+from mvspec.cli.options import Json, Model, as_given, needs, numbers
 from mvspec.data.records import InputError
-from mvspec.data.resume import replaced
+from mvspec.data.resume import check_file, replaced
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,15 +53,15 @@ def bench(
     """Measure speedup against batch size and degree of parallelism, beside plain text."""
     if engine and model:
         raise typer.BadParameter("the server has its model: give one", param_hint="--engine")
-    batches = tuple(int(each) for each in _numbers(batch, "--batch", whole=True))
-    degrees = tuple(_numbers(degree, "--degree", whole=False))
+    batches = numbers(batch, "--batch", int, "whole numbers from 1 up, as 1,4,16")
+    degrees = numbers(degree, "--degree", float, "numbers from 1 up, as 1.25,2,4")
     with needs("eval", "bench"):
         from mvspec.runtime.evaluation.plots import check_plot
     with needs("serve-client", "bench"):
         from mvspec.runtime.evaluation.speed import SpeedGrid, measure_grid
         from mvspec.runtime.program import engine_of
     if output is not None:
-        check_output(output)
+        check_file(output, "-o", (".json", ".csv"))
     if plot is not None:
         check_plot(plot)
     grid = SpeedGrid(batches, degrees, tokens, prompt, paths, repeats, seed)
@@ -80,30 +80,6 @@ def bench(
         print(json.dumps({"about": about, "cells": [each.to_dict() for each in found]}))
     else:
         print_table(speed_table(found))
-
-
-def _numbers(given: str, option: str, *, whole: bool) -> list[float]:
-    """Return the numbers of an option, in order."""
-    try:
-        found = sorted({float(int(each) if whole else float(each)) for each in given.split(",")})
-    except ValueError:
-        found = []
-    kind = "whole numbers from 1 up, as 1,4,16" if whole else "numbers from 1 up, as 1.25,2,4"
-    if not found or not 1 <= found[0] <= found[-1] < 1e6:
-        raise InputError(f"{option} {given}: expected {kind}")
-    return found
-
-
-def check_output(path: Path) -> None:
-    """Refuse a file that `write_output` could not write, before there is something to lose.
-
-    Raises:
-        InputError: it is neither .json nor .csv, or its folder is not there.
-    """
-    if path.suffix.lower() not in (".json", ".csv"):
-        raise InputError(f"-o {path}: name a .json or a .csv file")
-    if not path.parent.is_dir():
-        raise InputError(f"-o {path}: there is no folder {path.parent}")
 
 
 def write_output(

@@ -12,9 +12,8 @@ import typer
 from typer.core import TyperGroup
 
 from mvspec.cli.console import plain_table, print_table, sample_bar, tell
-from mvspec.cli.options import Json, Model, as_given, from_options, needs
+from mvspec.cli.options import Json, Model, as_given, from_options, needs, numbers
 from mvspec.cli.stats import counter_of
-from mvspec.data.records import InputError
 from mvspec.shown import visible
 
 if TYPE_CHECKING:
@@ -147,8 +146,10 @@ def run(
     if plot is not None:
         check_plot(plot)
     source = from_options(EvaluationSource, given, data=tuple(data))
+    caps: tuple[int | None, ...] = (None,)
+    if cap is not None:
+        caps = numbers(cap, "--cap", int, "whole numbers from 1 up, as 512,1024")
     with as_given():
-        caps = _caps(cap)
         evaluation = source.open(tell)
     problem = 0
     if recorded:
@@ -238,19 +239,6 @@ def harness(context: typer.Context) -> None:
         cli_evaluate()
     finally:
         sys.argv = before
-
-
-def _caps(given: str | None) -> tuple[int | None, ...]:
-    """Return the caps of `--cap`, in order."""
-    if given is None:
-        return (None,)
-    try:
-        found = sorted({int(each) for each in given.split(",")})
-    except ValueError:
-        found = []
-    if not found or found[0] < 1:
-        raise InputError(f"--cap {given}: expected whole numbers from 1 up, as 512,1024")
-    return tuple(found)
 
 
 def _unit(run: Any) -> str:

@@ -32,6 +32,7 @@ __all__ = [
     "from_options",
     "known_form",
     "needs",
+    "numbers",
 ]
 
 
@@ -96,6 +97,26 @@ def apart(output: Path | None, inputs: list[str], option: str) -> None:
 
 
 T = TypeVar("T")
+N = TypeVar("N", int, float)
+
+
+def numbers(given: str, option: str, kind: Callable[[str], N], expected: str) -> tuple[N, ...]:
+    """Return the numbers of an option, several with commas, in order.
+
+    Args:
+        kind: int or float.
+        expected: what is asked for, with an example.
+
+    Raises:
+        InputError: one is no such number, or not from 1 up.
+    """
+    try:
+        found = sorted(set(map(kind, given.split(","))))
+    except ValueError:
+        found = []
+    if not found or not 1 <= found[0] <= found[-1] < 1e9:
+        raise InputError(f"{option} {given}: expected {expected}")
+    return tuple(found)
 
 
 def from_options(kind: Callable[..., T], given: Mapping[str, Any], **more: Any) -> T:

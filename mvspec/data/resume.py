@@ -22,7 +22,24 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["Journal", "differing", "exclusive", "replaced", "whole_lines"]
+__all__ = ["Journal", "check_file", "differing", "exclusive", "replaced", "whole_lines"]
+
+
+def check_file(path: Path, option: str, suffixes: tuple[str, str]) -> None:
+    """Refuse a file that could not be written, before there is something to lose.
+
+    Args:
+        option: that named it.
+        suffixes: what it may end in.
+
+    Raises:
+        InputError: it ends in neither, or its folder is not there.
+    """
+    if path.suffix.lower() not in suffixes:
+        names = " or ".join(f"{'an' if suffix[1] == 's' else 'a'} {suffix}" for suffix in suffixes)
+        raise InputError(f"{option} {path}: name {names} file")
+    if not path.parent.is_dir():
+        raise InputError(f"{option} {path}: there is no folder {path.parent}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.data.records import InputError
+from mvspec.data.resume import check_file
 from mvspec.runtime.evaluation.results import EvaluationRun
 from mvspec.runtime.evaluation.summary import problems_of, summarise
 
@@ -61,10 +62,7 @@ def check_plot(path: Path) -> None:
     Raises:
         InputError: it is neither .png nor .svg, or its folder is not there.
     """
-    if path.suffix.lower() not in (".png", ".svg"):
-        raise InputError(f"--plot {path}: name a .png or an .svg file")
-    if not path.parent.is_dir():
-        raise InputError(f"--plot {path}: there is no folder {path.parent}")
+    check_file(path, "--plot", (".png", ".svg"))
 
 
 def write_plot(path: Path, panels: Sequence[PlotPanel], note: str = "") -> None:

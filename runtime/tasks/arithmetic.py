@@ -17,39 +17,19 @@ from typing import Any, ClassVar
 from pydantic import ConfigDict
 
 from mvspec.errors import VerifyError
-from mvspec.runtime.tasks.problem import (
-    PARALLEL,
-    SPLITS,
-    STEPWISE,
-    Split,
-    ask,
-    check_range,
-    check_share,
-    final_answer,
-    question_of,
-    solve,
-    split_of,
-)
+from mvspec.runtime.tasks.problem import Split, check_range, check_share, final_answer
 from mvspec.runtime.tasks.problem import problems as problems_of
 from mvspec.tree.builder import branch, parallel
 from mvspec.tree.node import Node
 
 __all__ = [
-    "PARALLEL",
-    "SPLITS",
-    "STEPWISE",
     "TINY",
     "ArithmeticDifficulty",
     "ArithmeticProblem",
-    "Split",
     "answer_of",
     "arithmetic_model",
-    "ask",
     "is_right",
     "problems",
-    "question_of",
-    "solve",
-    "split_of",
 ]
 
 

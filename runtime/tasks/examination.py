@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 
-from mvspec.errors import MvspecError
-from mvspec.forms import parse
 from mvspec.law.limits import Limits
 from mvspec.runtime.options import Options
 from mvspec.runtime.protocol import Engine
@@ -19,7 +17,6 @@ __all__ = [
     "ExamMark",
     "MeasuredReplays",
     "examine",
-    "is_canonical",
     "mark",
     "means",
     "measure_replays",
@@ -61,15 +58,6 @@ def mark(result: Result, problem: TaskProblem) -> ExamMark:
         critical_path=trace.critical_path,
         forwards=len(trace.forward_seconds),
     )
-
-
-def is_canonical(text: str) -> bool:
-    """Return whether a text with tags is well-formed as it stands."""
-    try:
-        parse(text)
-    except MvspecError:
-        return False
-    return True
 
 
 def examine(

@@ -28,13 +28,11 @@ from mvspec.runtime.tasks.arithmetic import (
     TINY,
     ArithmeticProblem,
     arithmetic_model,
-    ask,
     is_right,
     problems,
-    question_of,
-    solve,
 )
 from mvspec.runtime.tasks.examination import UNHELD, mark, means
+from mvspec.runtime.tasks.problem import ask, question_of, solve
 from mvspec.training import LanguageModel, LayoutData, Optimizer
 
 NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
