@@ -153,3 +153,12 @@ def test_docstrings_name_the_thing_first(kind: str) -> None:
             if vague.match(said) or not (said or node.decorator_list):
                 wrong.append(f"{name}.{node.name}: {said.splitlines()[0] if said else 'none'}")
     assert wrong == []
+
+
+def test_the_architecture_names_files_that_exist() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    named = set(re.findall(r"`([\w/]+\.py)`", page))
+    known = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/**/*.py")}
+    missing = [name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in known)]
+    assert not missing
+    assert len(named) > 40
