@@ -58,7 +58,7 @@ def test_a_finished_request_leaves_and_a_waiting_one_enters(most: int) -> None:
         sizes.append(len(chunks))
         return forward(chunks)
 
-    engine.model.forward = counted  # type: ignore[method-assign, assignment]
+    engine.model.forward = counted  # type: ignore[method-assign]
     lengths = dict(zip("ABCDF", (9, 2, 5, 1, 7), strict=True))
     results = engine.run_many([hole(name, count) for name, count in lengths.items()])
     assert [result["x"] for result in results] == [n.lower() * c for n, c in lengths.items()]
@@ -261,7 +261,7 @@ def test_an_interrupt_drops_what_waits() -> None:
             raise KeyboardInterrupt
         return forward(chunks)
 
-    engine.model.forward = interrupted  # type: ignore[method-assign, assignment]
+    engine.model.forward = interrupted  # type: ignore[method-assign]
     with pytest.raises(Interrupted) as stop:
         engine.run_many([hole("A", 4), hole("B", 9), hole("C", 9)])
     trace = stop.value.trace  # of the one that was running

@@ -107,7 +107,7 @@ def test_an_interrupted_trace_replays_too(at: int) -> None:
             raise KeyboardInterrupt
         return forward(chunks)
 
-    engine.model.forward = interrupted  # type: ignore[method-assign, assignment]
+    engine.model.forward = interrupted  # type: ignore[method-assign]
     with pytest.raises(Interrupted) as stop:
         engine.run(ask(block()))
     engine.model.forward = forward  # type: ignore[method-assign]
