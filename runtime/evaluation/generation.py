@@ -20,7 +20,6 @@ from mvspec.runtime.evaluation.results import EvaluationSample, Key, final_text,
 from mvspec.runtime.evaluation.tasks import EvaluationTask
 from mvspec.runtime.options import Options
 from mvspec.runtime.protocol import Engine
-from mvspec.runtime.tasks.problem import PARALLEL, STEPWISE
 from mvspec.trace import Trace
 from mvspec.tree.builder import document, user
 from mvspec.tree.ir import Document
@@ -38,8 +37,8 @@ __all__ = [
 
 
 PROMPTS = {
-    "parallel": PARALLEL,
-    "sequential": STEPWISE,
+    "parallel": "Think step by step and in parallel before answering.",
+    "sequential": "Think step by step before answering.",
     "none": "",
 }
 """What is written behind a question; the first two are the paper's."""
