@@ -24,7 +24,7 @@ from mvspec.events import (
 )
 from mvspec.law.tags import TAG
 from mvspec.shown import excerpt, visible
-from mvspec.view.terminal import TEXT_LIMIT
+from mvspec.view.terminal import TEXT_LIMIT, one_line
 
 __all__ = ["LiveColumns"]
 
@@ -133,11 +133,6 @@ class LiveThread:
         yield self
         for path in self.paths.values():
             yield from path.walk()
-
-
-def one_line(text: str) -> str:
-    """Return a text in one line, control codes made visible."""
-    return visible(text).replace("\n", "␊")
 
 
 @dataclass(slots=True)

@@ -34,6 +34,7 @@ __all__ = [
     "OutlineEntry",
     "entry",
     "least_width",
+    "one_line",
     "tree_rich",
     "tree_text",
 ]
@@ -113,6 +114,11 @@ def _terms(hole: Gen) -> str:
     if hole.json_schema is not None:
         terms.append(f"JSON of {hole.json_schema}")
     return "; ".join(terms)
+
+
+def one_line(text: str) -> str:
+    """Return a text in one line, made visible."""
+    return visible(text).replace("\n", "␊")
 
 
 def tree_text(node: Node, limit: int | None = TEXT_LIMIT) -> str:

@@ -33,6 +33,7 @@ from mvspec.view.drawing import (
     check_picture,
 )
 from mvspec.view.record_view import FINISHES
+from mvspec.view.terminal import one_line
 
 __all__ = [
     "captions",
@@ -99,10 +100,10 @@ class TimelineRow:
 
     def name(self, cells: int = 1_000) -> str:
         """Return label and title in at most so many columns of a terminal."""
-        label = _line(self.thread.label)
+        label = one_line(self.thread.label)
         if len(label) > max(9, cells // 2):  # the end of a label tells it from its siblings'
             label = "…" + label[-max(8, cells // 2 - 1) :]
-        return fitted(f"{label} {_line(self.thread.title)}".strip(), cells) or (
+        return fitted(f"{label} {one_line(self.thread.title)}".strip(), cells) or (
             "path" if self.depth else "root"
         )
 
@@ -113,10 +114,6 @@ class TimelineRow:
     @property
     def stop(self) -> int:
         return self.bars[-1].stop if self.bars else self.start
-
-
-def _line(text: str) -> str:
-    return visible(text).replace("\n", "␊")
 
 
 def fitted(text: str, cells: int) -> str:
@@ -272,7 +269,7 @@ def captions(trace: Trace) -> tuple[str, str]:
     speed = f"{len(trace.forward_seconds):,} forwards in {seconds:,.1f} s"
     if seconds:
         speed += f", {trace.answer / seconds:,.0f} tokens/s"
-    parts = (speed, _line(trace.model), FINISHES[trace.finish])
+    parts = (speed, one_line(trace.model), FINISHES[trace.finish])
     return (
         f"{trace.answer:,} tokens ({trace.authors.count('engine'):,} forced) on a critical path "
         f"of {trace.critical_path:,}: degree of parallelism {trace.parallelism:.3f}",
