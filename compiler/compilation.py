@@ -19,7 +19,6 @@ from mvspec.compiler.dataset import (
     read_manifest,
     shard_contents,
     shard_name,
-    write_json,
     write_shard,
     write_state,
 )
@@ -36,7 +35,7 @@ from mvspec.compiler.vocabulary import (
 )
 from mvspec.data.parallel_map import ordered_map
 from mvspec.data.records import BadRecord, InputError, Record, encodable
-from mvspec.data.resume import differing, exclusive, replaced
+from mvspec.data.resume import differing, exclusive, replaced, write_json
 from mvspec.data.sources import Records
 from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
 

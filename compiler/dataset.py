@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.vocabulary import fingerprint
-from mvspec.data.resume import replaced
+from mvspec.data.resume import replaced, write_json
 from mvspec.errors import VerifyError
 
 __all__ = [
@@ -31,7 +31,6 @@ __all__ = [
     "read_manifest",
     "shard_contents",
     "shard_name",
-    "write_json",
     "write_shard",
     "write_state",
 ]
@@ -280,13 +279,6 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise VerifyError(str(folder), f"format {manifest['format']}, this version reads {FORMAT}")
     found: dict[str, Any] = manifest
     return found
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file that appears whole or not at all."""
-    with replaced(path) as stream:
-        json.dump(value, stream, indent=2, ensure_ascii=False)
-        stream.write("\n")
 
 
 def write_state(folder: Path, files: list[str], key: str) -> None:

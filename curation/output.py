@@ -13,7 +13,7 @@ from typing import Any
 
 from mvspec.curation.client import UNIT
 from mvspec.curation.store import CurationStore
-from mvspec.data.records import InputError
+from mvspec.data.records import InputError, encodable
 from mvspec.data.resume import replaced
 
 __all__ = ["QUARANTINE", "UNFINISHED", "open_folder", "write_documents", "write_lines",
@@ -82,8 +82,7 @@ def write_quarantine(folder: Path, store: CurationStore) -> None:
 
     def with_answer(event: dict[str, Any]) -> dict[str, Any]:
         answer = store.answer(event["key"])
-        text = "" if answer is None else answer.text
-        return event | {"answer": text.encode(errors="backslashreplace").decode()}
+        return event | {"answer": encodable(answer.text) if answer else ""}
 
     entries = (
         {name: outcome[name] for name in ("record", "place", "code", "reason")}

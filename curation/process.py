@@ -13,13 +13,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-from filelock import FileLock, Timeout
-
 from mvspec.data.records import InputError
+from mvspec.data.resume import exclusive
 
 __all__ = ["ORPHANED", "locked", "outlived", "watched"]
 
@@ -131,24 +130,20 @@ def locked(folder: Path, tell: Callable[[str], object]) -> Iterator[None]:
     Raises:
         InputError: another run is at work there.
     """
-    lock = FileLock(folder / ".lock")
     start = time.monotonic()
     told = False
-    while True:
-        try:
-            lock.acquire(timeout=0.2, poll_interval=0.02)
-            break
-        except Timeout:
-            if (folder / _DRAINING).exists():
-                if not told:
-                    tell("waiting for the last answers of a run that was killed")
-                told = True
-            elif time.monotonic() - start > PATIENCE:
-                raise InputError(
-                    f"-o {folder}: another run is at work there: wait for it, or stop it"
-                ) from None
-    try:
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(exclusive(folder))
+                break
+            except InputError:
+                if (folder / _DRAINING).exists():
+                    if not told:
+                        tell("waiting for the last answers of a run that was killed")
+                    told = True
+                elif time.monotonic() - start > PATIENCE:
+                    raise
+                time.sleep(0.02)
         (folder / _DRAINING).unlink(missing_ok=True)
         yield
-    finally:
-        lock.release()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import json
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
@@ -14,7 +13,7 @@ from typing import Any
 from mvspec.curation.client import UNIT
 from mvspec.curation.store import CurationStore
 from mvspec.data.measure import count_words, measure
-from mvspec.data.resume import replaced
+from mvspec.data.resume import replaced, write_json
 from mvspec.law.metrics import Corpus
 from mvspec.tree.ir import Document
 from mvspec.view.notebook import tree_html
@@ -86,8 +85,7 @@ def write_report(folder: Path, store: CurationStore, sample: int = SAMPLE) -> di
         sample: so many documents, and so many records of the quarantine.
     """
     found = curation_report(store)
-    with replaced(folder / SUMMARY) as file:
-        file.write(json.dumps(found, indent=2) + "\n")
+    write_json(folder / SUMMARY, found)
     kinds = [
         heapq.nsmallest(
             sample, (each for each in store.outcomes() if bool(each["code"]) is bad), key=_hash

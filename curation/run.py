@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from mvspec.curation.chain import ChainFields, ReasoningChain, read_chain
 from mvspec.curation.client import UNIT, ModelClient, RateLimit, SpendingLimit, TokenPrice
@@ -20,7 +20,7 @@ from mvspec.curation.estimate import CurationEstimate, estimate
 from mvspec.curation.gemini import NO_KEY, GeminiBatchProvider, GeminiProvider, key_of
 from mvspec.curation.output import open_folder, write_unfinished
 from mvspec.curation.process import ORPHANED, locked, watched
-from mvspec.curation.questions import Ask, CurationOptions
+from mvspec.curation.questions import CurationOptions
 from mvspec.curation.report import SAMPLE
 from mvspec.curation.request import (
     CurationStopped,
@@ -43,23 +43,12 @@ WINDOW = 2
 """Records that are worked on for each request on its way: some wait for a slot or for the pace."""
 
 
-class ChainTask(Protocol):
-    """Work that is done with every chain.
+ChainTask = CurationTask | BranchTask | PromptingTask
+"""Work that is done with every chain, or with its question alone where `reasoning` is false.
 
-    Attributes:
-        reasoning: whether it needs a chain, or a question alone.
-        fingerprint: everything but the chain that decides the outcome.
-    """
-
-    @property
-    def reasoning(self) -> bool: ...
-    @property
-    def fingerprint(self) -> dict[str, Any]: ...
-    async def work(self, chain: ReasoningChain, ask: Ask) -> dict[str, Any]:
-        """Return the outcome as JSON: `code` ("" for success), `reason`, `history` and more."""
-
-    def write(self, folder: Path, store: CurationStore) -> None:
-        """Write what the stored outcomes come to."""
+Its outcomes are JSON: `code` ("" for success), `reason`, `history` and more. Its `fingerprint` is
+everything but the chain that decides them.
+"""
 
 
 @dataclass

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -29,7 +28,8 @@ from mvspec.curation.structure import UnusableAnswer
 from mvspec.data.check import check_record
 from mvspec.data.measure import count_words, measure
 from mvspec.data.records import Fields, InputError, Record
-from mvspec.data.resume import replaced
+from mvspec.data.resume import write_json
+from mvspec.data.sources import open_records
 from mvspec.forms import parse
 
 __all__ = ["BranchTask", "CurationTask", "PromptingTask", "branch_counts", "prompting_counts",
@@ -130,7 +130,7 @@ class BranchTask:
         rows = (row for outcome in store.outcomes() for row in _branch_rows(outcome))
         write_lines(path, (row | {"confirmed": confirmed.get(_branch_key(row))} for row in rows))
         write_quarantine(folder, store)
-        _write_counts(folder, branch_counts(store.outcomes(), _confirmed(path)))
+        write_json(folder / COUNTS, branch_counts(store.outcomes(), _confirmed(path)))
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ class PromptingTask:
             ),
         )
         write_quarantine(folder, store)
-        _write_counts(folder, prompting_counts(store.outcomes()))
+        write_json(folder / COUNTS, prompting_counts(store.outcomes()))
 
 
 def prompting_verdict(text: str, *, cut: bool = False) -> dict[str, Any]:
@@ -327,20 +327,10 @@ def _confirmed(path: Path) -> list[dict[str, Any]]:
     """Return the rows of branches.jsonl as a person has left them; none where it is not there."""
     if not path.exists():
         return []
-    rows: list[dict[str, Any]] = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict) or "confirmed" not in row:
-                raise ValueError('an object with "confirmed" is expected')
-        except ValueError as error:
-            raise InputError(f"{path}:{number}: {error}: mend the line, or delete it") from None
-        rows.append(row)
+    rows = []
+    for record in open_records([str(path)]).read():
+        if record.row is None or "confirmed" not in record.row:
+            wanted = 'an object with "confirmed" is expected'
+            raise InputError(f"{record.place}: {wanted}: mend the line, or delete it")
+        rows.append(record.row)
     return rows
-
-
-def _write_counts(folder: Path, counts: dict[str, Any]) -> None:
-    with replaced(folder / COUNTS) as file:
-        file.write(json.dumps(counts, indent=2) + "\n")

@@ -85,6 +85,7 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+"""Version of the package, as `mvspec --version` prints it."""
 
 _PLACES = {
     "mvspec.errors": "Diagnostic LimitExceeded MvspecError ParseError Unsupported VerifyError",

@@ -381,7 +381,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
         while not server.seen:
             time.sleep(0.02)
         done = curate(source, out, server.url, status=2)
-        assert "another run is at work there" in done.stderr
+        assert "another run is writing it" in done.stderr
         kill_all(process)
 
 

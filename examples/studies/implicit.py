@@ -5,7 +5,6 @@ Run it with `python examples/studies/implicit.py`; docs/studies/implicit.md has 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from width import find_branches, width
 import mvspec
 from mvspec import Message, MvspecError
 from mvspec.curation import split_sentences
-from mvspec.errors import ParseError
 
 LABELLED = Path(__file__).with_name("labelled.txt")
 MARK = re.compile(r"\[\[|\|\| ?|\]\]")
@@ -132,15 +130,12 @@ def agreement(chains: list[Chain]) -> Agreement:
 
 def corpus_chains(path: Path, field: str) -> Iterator[Chain]:
     """Yield the sequential readings of a corpus's well-formed outputs, labelled by its blocks."""
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            row = json.loads(line)
-            try:
-                turn = mvspec.parse(row[field]).messages[-1]
-            except ParseError:
-                continue
+    for record in mvspec.read(path, field=field):
+        document = record.read().document
+        if document is not None:
+            turn = document.messages[-1]
             text, _ = sequential_reading(turn)
-            yield Chain(str(row.get("id", number)), text, blocks_in(turn, text))
+            yield Chain(record.name, text, blocks_in(turn, text))
 
 
 def blocks_in(turn: Message, text: str) -> tuple[tuple[tuple[int, int], ...], ...]:
@@ -186,9 +181,7 @@ def main(
     elif form == "multiverse":
         some, name = list(corpus_chains(chains, field)), "implicit-outputs"
     else:
-        with chains.open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines if line.strip()]
-        some = [Chain(str(number), row[field]) for number, row in enumerate(rows, 1)]
+        some = [Chain(each.name, each.at(field)) for each in mvspec.read(chains, field=field)]
         name = "implicit-chains"
     publish(name, report(some), page)
 

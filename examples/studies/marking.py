@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,6 @@ import mvspec
 from mvspec import Document, Message
 from mvspec.compiler import Layout, Vocabulary
 from mvspec.compiler.stages import compile_stages
-from mvspec.errors import ParseError
 from mvspec.law.tags import Tag
 
 __all__ = ["LEAST", "SETS", "Examples", "Marked", "collect", "marked_document", "marked_text",
@@ -135,13 +133,10 @@ def sampled(tokens: Sequence[int]) -> set[int]:
 
 def read_corpus(corpus: Path, name: str) -> Iterator[tuple[str, Message]]:
     """Yield the question and the turn of each well-formed output."""
-    with corpus.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            try:
-                yield row.get("question", ""), mvspec.parse(row[name]).messages[-1]
-            except ParseError:
-                continue  # cut or malformed
+    for record in mvspec.read(corpus, field=name):
+        document = record.read().document
+        if document is not None:  # else it is cut or malformed
+            yield (record.row or {}).get("question", ""), document.messages[-1]
 
 
 def collect(model: Any, given: Sequence[Marked], folder: Path | None = None) -> Examples:

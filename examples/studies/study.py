@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import mvspec
 from mvspec import Document, Message, MvspecError, Parallel, Think
 from mvspec.tree.node import Node
 
@@ -115,18 +116,12 @@ def read_documents(corpus: Path, field: str) -> Iterator[Document]:
     """Yield the documents of a JSONL file.
 
     Args:
-        field: of a row, that has the document as JSON; "." for the row itself, with its name.
+        field: of a row, that has the document; "." for the row itself, with its name.
 
     Raises:
         MvspecError: a row has none.
     """
-    with corpus.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            row = json.loads(line)
-            if field != "." and field not in row:
-                raise MvspecError(f"{corpus}:{number}: no field {field!r}: there is {list(row)}")
-            value = row[field] if field != "." else {k: v for k, v in row.items() if k != "id"}
-            yield Document.from_json(json.dumps(value))
+    return (record.document for record in mvspec.read(corpus, field=field))
 
 
 def mean_error(values: Sequence[float]) -> tuple[float, float]:

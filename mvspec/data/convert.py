@@ -18,30 +18,23 @@ from mvspec.forms import FORMS, JSON, render
 __all__ = ["convert_records", "converted", "output_row", "put"]
 
 
-def converted(
-    records: Iterable[Record], target: str, *, recover: bool = False
-) -> Iterator[tuple[Record, str | MvspecError]]:
-    """Yield each record with its text in the form `target`, or why it has none.
+def converted(record: Record, target: str, *, recover: bool = False) -> str:
+    """Return the text of a record in the form `target`.
 
     Args:
         recover: convert what is malformed too, as recovery repairs it.
 
-    >>> from mvspec.data.records import Record
-    >>> record = Record("a.txt", "<Think>\\nHm.\\n</Think>\\n\\n")
-    >>> [text for _, text in converted([record], "threadweaver")]
-    ['<think>\\nHm.\\n</think>\\n\\n']
+    Raises:
+        MvspecError: it has no document, or one that the form cannot hold.
+
+    >>> converted(Record("a.txt", "<Think>\\nHm.\\n</Think>\\n\\n"), "threadweaver")
+    '<think>\\nHm.\\n</think>\\n\\n'
     """
-    for record in records:
-        reading = record.read(recover=recover)
-        if reading.document is None:
-            first = reading.diagnostics[0]
-            where = f"{first.line}:{first.column}: {first.message} [{first.code}]"
-            yield record, MvspecError(where)
-            continue
-        try:
-            yield record, render(reading.document, target)
-        except MvspecError as error:
-            yield record, error
+    reading = record.read(recover=recover)
+    if reading.document is None:
+        first = reading.diagnostics[0]
+        raise MvspecError(f"{first.line}:{first.column}: {first.message} [{first.code}]")
+    return render(reading.document, target)
 
 
 def convert_records(
@@ -70,9 +63,11 @@ def convert_records(
         if partial
         else nullcontext(sys.stdout) as file
     ):
-        for record, result in converted(records, target, recover=recover):
-            if isinstance(result, MvspecError):
-                yield f"{record.name}: {result}"
+        for record in records:
+            try:
+                result = converted(record, target, recover=recover)
+            except MvspecError as error:
+                yield f"{record.name}: {error}"
                 continue
             if not text:
                 result = json.dumps(output_row(record, result, target)) + "\n"

@@ -22,7 +22,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["Journal", "check_file", "differing", "exclusive", "replaced", "whole_lines"]
+__all__ = ["Journal", "check_file", "differing", "exclusive", "replaced", "whole_lines",
+           "write_json"]  # fmt: skip
 
 
 def check_file(path: Path, option: str, suffixes: tuple[str, str]) -> None:
@@ -57,6 +58,12 @@ def replaced(path: Path, mode: str = "w", *, keep_empty: bool = True) -> Iterato
         path.unlink(missing_ok=True)
     else:
         os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file that appears whole or not at all."""
+    with replaced(path) as file:
+        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:
