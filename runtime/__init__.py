@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mvspec.runtime.interrupt import Interrupted
     from mvspec.runtime.options import Options
     from mvspec.runtime.program import load_program, run
+    from mvspec.runtime.protocol import Engine
     from mvspec.runtime.sampling import Sampling
     from mvspec.runtime.serving.engine import SGLangEngine
     from mvspec.trace import Result, Trace
