@@ -280,7 +280,8 @@ def test_two_rounds_make_a_model_that_is_asked(
     import generate
 
     monkeypatch.chdir(tmp_path)
-    Path("runtime").symlink_to(arithmetic_model().parent)
+    Path("runtime").mkdir()
+    Path("runtime/tasks").symlink_to(arithmetic_model().parent)
 
     def run(command: str) -> None:
         result = CliRunner().invoke(app, command.split())
@@ -301,7 +302,7 @@ def test_two_rounds_make_a_model_that_is_asked(
             known = json.loads(row)
             assert known.pop("id").startswith(f"train-{seed}-")
             assert Document.from_json(json.dumps(known)) == solve(problem)
-        run(f"compile {folder}/train.jsonl --tokenizer runtime/arithmetic_model -o {folder}/train")
+        run(f"compile {folder}/train.jsonl --tokenizer runtime/tasks/arithmetic_model -o {folder}/train")
         configs += ["--config", str(EXAMPLE / f"{config}.yaml")]
         train(["fit", *configs, "--trainer.precision", "32-true"])
         run(f"train export {folder}/checkpoints -o {built}/{made} --dtype bfloat16")
