@@ -302,7 +302,8 @@ def test_two_rounds_make_a_model_that_is_asked(
             known = json.loads(row)
             assert known.pop("id").startswith(f"train-{seed}-")
             assert Document.from_json(json.dumps(known)) == solve(problem)
-        run(f"compile {folder}/train.jsonl --tokenizer runtime/tasks/arithmetic_model -o {folder}/train")
+        small = "runtime/tasks/arithmetic_model"
+        run(f"compile {folder}/train.jsonl --tokenizer {small} -o {folder}/train")
         configs += ["--config", str(EXAMPLE / f"{config}.yaml")]
         train(["fit", *configs, "--trainer.precision", "32-true"])
         run(f"train export {folder}/checkpoints -o {built}/{made} --dtype bfloat16")
