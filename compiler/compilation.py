@@ -39,14 +39,6 @@ from mvspec.data.resume import differing, exclusive, replaced, write_json
 from mvspec.data.sources import Records
 from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
 
-__all__ = [
-    "QUARANTINE",
-    "Compilation",
-    "CompilationCounts",
-    "CompilationOptions",
-    "compile_records",
-]
-
 QUARANTINE = "quarantine.jsonl"
 _OURS = ("shard-*.arrow", ".*.tmp", QUARANTINE, "state.json", "dataset_info.json")
 

@@ -23,18 +23,6 @@ from mvspec.compiler.vocabulary import fingerprint
 from mvspec.data.resume import replaced, write_json
 from mvspec.errors import VerifyError
 
-__all__ = [
-    "FORMAT",
-    "MANIFEST",
-    "CompiledDataset",
-    "Entry",
-    "read_manifest",
-    "shard_contents",
-    "shard_name",
-    "write_shard",
-    "write_state",
-]
-
 MANIFEST = "manifest.json"
 FORMAT = 1
 """Version of the folder's format."""

@@ -17,8 +17,6 @@ from numpy.typing import NDArray
 from mvspec.errors import VerifyError
 from mvspec.law.threads import SurfaceLaw
 
-__all__ = ["Layout", "best_fit", "concatenate", "lay_out", "pack"]
-
 Int = NDArray[np.int32]
 
 

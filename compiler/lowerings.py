@@ -23,16 +23,6 @@ from mvspec.law.threads import SurfaceLaw
 from mvspec.tree.ir import Document, Gen, Message, Parallel, Text, Think
 from mvspec.tree.node import Node
 
-__all__ = [
-    "LOWERINGS",
-    "UNFORCED",
-    "find_lowering",
-    "flatten",
-    "in_rounds",
-    "layout_from_ids",
-    "multiverse",
-]
-
 
 def multiverse(tokens: Tokens, *, forced_loss: bool = False) -> Layout:
     """Lay tokens out by the structural law."""

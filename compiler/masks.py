@@ -17,8 +17,6 @@ from torch.nn.attention.flex_attention import BlockMask
 from mvspec.compiler.layout import Layout
 from mvspec.errors import VerifyError
 
-__all__ = ["additive_mask", "block_mask", "dense_mask", "pad_batch"]
-
 Layouts = Layout | Sequence[Layout]
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from mvspec.errors import Unsupported
 
-__all__ = ["check_model"]
-
 # Layers that see what the mask shows and nothing else.
 _FULL = {"full_attention", "attention"}
 # By model type, what no other field of the config tells.

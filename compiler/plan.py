@@ -30,18 +30,6 @@ from mvspec.shown import as_html
 from mvspec.tree.ir import Document, Gen
 from mvspec.tree.node import verify_error
 
-__all__ = [
-    "Adaptive",
-    "ExecutionPlan",
-    "Extend",
-    "Fork",
-    "Generate",
-    "Join",
-    "Op",
-    "PlanCost",
-    "plan_cost",
-]
-
 ThreadId = Annotated[int, Field(ge=0)]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 

@@ -25,8 +25,6 @@ from mvspec.shown import as_layout, as_plan
 from mvspec.trace import Trace
 from mvspec.tree.ir import Document, Message
 
-__all__ = ["plan_document", "plan_layout", "replay_plan", "trace_layout"]
-
 
 def plan_document(
     document: Document | Message,

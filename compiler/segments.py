@@ -20,8 +20,6 @@ from mvspec.forms.syntax import Syntax
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Document, Gen, Message, Text
 
-__all__ = ["NO_CONTEXT", "Segment", "document_segments"]
-
 NO_CONTEXT = ChatContext()
 """Every turn of the assistant carries loss, and a template gets roles and contents alone."""
 

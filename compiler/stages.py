@@ -19,8 +19,6 @@ from mvspec.forms.syntax import Syntax
 from mvspec.law.metrics import Metrics
 from mvspec.tree.ir import Document, Message
 
-__all__ = ["REORDERED", "Stages", "compile_document", "compile_stages", "segments_of"]
-
 REORDERED = ("tree", "shared")
 """Lowerings whose tokens stand in another order than the text's."""
 

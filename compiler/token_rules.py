@@ -21,8 +21,6 @@ from mvspec.errors import VerifyError
 from mvspec.law.automaton import Expect, TagAutomaton, TagOrText
 from mvspec.law.tags import TAG, Tag
 
-__all__ = ["TokenRules"]
-
 _Ids = NDArray[np.intp]
 
 # What tells free texts apart; a text that may never come has the last kind. Lengths are told

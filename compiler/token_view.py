@@ -24,8 +24,6 @@ from mvspec.view.record_view import (
     units,
 )
 
-__all__ = ["lay_tokens"]
-
 
 def lay_tokens(document: Document, vocabulary: Vocabulary) -> RecordView:
     """Lay a document out in tokens, in the form `multiverse`.

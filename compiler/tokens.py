@@ -21,8 +21,6 @@ from mvspec.law.tags import Tag
 from mvspec.law.threads import SurfaceLaw
 from mvspec.tree.ir import Document, Message
 
-__all__ = ["Tokens", "id_array", "lower", "tokens_of_ids"]
-
 Ids = NDArray[np.int32]
 Flags = NDArray[np.bool_]
 

@@ -22,17 +22,6 @@ from mvspec.data.records import InputError
 from mvspec.errors import Unsupported
 from mvspec.law.tags import Tag
 
-__all__ = [
-    "TAGS",
-    "Vocabulary",
-    "add_tags",
-    "fingerprint",
-    "load_tokenizer",
-    "load_vocabulary",
-    "pad_id",
-    "save_tokenizer",
-]
-
 TAGS = tuple(Tag)
 
 # The characters of a fork header before its colon.

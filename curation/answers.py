@@ -12,9 +12,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-__all__ = ["BranchReply", "BranchesReply", "BranchingReply", "EditsReply", "FrameReply",
-           "GroupsReply", "JudgementReply", "StepReply", "StepsReply", "schema_text"]  # fmt: skip
-
 
 class StepReply(BaseModel, frozen=True):
     """A step of the chain, or a substep of the line before it."""

@@ -15,8 +15,6 @@ from mvspec.law.tags import TAG
 from mvspec.tree.ir import Gen, Parallel, Text, Think
 from mvspec.tree.node import Node
 
-__all__ = ["ChainFields", "ReasoningChain", "numbered", "read_chain", "split_sentences"]
-
 
 @dataclass(frozen=True, slots=True)
 class ChainFields:

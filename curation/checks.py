@@ -19,8 +19,6 @@ from mvspec.curation.structure import (
 )
 from mvspec.tree.ir import Document, Text, Think
 
-__all__ = ["content_distance", "coverage_gap", "leaning_words", "run_distance"]
-
 
 def content_distance(document: Document, chain: ReasoningChain, edits: Mapping[int, str]) -> float:
     """Return the normalised edit distance of a document's sequential reading to its source.

@@ -26,8 +26,6 @@ from mvspec.curation.request import (
 from mvspec.curation.store import CurationStore
 from mvspec.data.records import InputError
 
-__all__ = ["ModelClient", "RateLimit", "RequestTraffic", "SpendingLimit", "TokenPrice", "dollars"]
-
 T = TypeVar("T")
 
 UNIT = 10**12

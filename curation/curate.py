@@ -43,8 +43,6 @@ from mvspec.errors import VerifyError
 from mvspec.law.tags import TAG
 from mvspec.tree.ir import Document
 
-__all__ = ["CurationOutcome", "curate_chain"]
-
 T = TypeVar("T")
 
 

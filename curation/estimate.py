@@ -12,8 +12,6 @@ from mvspec.curation.questions import BEFORE, CurationOptions, instructions, par
 from mvspec.curation.request import ModelRequest, TokenUsage
 from mvspec.data.records import BadRecord, Record
 
-__all__ = ["COUNTED", "CurationEstimate", "estimate"]
-
 COUNTED = 10
 """Records whose tokens the service counts; the others' bytes are scaled by what it says."""
 

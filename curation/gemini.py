@@ -31,8 +31,6 @@ from mvspec.curation.request import (
 from mvspec.curation.store import CurationStore
 from mvspec.data.records import InputError
 
-__all__ = ["NO_KEY", "GeminiBatchProvider", "GeminiProvider", "key_of"]
-
 NO_KEY = "Gemini needs a key: set GEMINI_API_KEY (or GOOGLE_API_KEY) in the environment"
 
 POOL = 32

@@ -12,8 +12,6 @@ from mvspec.runtime.options import Options
 from mvspec.runtime.sampling import Sampling
 from mvspec.tree.builder import assistant, document, gen, system, user
 
-__all__ = ["LocalProvider"]
-
 
 class LocalProvider:
     """Provider that asks a model in this process.

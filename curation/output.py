@@ -16,9 +16,6 @@ from mvspec.curation.store import CurationStore
 from mvspec.data.records import InputError, encodable
 from mvspec.data.resume import replaced
 
-__all__ = ["QUARANTINE", "UNFINISHED", "open_folder", "write_documents", "write_lines",
-           "write_quarantine", "write_unfinished"]  # fmt: skip
-
 STORE = "answers.sqlite"
 DOCUMENTS = "documents.jsonl"
 PARQUET = "documents.parquet"

@@ -20,8 +20,6 @@ from types import FrameType
 from mvspec.data.records import InputError
 from mvspec.data.resume import exclusive
 
-__all__ = ["ORPHANED", "locked", "outlived", "watched"]
-
 PATIENCE = 5.0
 """Seconds in which the child of a killed run has noticed."""
 

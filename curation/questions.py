@@ -22,10 +22,6 @@ from mvspec.curation.structure import (
     runs_of,
 )
 
-__all__ = ["Ask", "ChainQuarantined", "ChainQuestions", "CurationOptions",
-           "RetriedQuestion", "frame_prompt", "group_prompt", "instructions", "judge_prompt",
-           "parse_prompt", "rewrite_prompt"]  # fmt: skip
-
 Ask = Callable[[ModelRequest], Awaitable[ModelAnswer]]
 
 BEFORE = 40

@@ -18,8 +18,6 @@ from mvspec.law.metrics import Corpus
 from mvspec.tree.ir import Document
 from mvspec.view.notebook import tree_html
 
-__all__ = ["REPORT", "curation_report", "write_report"]
-
 REPORT = "report.html"
 SUMMARY = "report.json"
 

@@ -10,9 +10,6 @@ from typing import Any, Protocol
 
 from mvspec.errors import MvspecError
 
-__all__ = ["CurationStopped", "ModelAnswer", "ModelProvider", "ModelRequest", "RequestRefused",
-           "RequestUnanswered", "TokenUsage"]  # fmt: skip
-
 
 @dataclass(frozen=True)
 class ModelRequest:

@@ -33,8 +33,6 @@ from mvspec.curation.tasks import BranchTask, CurationTask, PromptingTask
 from mvspec.data.records import BadRecord, InputError, Record
 from mvspec.data.sources import PATIENCE, Records, open_records
 
-__all__ = ["ChainTask", "CurationRun", "CurationTally", "TaskRun", "check_records", "outcome_key"]
-
 TASKS = ("documents", "branches", "prompting")
 
 RUNS = "runs.jsonl"

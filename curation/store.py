@@ -18,8 +18,6 @@ from typing import Any
 from mvspec.curation.request import ModelAnswer, ModelRequest
 from mvspec.data.records import InputError
 
-__all__ = ["CurationStore"]
-
 FORMAT = 1
 _TABLES = f"""
 CREATE TABLE IF NOT EXISTS answers (

@@ -15,10 +15,6 @@ from mvspec.curation.chain import ReasoningChain
 from mvspec.tree.builder import assistant, branch, document, parallel, think, user
 from mvspec.tree.ir import Document, Message, Parallel
 
-__all__ = ["BlockPlan", "ChainStep", "PathPlan", "PlanBody", "SentenceRun", "UnusableAnswer",
-           "blocks_of", "fill", "own_sentences", "read_groups", "read_steps", "run_text",
-           "runs_of"]  # fmt: skip
-
 DEEPEST = 8
 """Levels of steps that are read at all."""
 

@@ -32,9 +32,6 @@ from mvspec.data.resume import write_json
 from mvspec.data.sources import open_records
 from mvspec.forms import parse
 
-__all__ = ["BranchTask", "CurationTask", "PromptingTask", "branch_counts", "prompting_counts",
-           "prompting_verdict"]  # fmt: skip
-
 PROMPT_FORM = "multiverse-prompt"
 BRANCHES = "branches.jsonl"
 PROMPTING = "prompting.jsonl"

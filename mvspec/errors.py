@@ -7,16 +7,6 @@ from functools import cached_property
 
 from rich.cells import cell_len
 
-__all__ = [
-    "Diagnostic",
-    "LimitExceeded",
-    "MvspecError",
-    "ParseError",
-    "Source",
-    "Unsupported",
-    "VerifyError",
-]
-
 
 class MvspecError(Exception):
     """Base of every error that mvspec raises on user input."""

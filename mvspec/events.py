@@ -7,17 +7,6 @@ from typing import Any
 
 from mvspec.trace import Result
 
-__all__ = [
-    "Event",
-    "Finished",
-    "Forked",
-    "HoleFilled",
-    "Joined",
-    "PathEnded",
-    "TakenBack",
-    "Written",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class Written:

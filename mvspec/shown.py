@@ -13,8 +13,6 @@ from typing import Any
 
 from mvspec.errors import Unsupported
 
-__all__ = ["as_html", "as_layout", "as_plan", "as_rich", "as_text", "excerpt", "visible"]
-
 
 @singledispatch
 def as_html(value: Any) -> str:

@@ -27,8 +27,6 @@ from mvspec.shown import as_html, as_layout, as_plan
 from mvspec.tree.ir import Document
 from mvspec.tree.node import verify_error
 
-__all__ = ["FilledHole", "Result", "Trace", "TracedThread", "current_names"]
-
 Author = Literal["prompt", "engine", "model"]
 
 VERSION: Final = 2

@@ -30,8 +30,6 @@ from mvspec.runtime.thread_state import (
     WriteTokens,
 )
 
-__all__ = ["AdaptiveDriver", "AdaptiveTurn"]
-
 # What follows the tag `<Outline>`: label and title.
 _OUTLINE = re.compile(r"\s*([0-9.]*[0-9])\s*:\s*(.*?)\s*</Outline>", re.DOTALL)
 

@@ -7,8 +7,6 @@ from mvspec.errors import LimitExceeded, VerifyError
 from mvspec.law.limits import Limits
 from mvspec.law.threads import StructuralLaw
 
-__all__ = ["HoleBudget"]
-
 
 class HoleBudget:
     """Tokens and positions that a static plan has to spend.

@@ -23,8 +23,6 @@ from mvspec.law.tags import TAG
 from mvspec.runtime.grammar import grammar_of
 from mvspec.tree.ir import Gen
 
-__all__ = ["Constraint", "Constraints", "value_of"]
-
 _KEPT = 128
 """Compiled grammars that wait for the next hole with the same constraint."""
 

@@ -14,8 +14,6 @@ import numpy as np
 from mvspec.errors import Unsupported
 from mvspec.tree.ir import Gen
 
-__all__ = ["grammar_of"]
-
 # Unless told so, llguidance leaves one tokenisation of what can be written in one way only.
 _HEADER = '%llguidance {"no_forcing": true}\nstart: '
 

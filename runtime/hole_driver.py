@@ -29,8 +29,6 @@ from mvspec.runtime.thread_state import (
 )
 from mvspec.tree.ir import Gen
 
-__all__ = ["FilledHoles", "HoleDriver", "cut_at_stop", "longest_stop"]
-
 
 class FilledHoles:
     """The holes of one request that have their texts, and what is left for the others.

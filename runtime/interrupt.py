@@ -9,8 +9,6 @@ from contextlib import contextmanager
 
 from mvspec.trace import Trace
 
-__all__ = ["Interrupted", "deferred"]
-
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C ended a run.

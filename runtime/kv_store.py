@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-__all__ = ["KVStore"]
-
 
 class KVStore(Protocol):
     """Holds the keys and values of a request's tokens, and which of them each thread sees.

@@ -19,8 +19,6 @@ from mvspec.law.tags import Tag
 from mvspec.runtime.constraint import Constraints
 from mvspec.runtime.thread_state import AllowedTokens
 
-__all__ = ["Lexicon"]
-
 _KEPT = 128
 """Masks of structures that are remembered, as many as the rules remember."""
 

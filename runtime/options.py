@@ -9,8 +9,6 @@ from mvspec.errors import VerifyError
 from mvspec.law.limits import Limits
 from mvspec.runtime.sampling import Sampling, check_fields, is_whole
 
-__all__ = ["Options", "options_of_each"]
-
 
 @dataclass(frozen=True, slots=True)
 class Options:

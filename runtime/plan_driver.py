@@ -27,8 +27,6 @@ from mvspec.runtime.thread_state import (
 )
 from mvspec.tree.ir import Parallel
 
-__all__ = ["PlanDriver", "PlanScript"]
-
 
 class PlanScript:
     """A plan as its threads carry it out: the ops of each, and what they share.

@@ -21,8 +21,6 @@ from mvspec.runtime.sampling import Sampling
 from mvspec.trace import Result, Trace
 from mvspec.tree.ir import Document
 
-__all__ = ["engine_of", "load_program", "run"]
-
 
 def run(
     document: Runnable | str | os.PathLike[str],

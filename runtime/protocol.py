@@ -20,8 +20,6 @@ from mvspec.runtime.options import Options, options_of_each
 from mvspec.trace import Result
 from mvspec.tree.ir import Document
 
-__all__ = ["Capabilities", "Engine", "EngineRequest", "Runnable", "plan_for"]
-
 Runnable = Document | ExecutionPlan
 
 

@@ -38,8 +38,6 @@ from mvspec.runtime.thread_state import (
     WriteTokens,
 )
 
-__all__ = ["PlanRequest"]
-
 _ELSEWHERE = torch.empty(0)
 """Stands for logits that a server keeps."""
 

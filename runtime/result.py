@@ -14,8 +14,6 @@ from mvspec.trace import FilledHole, Result, Trace, TracedThread
 from mvspec.tree.builder import message
 from mvspec.tree.ir import Document
 
-__all__ = ["result_of"]
-
 
 def result_of(request: PlanRequest, model: str) -> Result:
     """Return the result of a request that has finished, or was interrupted."""

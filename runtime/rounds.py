@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from mvspec.runtime.kv_store import KVStore
 from mvspec.runtime.thread_state import ThreadState
 
-__all__ = ["SharedRounds"]
-
 
 @dataclass(slots=True)
 class SharedRounds:

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from mvspec.errors import VerifyError
 
-__all__ = ["DrawRequest", "DrawnToken", "Sampling", "choose_ids", "draw_tokens", "sent"]
-
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

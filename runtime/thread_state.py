@@ -16,26 +16,6 @@ from torch import Tensor
 from mvspec.law.threads import LawThread
 from mvspec.runtime.sampling import DrawnToken
 
-__all__ = [
-    "Action",
-    "AllowedTokens",
-    "AwaitRound",
-    "CloseByForce",
-    "Driver",
-    "EndPath",
-    "EndRun",
-    "FillHole",
-    "ForkThread",
-    "HandOver",
-    "KeepToken",
-    "NewPath",
-    "ReadAgain",
-    "TakeBack",
-    "ThreadState",
-    "ThreadToken",
-    "WriteTokens",
-]
-
 _TAIL = 32
 """Characters of a thread's tail: more than a tag has."""
 

@@ -3,7 +3,7 @@
     PYTHONPATH=.:tests:tests/laws python tests/fuzz_front_end.py -max_total_time=600
 
 Each input is a row of tags, lines and scraps of a form, so that a byte is a step of structure.
-The nightly profile runs it for a minute (tests/test_fuzz.py).
+The nightly profile runs it for a minute (tests/forms/test_fuzz.py).
 """
 
 from __future__ import annotations

@@ -14,8 +14,6 @@ from torch import Tensor
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.masks import additive_mask, block_mask, pad_batch
 
-__all__ = ["Batch", "BatchRow", "BatchTensors"]
-
 
 @dataclass(frozen=True)
 class BatchRow:

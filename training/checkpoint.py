@@ -21,17 +21,6 @@ from mvspec.compiler.vocabulary import load_tokenizer, save_tokenizer
 from mvspec.training.errors import CheckpointError
 from mvspec.training.weights import LoraAdapters, build_model, save_model, torch_dtype
 
-__all__ = [
-    "EXPORTED",
-    "Checkpoints",
-    "WholeCheckpoints",
-    "export",
-    "is_whole",
-    "kept_recipe",
-    "newest_checkpoint",
-    "recipe",
-]
-
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Writes a checkpoint beside its place and renames it there.

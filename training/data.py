@@ -21,16 +21,6 @@ from mvspec.training.batch import Batch, BatchRow
 from mvspec.training.errors import CheckpointError
 from mvspec.training.parallel import DataRanks
 
-__all__ = [
-    "TOO_LONG",
-    "BatchLoader",
-    "LayoutData",
-    "LayoutSequence",
-    "LayoutSource",
-    "MixtureStage",
-    "RowSchedule",
-]
-
 
 @dataclass(frozen=True)
 class MixtureStage:

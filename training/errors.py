@@ -6,8 +6,6 @@ from collections.abc import Sequence
 
 from mvspec.errors import MvspecError
 
-__all__ = ["CheckpointError", "NotFinite"]
-
 _SHOWN = 8
 
 

@@ -27,8 +27,6 @@ from mvspec.training.parallel import DataRanks
 from mvspec.tree.builder import document, user
 from mvspec.view.terminal import tree_text
 
-__all__ = ["Generations", "MetricsLogger", "Throughput", "step_flops"]
-
 
 class MetricsLogger(Logger):
     """Writes `metrics.csv`, a row a step, and carries it on where a run is resumed.

@@ -11,8 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 from mvspec.errors import Unsupported, VerifyError
 
-__all__ = ["LOSSES", "check_loss", "head_loss"]
-
 LOSSES = ("chunked", "liger")
 """How the loss is computed: in plain torch, or by liger-kernel's fused kernel on a GPU."""
 

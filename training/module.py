@@ -34,8 +34,6 @@ from mvspec.training.weights import (
     torch_dtype,
 )
 
-__all__ = ["LanguageModel", "StepLoss"]
-
 
 class StepLoss:
     """Sums the losses of batches; at its end their gradients are divided by all their tokens."""

@@ -17,8 +17,6 @@ from mvspec.errors import Unsupported
 from mvspec.training.batch import BatchTensors
 from mvspec.training.loss import head_loss
 
-__all__ = ["ATTENTIONS", "FLEX", "LossNetwork", "attend"]
-
 FLEX = "mvspec_flex"
 """The name of `attend` in transformers' attention interface.
 

@@ -14,8 +14,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from mvspec.errors import Unsupported, VerifyError
 
-__all__ = ["SCHEDULES", "MuonAdamW", "Optimizer"]
-
 
 class MuonAdamW(torch.optim.Optimizer):
     """torch's Muon and AdamW with one state, so that a trainer schedules and saves them as one.

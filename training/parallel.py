@@ -22,8 +22,6 @@ from torch.distributed.tensor.parallel import (
 from mvspec.errors import Unsupported
 from mvspec.training.network import LossNetwork
 
-__all__ = ["DataRanks", "gradient_norm", "parallelize", "scale_gradients"]
-
 
 @dataclass(frozen=True)
 class DataRanks:

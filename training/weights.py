@@ -29,17 +29,6 @@ from mvspec.errors import Unsupported, VerifyError
 from mvspec.law.tags import Tag
 from mvspec.training.errors import CheckpointError
 
-__all__ = [
-    "LoraAdapters",
-    "build_model",
-    "extend_tokenizer",
-    "initialise_tags",
-    "own_copy",
-    "save_model",
-    "tag_words",
-    "torch_dtype",
-]
-
 
 def tag_words(tag: Tag) -> str:
     """Return the words that a tag names, as plain text.

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from mvspec.runtime.evaluation.plots import PlotCurve
     from mvspec.runtime.evaluation.speed import SpeedCell, SpeedGrid
 
-__all__ = ["bench"]
-
 
 def bench(
     model: Model = None,

@@ -26,8 +26,6 @@ from mvspec.shown import excerpt, visible
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["VerdictCounts", "check", "report"]
-
 
 def check(
     inputs: Inputs,

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from mvspec.compiler.compilation import Compilation
 
-__all__ = ["compile"]
-
 TOO_LONG = ("truncate", "drop", "error")
 
 

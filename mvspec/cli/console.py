@@ -19,17 +19,6 @@ if TYPE_CHECKING:
     from mvspec.data.records import Record
     from mvspec.data.sources import Records
 
-__all__ = [
-    "compiling_bar",
-    "discard_stdout",
-    "plain_table",
-    "print_table",
-    "progress_bar",
-    "reading_bar",
-    "sample_bar",
-    "tell",
-]
-
 LONG = 4_000_000
 """Bytes of input from which a bar is shown: about two seconds of checking."""
 

@@ -15,8 +15,6 @@ from mvspec.data.sources import is_one_text, open_records
 from mvspec.forms import FORMS
 from mvspec.forms.multiverse import MULTIVERSE
 
-__all__ = ["convert"]
-
 
 def convert(
     inputs: Inputs,

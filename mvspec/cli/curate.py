@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from mvspec.curation.estimate import CurationEstimate
     from mvspec.curation.run import CurationRun, TaskRun
 
-__all__ = ["curate"]
-
 LEVELS = ("minimal", "low", "medium", "high")
 """How much a model is to think, where it takes no number."""
 

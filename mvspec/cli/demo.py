@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from mvspec.trace import Result
     from mvspec.tree.ir import Document
 
-__all__ = ["demo", "show_adaptive_demo", "show_demo"]
-
 SEED = 54
 """Of the held-out problems: one without parts, two with, and one whose parts have parts."""
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from mvspec.runtime.evaluation.results import EvaluationSample
     from mvspec.runtime.evaluation.summary import AccuracyEstimate, EvaluationSummary, RunComparison
 
-__all__ = ["eval"]
-
 RUN = "run"
 
 

@@ -13,8 +13,6 @@ from mvspec.data.records import InputError
 if TYPE_CHECKING:
     from mvspec.compiler.plan import ExecutionPlan
 
-__all__ = ["cost_line", "describe_plan", "plan"]
-
 
 def plan(
     program: Annotated[Path, typer.Argument(help="As for run.")],

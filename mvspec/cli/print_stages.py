@@ -24,8 +24,6 @@ from mvspec.shown import visible
 from mvspec.tree.ir import Document
 from mvspec.view.terminal import tree_rich
 
-__all__ = ["STAGES", "emit", "print_stage"]
-
 STAGES = ("ir", "segments", "layout", "plan")
 
 _AUTHORS = {"model": "green", "engine": "yellow", "outside": "cyan", "template": "blue"}

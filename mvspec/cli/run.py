@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from mvspec.runtime.protocol import Engine, Runnable
     from mvspec.trace import Result
 
-__all__ = ["jsonable", "load_engine", "run", "run_file", "run_live", "show_result"]
-
 
 def run(
     program: Annotated[

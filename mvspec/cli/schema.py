@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from mvspec.tree.schema import document_schema
 
-__all__ = ["schema"]
-
 
 def schema() -> None:
     """Print the JSON Schema of a document."""

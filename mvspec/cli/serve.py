@@ -9,8 +9,6 @@ import typer
 from mvspec.cli.options import as_given, needs
 from mvspec.law.limits import Limits
 
-__all__ = ["serve"]
-
 
 def serve(
     model: Annotated[str, typer.Argument(help="Folder or hub name of a model.")],

@@ -21,8 +21,6 @@ from mvspec.tree.ir import Document
 from mvspec.view.notebook import HTML_LIMIT, tree_html
 from mvspec.view.terminal import TEXT_LIMIT, least_width, tree_rich
 
-__all__ = ["show"]
-
 
 def show(
     inputs: Inputs,

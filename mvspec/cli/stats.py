@@ -24,8 +24,6 @@ from mvspec.shown import visible
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["stats"]
-
 
 def stats(
     inputs: Inputs,

@@ -8,8 +8,6 @@ import typer
 
 from mvspec.cli.options import needs
 
-__all__ = ["train"]
-
 
 def train(
     arguments: Annotated[

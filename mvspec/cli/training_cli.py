@@ -23,8 +23,6 @@ from mvspec.training.data import LayoutData
 from mvspec.training.errors import CheckpointError
 from mvspec.training.module import LanguageModel
 
-__all__ = ["CONFIGS", "TrainingCLI", "main"]
-
 CONFIGS = Path(mvspec.training.__file__).parent / "configs"
 """Configurations that come with the package."""
 

@@ -20,8 +20,6 @@ from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.view.page import RecordPage, own_output
 from mvspec.view.records import LayDocument, view_of
 
-__all__ = ["view"]
-
 Made = tuple[str, str, list[Any]]
 
 

@@ -18,8 +18,6 @@ from mvspec.tree import builder
 from mvspec.tree.ir import Document, Message, Role, Think
 from mvspec.tree.node import Node
 
-__all__ = ["ChatContext", "ChatTurn", "chat_turns", "document", "is_chat", "turn_message"]
-
 _ROLES = {
     "system": "system", "developer": "system",
     "user": "user", "human": "user",

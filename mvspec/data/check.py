@@ -11,8 +11,6 @@ from mvspec.errors import Diagnostic, Source
 from mvspec.forms import FORMS
 from mvspec.tree.ir import Parallel
 
-__all__ = ["RecordVerdict", "check_record", "other_forms", "warnings"]
-
 
 @dataclass(frozen=True, slots=True)
 class RecordVerdict:

@@ -10,8 +10,6 @@ from typing import Any
 
 from mvspec.errors import VerifyError
 
-__all__ = ["COLUMNS", "PAIR", "REASONING", "RowError", "column", "columns", "listed", "plain"]
-
 COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id", "unique_id", "question_id", "problem_id", "task_id", "record id", "key"),
     "chat": ("messages", "conversations", "conversation"),

@@ -15,8 +15,6 @@ from mvspec.data.records import InputError, Record, RowPath
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS, JSON, render
 
-__all__ = ["convert_records", "converted", "output_row", "put"]
-
 
 def converted(record: Record, target: str, *, recover: bool = False) -> str:
     """Return the text of a record in the form `target`.

@@ -25,8 +25,6 @@ from mvspec.data.sources import Records
 from mvspec.errors import Diagnostic
 from mvspec.forms.recovery.edits import Code, apply
 
-__all__ = ["FixPolicy", "fix_records", "log_path"]
-
 
 @dataclass(frozen=True)
 class FixPolicy:

@@ -17,8 +17,6 @@ from mvspec.law.metrics import Metrics
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Document, Message
 
-__all__ = ["Counter", "author_runs", "count_words", "has_prompt", "measure", "token_counter"]
-
 Counter = Callable[[str], int]
 """Counts a run of text. A tag comes alone, as it is one token where a tokenizer knows it."""
 

@@ -10,8 +10,6 @@ from mvspec.law.tags import Tag
 from mvspec.tree.ir import Document, Parallel, Text
 from mvspec.tree.node import Node
 
-__all__ = ["numbering_warnings"]
-
 
 def numbering_warnings(
     document: Document, source: Source, syntax: Syntax | None

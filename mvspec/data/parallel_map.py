@@ -15,8 +15,6 @@ from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import TypeVar
 
-__all__ = ["ordered_map", "settle"]
-
 A = TypeVar("A")
 B = TypeVar("B")
 

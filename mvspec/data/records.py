@@ -24,8 +24,6 @@ from mvspec.tree import builder
 from mvspec.tree.ir import Document, Text
 from mvspec.tree.node import Node
 
-__all__ = ["BadRecord", "Fields", "InputError", "Reading", "Record", "read_text"]
-
 RowPath = tuple[str | int, ...]
 Kind = Literal["text", "document", "chat", "trace", "apr", "settings", "unread"]
 Found = tuple[Kind, RowPath, Any]

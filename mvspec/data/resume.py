@@ -22,9 +22,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["Journal", "check_file", "differing", "exclusive", "replaced", "whole_lines",
-           "write_json"]  # fmt: skip
-
 
 def check_file(path: Path, option: str, suffixes: tuple[str, str]) -> None:
     """Refuse a file that could not be written, before there is something to lose.

@@ -23,8 +23,6 @@ from typing import IO, Any
 from mvspec.data.records import Fields, InputError, Record, recognised
 from mvspec.errors import Diagnostic
 
-__all__ = ["PATIENCE", "Records", "is_one_text", "is_readable", "open_records", "read"]
-
 TEXTS = frozenset({".txt", ".md"})
 ROWS = frozenset({".jsonl", ".ndjson"})
 VALUE = ".json"

@@ -21,8 +21,6 @@ from mvspec.forms.syntax import Syntax, tag_texts
 from mvspec.law.tags import Tag
 from mvspec.tree.ir import Conclusion, Document, Goal, Message, Outline, Parallel, Path, Text, Think
 
-__all__ = ["APR", "FORM"]
-
 APR = Syntax(
     "apr",
     tags=tag_texts(

@@ -9,8 +9,6 @@ from mvspec.law.tags import Tag
 from mvspec.tree.ir import Document, Gen, Message, Outline, Parallel, Path, Text, Think
 from mvspec.tree.node import Node
 
-__all__ = ["check_turn", "hole_refusal", "only_turn", "refusal"]
-
 
 def only_turn(document: Document | Message, syntax: Syntax) -> tuple[Message, str]:
     """Return the one assistant's message of a document that has no other, and its address.

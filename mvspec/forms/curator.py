@@ -11,8 +11,6 @@ from mvspec.forms.syntax import Syntax, tag_texts
 from mvspec.forms.tagged import TaggedForm
 from mvspec.law.tags import Tag
 
-__all__ = ["CURATOR", "FORM"]
-
 CURATOR = Syntax(
     "curator",
     separator="\n\n",

@@ -24,8 +24,6 @@ from mvspec.forms.form import NO_CONCLUSION, Mismatch, StrictForm, document_of, 
 from mvspec.forms.syntax import Syntax, tag_texts
 from mvspec.tree.ir import Document, Goal, Message, Outline, Parallel, Path, Text
 
-__all__ = ["CURATOR_PLAN", "FORM"]
-
 CURATOR_PLAN = Syntax(
     "curator-plan", tags=tag_texts({}, ""), counted=True, max_depth=1, ordered=False
 )

@@ -27,8 +27,6 @@ from mvspec.law.tags import Tag
 from mvspec.tree.ir import Conclusion, Document, Goal, Message, Outline, Parallel, Path, Text, Think
 from mvspec.tree.node import Node
 
-__all__ = ["CURATOR_SUMMARY", "FORM", "REASON"]
-
 CURATOR_SUMMARY = Syntax(
     "curator-summary",
     tags=tag_texts({Tag.PARALLEL: "<parallel>", Tag.END_PARALLEL: "</parallel>"}, ""),

@@ -12,17 +12,6 @@ from mvspec.forms.recovery.edits import Code
 from mvspec.forms.syntax import Syntax
 from mvspec.tree.ir import Conclusion, Document, Message, Text
 
-__all__ = [
-    "NO_CONCLUSION",
-    "Form",
-    "Mismatch",
-    "StrictForm",
-    "check_characters",
-    "document_of",
-    "text_of",
-]
-
-
 NO_CONCLUSION = Conclusion()
 """The conclusion of a block that a form writes without one."""
 

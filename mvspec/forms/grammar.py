@@ -20,8 +20,6 @@ from mvspec.law.tags import Tag
 from mvspec.tree.builder import number
 from mvspec.tree.ir import LABEL, Conclusion, Document, Goal, Outline, Parallel, Path, Think
 
-__all__ = ["StrictReader", "grammar"]
-
 _GOES_ON = {Place.FORKED: Place.BETWEEN, Place.ENDED: Place.JOINED}
 """Where a block goes on after its goal, and after the last of its paths."""
 

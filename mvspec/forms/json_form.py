@@ -9,8 +9,6 @@ from mvspec.forms.recovery.edits import Code
 from mvspec.forms.syntax import Syntax, tag_texts
 from mvspec.tree.ir import Document, Message
 
-__all__ = ["FORM", "JSON", "JsonForm"]
-
 JSON = "json"
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from mvspec.forms.syntax import Syntax
 from mvspec.forms.tagged import TaggedForm
 
-__all__ = ["FORM", "MULTIVERSE"]
-
 MULTIVERSE = Syntax("multiverse")
 
 FORM = TaggedForm(MULTIVERSE)

@@ -11,8 +11,6 @@ from mvspec.forms.syntax import Syntax, tag_texts
 from mvspec.forms.tagged import TaggedForm
 from mvspec.law.tags import Tag
 
-__all__ = ["FORM", "MULTIVERSE_PROMPT"]
-
 MULTIVERSE_PROMPT = Syntax(
     "multiverse-prompt",
     tags=tag_texts(

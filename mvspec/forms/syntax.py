@@ -18,8 +18,6 @@ from mvspec.law.tags import Tag
 from mvspec.tree.ir import LABEL, Gen, Message, Parallel, Text, Think
 from mvspec.tree.node import Node
 
-__all__ = ["Piece", "Syntax", "tag_texts"]
-
 
 class Piece(NamedTuple):
     """One run of a rendering.

@@ -26,8 +26,6 @@ from mvspec.tree.ir import Document, Message
 if TYPE_CHECKING:
     from mvspec.forms.grammar import StrictReader
 
-__all__ = ["WINDOW", "TaggedForm"]
-
 WINDOW = 1 << 16
 """Characters within which a strict parse looks for its error before it reads further."""
 

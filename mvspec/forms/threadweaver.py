@@ -12,8 +12,6 @@ from mvspec.forms.syntax import Syntax, tag_texts
 from mvspec.forms.tagged import TaggedForm
 from mvspec.law.tags import Tag
 
-__all__ = ["FORM", "THREADWEAVER"]
-
 THREADWEAVER = Syntax(
     "threadweaver",
     tags=tag_texts(

@@ -12,8 +12,6 @@ from mvspec.forms.syntax import Syntax
 from mvspec.forms.tagged import render_pieces
 from mvspec.tree.ir import Document, Message
 
-__all__ = ["FORM", "UNTAGGED", "UntaggedForm"]
-
 UNTAGGED = Syntax("untagged", tagged=False)
 
 

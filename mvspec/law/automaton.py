@@ -22,20 +22,6 @@ from mvspec.law.limits import Limits
 from mvspec.law.tags import TAG, Tag
 from mvspec.law.threads import Chain, LawThread, StructuralLaw, SurfaceLaw
 
-__all__ = [
-    "LEADS_TO",
-    "MOVES",
-    "Expect",
-    "FixedText",
-    "GrammarThread",
-    "Place",
-    "PlacedEvent",
-    "TagAutomaton",
-    "TagOrText",
-    "TagReader",
-    "may_follow",
-]
-
 TagOrText = Tag | str
 """A tag, or a run of text between tags."""
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["MAX_DEPTH", "Limits"]
-
 MAX_DEPTH = 32
 """Blocks nest at most this deep. Published engines stop at 5; JSON readers at 200 brackets."""
 

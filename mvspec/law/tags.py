@@ -6,8 +6,6 @@ import re
 from enum import StrEnum
 from functools import cached_property
 
-__all__ = ["TAG", "Tag"]
-
 TAG = re.compile(r"</?(?:Think|Parallel|Goal|Outline|Path|Conclusion)>")
 """The twelve canonical tags: an assistant's text never contains one."""
 

@@ -25,19 +25,6 @@ from typing import Literal, NamedTuple, Protocol
 from mvspec.errors import VerifyError
 from mvspec.law.metrics import Metrics
 
-__all__ = [
-    "Chain",
-    "LawRun",
-    "LawThread",
-    "ListedThread",
-    "StructuralLaw",
-    "SurfaceLaw",
-    "ThreadEvent",
-    "law_of_threads",
-    "sees",
-    "thread_events",
-]
-
 Chain = tuple[tuple[int, int], ...]
 """(block, path) of every path that a token stands in, outermost first."""
 

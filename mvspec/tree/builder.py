@@ -39,19 +39,6 @@ from mvspec.tree.ir import (
 )
 from mvspec.tree.node import Node
 
-__all__ = [
-    "assistant",
-    "branch",
-    "document",
-    "gen",
-    "message",
-    "parallel",
-    "system",
-    "think",
-    "tool",
-    "user",
-]
-
 BodyPart = str | Node
 
 

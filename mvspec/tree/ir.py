@@ -24,22 +24,6 @@ from mvspec.law.limits import MAX_DEPTH
 from mvspec.law.tags import TAG
 from mvspec.tree.node import Node, verify_error
 
-__all__ = [
-    "Body",
-    "Conclusion",
-    "Document",
-    "Gen",
-    "Goal",
-    "Item",
-    "Message",
-    "Outline",
-    "Parallel",
-    "Path",
-    "Role",
-    "Text",
-    "Think",
-]
-
 LABEL = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 
 Role = Literal["system", "user", "assistant", "tool"]

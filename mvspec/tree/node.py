@@ -11,8 +11,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mvspec.errors import VerifyError
 from mvspec.shown import as_html, as_rich, as_text
 
-__all__ = ["Node"]
-
 T = TypeVar("T")
 N = TypeVar("N", bound="Node")
 

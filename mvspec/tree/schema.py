@@ -7,8 +7,6 @@ from typing import Any
 
 from mvspec.tree.ir import Document
 
-__all__ = ["document_schema"]
-
 
 def document_schema() -> str:
     """Return the JSON Schema of a document as text; mvspec/tree/document.schema.json holds it.

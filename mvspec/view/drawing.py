@@ -21,19 +21,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = [
-    "COLOURS",
-    "Drawing",
-    "DrawnBox",
-    "DrawnImage",
-    "DrawnLine",
-    "DrawnShape",
-    "DrawnText",
-    "check_picture",
-    "frame",
-    "png_uri",
-]
-
 COLOURS = {
     "text": ("#0f172a", "#e2e8f0", 1.0),
     "dim": ("#475569", "#94a3b8", 1.0),

@@ -29,8 +29,6 @@ from mvspec.view.drawing import (
 )
 from mvspec.view.mask_image import HIDDEN, MaskArrays, MaskImage, document_starts, draw
 
-__all__ = ["hexadecimal", "layout_drawing", "layout_html", "layout_png", "write_pictures"]
-
 TEXTS = 20_000
 """Tokens up to which a page carries the text of each."""
 

@@ -26,8 +26,6 @@ from mvspec.law.tags import TAG
 from mvspec.shown import excerpt, visible
 from mvspec.view.terminal import TEXT_LIMIT, one_line
 
-__all__ = ["LiveColumns"]
-
 NARROWEST = 18
 """Columns of a terminal that a thread has, at least."""
 

@@ -10,16 +10,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "CELLS",
-    "MaskArrays",
-    "MaskImage",
-    "PathStretches",
-    "document_starts",
-    "draw",
-    "find_stretches",
-]
-
 CELLS = 480
 """Rows and columns of a picture at most; a longer layout shares its cells out."""
 

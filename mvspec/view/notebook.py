@@ -17,8 +17,6 @@ from mvspec.trace import Result, Trace
 from mvspec.tree.node import Node
 from mvspec.view.terminal import OutlineEntry, entry
 
-__all__ = ["HTML_LIMIT", "panel_html", "result_html", "text_html", "trace_html", "tree_html"]
-
 HTML_LIMIT = 20_000
 """Characters of one text that are shown; a long text scrolls."""
 

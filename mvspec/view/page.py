@@ -23,8 +23,6 @@ from typing import IO, Any
 from mvspec.data.records import InputError
 from mvspec.shown import visible
 
-__all__ = ["MARK", "RecordPage", "is_page", "own_output"]
-
 MARK = '<meta name="generator" content="mvspec view">'
 """What tells a page from a file that is somebody else's."""
 

@@ -24,22 +24,6 @@ from mvspec.law.threads import law_of_threads
 from mvspec.tree.ir import Document, Message, Parallel, Text
 from mvspec.view.terminal import entry
 
-__all__ = [
-    "AUTHORS",
-    "FINISHES",
-    "OpenBranch",
-    "RecordView",
-    "TokenRun",
-    "TreeBranch",
-    "TreeLeaf",
-    "ViewedThread",
-    "add_run",
-    "lay_words",
-    "trees",
-    "units",
-    "words",
-]
-
 AUTHORS = ("prompt", "engine", "model")
 """Who wrote a token: what a run was given, what a runtime writes (forced), the model (free)."""
 

@@ -35,8 +35,6 @@ from mvspec.view.record_view import (
 )
 from mvspec.view.timeline import timeline_rows
 
-__all__ = ["LayDocument", "thread_tree", "trace_view", "view_of"]
-
 LayDocument = Callable[[Document], RecordView]
 """Lays a document out in tokens, in the form multiverse; words need no tokenizer."""
 

@@ -28,17 +28,6 @@ from mvspec.tree.ir import (
 )
 from mvspec.tree.node import Node
 
-__all__ = [
-    "MIN_COLUMN",
-    "TEXT_LIMIT",
-    "OutlineEntry",
-    "entry",
-    "least_width",
-    "one_line",
-    "tree_rich",
-    "tree_text",
-]
-
 TEXT_LIMIT = 400
 """Characters of one text that a terminal view shows before it says how many more there are."""
 

@@ -35,15 +35,6 @@ from mvspec.view.drawing import (
 from mvspec.view.record_view import FINISHES
 from mvspec.view.terminal import one_line
 
-__all__ = [
-    "captions",
-    "check_timeline",
-    "timeline_rows",
-    "timeline_svg",
-    "timeline_text",
-    "write_timeline",
-]
-
 FINEST = 6
 """Columns of one forward, at most."""
 

@@ -21,8 +21,6 @@ from mvspec.errors import Unsupported
 from mvspec.runtime.engine.kv_cache import KVCache
 from mvspec.runtime.sampling import sent
 
-__all__ = ["ATTENTION", "KVReader", "SlicedAttention", "TokenChunk", "attend", "kept_tokens"]
-
 ATTENTION = "mvspec"
 """The name of `attend` in transformers' attention interface."""
 

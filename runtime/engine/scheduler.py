@@ -18,8 +18,6 @@ from mvspec.runtime.request import PlanRequest
 from mvspec.runtime.sampling import draw_tokens
 from mvspec.runtime.thread_state import ThreadState, ThreadToken
 
-__all__ = ["RequestScheduler"]
-
 
 class RequestScheduler:
     """Runs requests on one model, as many at once as there is place for.

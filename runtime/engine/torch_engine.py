@@ -29,8 +29,6 @@ from mvspec.runtime.result import result_of
 from mvspec.runtime.sampling import is_whole
 from mvspec.trace import Result
 
-__all__ = ["TorchEngine"]
-
 
 class TorchEngine(Engine):
     """Runs documents and plans on a transformers causal language model: an `Engine`.

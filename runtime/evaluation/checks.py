@@ -16,18 +16,6 @@ from typing import Any
 from mvspec.data.records import InputError
 from mvspec.runtime.evaluation.grading import GraderVerdict
 
-__all__ = [
-    "check_instructions",
-    "find_checker",
-    "grade_choice",
-    "grade_instructions",
-    "grade_mathematics",
-    "grade_own",
-    "letter_of",
-    "listed",
-    "shuffled",
-]
-
 
 def grade_mathematics(payload: Mapping[str, Any], text: str) -> GraderVerdict:
     """Compare the last answer in a text, a `\\boxed{...}` before all others, with the reference.

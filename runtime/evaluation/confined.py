@@ -11,8 +11,6 @@ import os
 import sys
 from typing import Any
 
-__all__ = ["has_landlock", "main"]
-
 _CREATE, _ADD, _RESTRICT = 444, 445, 446
 """Landlock's system calls; the same on every architecture (Linux's syscall tables)."""
 

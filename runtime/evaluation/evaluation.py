@@ -32,8 +32,6 @@ from mvspec.runtime.evaluation.results import (
 from mvspec.runtime.evaluation.sandbox import missing
 from mvspec.runtime.evaluation.tasks import EvaluationTask, task_of
 
-__all__ = ["AskedSamples", "Evaluation", "EvaluationSource", "grade_recorded", "run_engine"]
-
 Tell = Callable[[str], object]
 Keep = Callable[[EvaluationSample], object]
 Progress = Callable[[int, int], AbstractContextManager[Callable[[str], object]]]

@@ -24,18 +24,6 @@ from mvspec.trace import Trace
 from mvspec.tree.builder import document, user
 from mvspec.tree.ir import Document
 
-__all__ = [
-    "PROMPTS",
-    "Answer",
-    "AnswerGenerator",
-    "AskedAnswer",
-    "generate",
-    "graded",
-    "prompt_of",
-    "written_text",
-]
-
-
 PROMPTS = {
     "parallel": "Think step by step and in parallel before answering.",
     "sequential": "Think step by step before answering.",

@@ -21,8 +21,6 @@ from typing import Any
 
 from mvspec.data.parallel_map import settle
 
-__all__ = ["GraderVerdict", "Graders", "graders"]
-
 
 @dataclass(frozen=True, slots=True)
 class GraderVerdict:

@@ -27,8 +27,6 @@ from mvspec.runtime.program import engine_of
 from mvspec.runtime.sampling import Sampling
 from mvspec.tree.builder import gen
 
-__all__ = ["NAME", "MvspecLM"]
-
 NAME = "mvspec"
 """What the harness calls the model."""
 

@@ -12,8 +12,6 @@ from mvspec.data.resume import check_file
 from mvspec.runtime.evaluation.results import EvaluationRun
 from mvspec.runtime.evaluation.summary import problems_of, summarise
 
-__all__ = ["PlotCurve", "PlotPanel", "check_plot", "plot_caps", "write_plot"]
-
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4d7c0f")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 

@@ -12,15 +12,6 @@ from mvspec.data.columns import column, listed
 from mvspec.data.records import BadRecord, Fields, InputError, Record
 from mvspec.data.sources import Records, open_records
 
-__all__ = [
-    "BadProblem",
-    "EvaluationProblem",
-    "ProblemColumns",
-    "digest",
-    "open_problems",
-    "read_problems",
-]
-
 NO_FIELDS = Fields()
 
 _LISTED = 5

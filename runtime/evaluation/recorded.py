@@ -11,8 +11,6 @@ from mvspec.data.sources import Records
 from mvspec.forms import render
 from mvspec.runtime.evaluation.problem import EvaluationProblem
 
-__all__ = ["RecordedOutputs", "match_outputs"]
-
 
 @dataclass
 class RecordedOutputs:

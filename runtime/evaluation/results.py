@@ -18,18 +18,6 @@ from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.law.metrics import Metrics
 from mvspec.tree.ir import Parallel
 
-__all__ = [
-    "EvaluationRun",
-    "EvaluationSample",
-    "Key",
-    "OutputShape",
-    "ResultsFile",
-    "final_text",
-    "open_results",
-    "read_run",
-    "shape_of",
-]
-
 Form = Literal["ok", "cut", "malformed", ""]
 Key = tuple[str, int, int | None]
 

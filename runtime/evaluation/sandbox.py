@@ -30,8 +30,6 @@ from typing import Any
 from mvspec.runtime.evaluation import confined
 from mvspec.runtime.evaluation.grading import GraderVerdict
 
-__all__ = ["CodeOutcome", "code_of", "grade_code", "missing", "run_code", "unpacked_tests"]
-
 _UNSHARE = ("--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child=KILL")
 
 

@@ -24,17 +24,6 @@ from mvspec.errors import VerifyError
 from mvspec.runtime.options import Options
 from mvspec.runtime.protocol import Engine
 
-__all__ = [
-    "HEADER",
-    "ReplayShape",
-    "SpeedCell",
-    "SpeedGrid",
-    "measure_grid",
-    "replay",
-    "shape_of_degree",
-    "token_ids",
-]
-
 HEADER = 4
 """Tokens that the plan writes at the start of a path, and of a join where no other number is
 given."""

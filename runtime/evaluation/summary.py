@@ -20,19 +20,6 @@ from mvspec.data.records import InputError
 from mvspec.law.metrics import Corpus
 from mvspec.runtime.evaluation.results import EvaluationRun, EvaluationSample
 
-__all__ = [
-    "AccuracyEstimate",
-    "EvaluationSummary",
-    "PairedDifference",
-    "RunComparison",
-    "accuracy",
-    "compare_runs",
-    "paired",
-    "problems_of",
-    "summaries",
-    "summarise",
-]
-
 LEVEL = 0.95
 
 _RESAMPLES = 9_999

@@ -15,8 +15,6 @@ from mvspec.runtime.evaluation.checks import listed, shuffled
 from mvspec.runtime.evaluation.problem import BadProblem, ProblemColumns
 from mvspec.runtime.evaluation.sandbox import unpacked_tests
 
-__all__ = ["OWN", "TASKS", "EvaluationTask", "task_of"]
-
 _ROOM = "mvspec.runtime.evaluation"
 
 QUESTION = COLUMNS["question"]

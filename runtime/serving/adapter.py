@@ -13,8 +13,6 @@ from typing import Any
 from mvspec.runtime.serving.kv_pool import KVPool
 from mvspec.runtime.serving.sglang_req import is_thread, req_classes, thread_of
 
-__all__ = ["SchedulerAdapter"]
-
 
 class SchedulerAdapter:
     """One scheduler of SGLang, as the plugin uses it.

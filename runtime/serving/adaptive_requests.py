@@ -21,8 +21,6 @@ from mvspec.runtime.serving import hooks
 from mvspec.runtime.serving.protocol import PlanPayload
 from mvspec.tree.node import verify_error
 
-__all__ = ["ADAPTIVE_LIMITS", "adaptive_limits", "adaptive_options", "adaptive_payload", "has_tags"]
-
 ADAPTIVE_LIMITS = "MVSPEC_NATIVE"
 """The environment variable that lets plain requests fork: `Limits` as JSON, `{}` for none."""
 

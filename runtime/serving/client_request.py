@@ -19,8 +19,6 @@ from mvspec.runtime.serving.protocol import (
 )
 from mvspec.trace import Result, Trace
 
-__all__ = ["ClientRequest"]
-
 _SELDOM = 64
 """Tokens from message to message where only the last is wanted: the others say that it goes on."""
 

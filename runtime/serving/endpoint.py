@@ -20,8 +20,6 @@ from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.tags import Tag
 
-__all__ = ["HttpEndpoint", "LocalEndpoint", "Send"]
-
 Body = dict[str, Any]
 Send = Callable[[Body], AsyncGenerator[dict[str, Any], None]]
 """Sends a request of SGLang's `/generate` and yields the chunks of its answer."""

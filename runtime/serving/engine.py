@@ -26,8 +26,6 @@ from mvspec.runtime.serving.endpoint import HttpEndpoint, LocalEndpoint
 from mvspec.runtime.serving.protocol import served_capabilities
 from mvspec.trace import Result
 
-__all__ = ["SGLangEngine"]
-
 _PATIENCE = 10.0
 """Seconds that an aborted request has to say what it had done."""
 

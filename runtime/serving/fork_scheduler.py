@@ -27,8 +27,6 @@ from mvspec.runtime.serving.prometheus import COUNTED
 from mvspec.runtime.serving.protocol import ClientResponse, PlanPayload, served_capabilities
 from mvspec.runtime.serving.sglang_req import is_thread, thread_of
 
-__all__ = ["ForkScheduler", "KVBudget"]
-
 log = logging.getLogger("mvspec")
 
 _TOGETHER = 16

@@ -23,8 +23,6 @@ from mvspec.runtime.serving.adapter import SchedulerAdapter
 from mvspec.runtime.serving.protocol import ClientResponse
 from mvspec.runtime.thread_state import ThreadState, ThreadToken
 
-__all__ = ["ForkedRequest", "SlotCounter", "ThreadKV"]
-
 _BLOCK = -1
 
 

@@ -16,20 +16,6 @@ from packaging.version import Version
 
 from mvspec.errors import Unsupported
 
-__all__ = [
-    "FRONTEND_HOOKS",
-    "HOOKS",
-    "ONLY_ONE",
-    "REFUSED_FLAGS",
-    "HookTarget",
-    "apply",
-    "check_request",
-    "check_server",
-    "make_plain",
-    "missing_hooks",
-    "verify",
-]
-
 OLDEST, NEWEST = Version("0.5.16"), Version("0.5.23")
 """The versions that were tested; others are refused."""
 

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["KVPool"]
-
 
 class KVPool:
     """Rows and KV slots of one scheduler: allocated by an extend, evicted, freed.

@@ -16,8 +16,6 @@ from mvspec.law.tags import Tag
 from mvspec.runtime.serving.adaptive_requests import ADAPTIVE_LIMITS
 from mvspec.runtime.serving.hooks import ONLY_ONE, REFUSED_FLAGS
 
-__all__ = ["ServerLaunch"]
-
 
 class ServerLaunch:
     """A server that is about to start.

@@ -14,8 +14,6 @@ from torch import Tensor
 from mvspec.runtime.sampling import choose_ids
 from mvspec.runtime.serving.forked_request import ThreadKV
 
-__all__ = ["LogitsProcessor", "upload"]
-
 _KEPT = 256
 
 Rows = Sequence[tuple[int, ThreadKV]]

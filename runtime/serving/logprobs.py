@@ -11,8 +11,6 @@ from torch import Tensor
 from mvspec.runtime.sampling import DrawnToken
 from mvspec.runtime.serving.sglang_req import thread_of
 
-__all__ = ["put_model_logprobs", "sampled"]
-
 
 def sampled(reqs: Iterable[Any]) -> Iterator[tuple[Any, DrawnToken]]:
     """Yield the threads of a batch for which a token was sampled there, with its logprobs."""

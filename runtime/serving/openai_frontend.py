@@ -22,8 +22,6 @@ from mvspec.runtime.serving.protocol import KEY, PlanPayload
 from mvspec.tree.builder import message
 from mvspec.tree.ir import Document, Message
 
-__all__ = ["OpenAIFrontend"]
-
 
 class OpenAIFrontend:
     """The plugin in one process that answers HTTP; used where requests fork by themselves."""

@@ -36,8 +36,6 @@ from mvspec.runtime.serving.prometheus import PrometheusMetrics
 from mvspec.runtime.serving.protocol import KEY, PlanPayload
 from mvspec.runtime.serving.sglang_req import is_thread, thread_rows, without_threads
 
-__all__ = ["register"]
-
 log = logging.getLogger("mvspec")
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["COUNTED", "PrometheusMetrics"]
-
 COUNTED = {
     "requests": "Requests that ran as plans or forked by themselves.",
     "forks": "Threads that have split.",

@@ -31,18 +31,6 @@ from mvspec.trace import Result, Trace
 from mvspec.tree.ir import Document, Outline
 from mvspec.tree.node import verify_error
 
-__all__ = [
-    "KEY",
-    "PROTOCOL",
-    "ClientResponse",
-    "PlanPayload",
-    "decode_event",
-    "decode_result",
-    "encode_event",
-    "encode_result",
-    "served_capabilities",
-]
-
 KEY = "mvspec"
 """Of `custom_params`, and of what comes back."""
 

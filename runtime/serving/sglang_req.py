@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-__all__ = ["is_thread", "req_classes", "thread_of", "thread_rows", "without_threads"]
-
 
 @cache
 def req_classes() -> tuple[type[Any], type[Any]]:

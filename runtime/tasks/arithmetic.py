@@ -22,16 +22,6 @@ from mvspec.runtime.tasks.problem import problems as problems_of
 from mvspec.tree.builder import branch, parallel
 from mvspec.tree.node import Node
 
-__all__ = [
-    "TINY",
-    "ArithmeticDifficulty",
-    "ArithmeticProblem",
-    "answer_of",
-    "arithmetic_model",
-    "is_right",
-    "problems",
-]
-
 
 @dataclass(frozen=True, slots=True)
 class ArithmeticProblem:

@@ -26,8 +26,6 @@ from mvspec.runtime.tasks.problem import check_range, check_share, final_answer
 from mvspec.tree.builder import branch, parallel
 from mvspec.tree.node import Node
 
-__all__ = ["TINY", "CountdownDifficulty", "CountdownProblem", "is_right", "value_of"]
-
 _OPERATORS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,

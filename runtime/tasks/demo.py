@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import mvspec
 
-__all__ = ["document"]
-
 LETTER = """Dear Ms Novak,
 
 I write about the espresso machine that I bought in your shop in Ljubljana on 3 May for 249 euros.

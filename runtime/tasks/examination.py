@@ -12,16 +12,6 @@ from mvspec.runtime.protocol import Engine
 from mvspec.runtime.tasks.problem import PARALLEL, TaskProblem, ask
 from mvspec.trace import Result, Trace
 
-__all__ = [
-    "UNHELD",
-    "ExamMark",
-    "MeasuredReplays",
-    "examine",
-    "mark",
-    "means",
-    "measure_replays",
-]
-
 UNHELD = Options(structure=False, limits=Limits(max_tokens=2000))
 """Nothing holds the model to the grammar: what is well-formed is its own doing."""
 

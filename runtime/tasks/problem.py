@@ -17,23 +17,6 @@ from mvspec.tree.builder import assistant, document, user
 from mvspec.tree.ir import Document
 from mvspec.tree.node import Node
 
-__all__ = [
-    "PARALLEL",
-    "SPLITS",
-    "STEPWISE",
-    "Split",
-    "TaskDifficulty",
-    "TaskProblem",
-    "ask",
-    "check_range",
-    "check_share",
-    "final_answer",
-    "problems",
-    "question_of",
-    "solve",
-    "split_of",
-]
-
 STEPWISE = "Think step by step before answering."
 PARALLEL = "Think step by step and in parallel before answering."
 """The two prompts of the paper's mixture."""

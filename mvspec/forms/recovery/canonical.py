@@ -14,8 +14,6 @@ from mvspec.forms.recovery.structure import RecoveringParser, TagToken, read_str
 from mvspec.forms.syntax import Syntax
 from mvspec.law.tags import TAG, Tag
 
-__all__ = ["CanonicalWriter", "TextRun", "canonical_repairs"]
-
 _NEWLINE = re.compile("\n")
 _TAIL_SPACE = re.compile(r"\n[ \t\r]++\Z")
 _SURROGATE = re.compile(r"[\ud800-\udfff]+")

@@ -8,8 +8,6 @@ from typing import Literal, NamedTuple
 
 from mvspec.errors import Diagnostic
 
-__all__ = ["LABEL", "LEAD", "NUMBER", "Code", "TextEdit", "apply", "left_over_tags", "without_tags"]
-
 Code = Literal[
     "cut",
     "missing-closing",

@@ -10,8 +10,6 @@ from mvspec.forms.recovery.edits import LABEL, NUMBER, Code, without_tags
 from mvspec.forms.recovery.structure import TagToken
 from mvspec.law.tags import TAG, Tag
 
-__all__ = ["pair_labels"]
-
 _PARTIAL_LABEL = re.compile(rf"\n({NUMBER}\.?)\Z")
 
 

@@ -17,8 +17,6 @@ from mvspec.law.automaton import LEADS_TO, Place, may_follow
 from mvspec.law.limits import MAX_DEPTH
 from mvspec.law.tags import TAG, Tag
 
-__all__ = ["RecoveringParser", "TagToken", "read_structure"]
-
 _BLANK = re.compile(r"\s*+")
 _LABEL_LINE = re.compile(rf"^[ \t]*+{NUMBER}[ \t]*+:", re.MULTILINE)
 _FULL_LINE = re.compile(r"^[^\S\n]*+\S", re.MULTILINE)

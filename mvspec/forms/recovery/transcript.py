@@ -24,8 +24,6 @@ from mvspec.tree.builder import number
 from mvspec.tree.ir import LABEL, Document, Message, Parallel, Text, Think
 from mvspec.tree.node import Node
 
-__all__ = ["AlignedRepair", "SharedRun", "Transcript"]
-
 _PASSES = 3
 """Times that a text is read again without the numbered tags that turned out to be words."""
 

@@ -47,7 +47,7 @@ from mvspec.data.sources import open_records
 from mvspec.tree.ir import Document
 
 KEY = "test-key-that-nobody-may-see-4711"
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
 LEFT = ("documents.jsonl", "documents.parquet", "quarantine.jsonl", "report.html", "report.json")
 
 

@@ -12,7 +12,7 @@ import mvspec
 from mvspec.forms import FORMS
 from mvspec.forms.recovery.edits import apply
 
-PAGE = Path(__file__).parents[1] / "docs" / "forms.md"
+PAGE = Path(__file__).parents[2] / "docs" / "forms.md"
 # A fence needs a newline at its end, which a text need not have.
 EXAMPLES = {
     form: text if form in ("curator-summary", "curator-plan") else text.removesuffix("\n")

@@ -338,7 +338,7 @@ def test_a_folder_with_a_chat_template_is_compiled_without_torch(tmp_path: Path)
     """transformers imports torch where it finds it; the command's own process does not let it."""
     import subprocess
 
-    folder = Path(__file__).parents[1] / "runtime" / "tasks" / "arithmetic_model"
+    folder = Path(__file__).parents[2] / "runtime" / "tasks" / "arithmetic_model"
     said = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "6"}]
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": said}))
     arguments = ["mvspec", "compile", "a.jsonl", "--tokenizer", str(folder), "-o", "out"]

@@ -18,7 +18,7 @@ from mvspec.compiler import (
     plan_layout,
 )
 
-CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 
 pytestmark = pytest.mark.skipif(not CORPUS.is_dir(), reason="needs the corpus of real outputs")
 
@@ -42,8 +42,8 @@ def test_all_compile_and_a_models_own_ids_give_the_same_layout() -> None:
 
 
 def test_segments_split_no_token_that_the_whole_text_has() -> None:
-    # Forced boundaries could split tokens (tests/test_segments.py shows one that does); in these
-    # outputs, which have a space after every label, none of them does.
+    # Forced boundaries could split tokens (tests/compiler/test_segments.py shows one that does);
+    # in these outputs, which have a space after every label, none of them does.
     tokenizer = qwen_tokenizer()
     boundaries = 0
     for document in well_formed():

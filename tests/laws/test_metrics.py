@@ -22,7 +22,7 @@ from mvspec.law.metrics import Corpus, Metrics
 from mvspec.law.tags import TAG
 from mvspec.tree.ir import Message, Parallel
 
-CORPUS = Path(__file__).parent.parent.parent / "shared" / "corpus"
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 
 
 def test_sequential_text() -> None:

@@ -23,7 +23,7 @@ from mvspec.forms.tagged import WINDOW
 from mvspec.law.tags import TAG
 
 NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("form", READABLE)

@@ -14,7 +14,7 @@ import mvspec
 from mvspec.cli import app
 from mvspec.tree.schema import document_schema
 
-CORPUS = Path(__file__).parent.parent.parent / "shared" / "corpus"
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 CUT = CANONICAL[: CANONICAL.index("</Goal>") + 3]
 BAD = CANONICAL.replace("</Path>\n", "", 1)
 ODD = CANONICAL.replace("\n2: ", "\n3: ")

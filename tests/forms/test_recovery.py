@@ -17,7 +17,7 @@ from mvspec.forms.recovery.edits import Code, apply
 from mvspec.law.tags import TAG
 
 CODE = re.compile(r"[a-z]+(?:-[a-z0-9]+)*")
-ROOT = File(__file__).parent.parent
+ROOT = File(__file__).parents[2]
 CORPUS = ROOT.parent / "shared" / "corpus"
 
 

@@ -18,7 +18,7 @@ from mvspec.runtime.evaluation.problem import ProblemColumns, open_problems, rea
 from mvspec.runtime.evaluation.results import EvaluationSample, final_text, open_results, read_run
 from mvspec.runtime.evaluation.tasks import TASKS, task_of
 
-CORPUS = Path(__file__).parent.parent.parent / "shared" / "corpus"
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 
 
 def run(*args: object) -> Result:

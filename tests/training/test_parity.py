@@ -34,7 +34,7 @@ from mvspec.runtime.tasks import countdown
 from mvspec.runtime.tasks.arithmetic import TINY, arithmetic_model, problems
 from mvspec.runtime.tasks.problem import ask, solve
 
-FOLDER = Path(__file__).parents[1] / "examples" / "parity"
+FOLDER = Path(__file__).parents[2] / "examples" / "parity"
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ from mvspec.runtime.tasks.countdown import (
 from mvspec.runtime.tasks.problem import PARALLEL, SPLITS, STEPWISE, problems, solve, split_of
 from mvspec.tree.ir import Document, Parallel
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "countdown"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "countdown"
 
 difficulties = st.builds(
     CountdownDifficulty,

@@ -17,7 +17,7 @@ import mvspec
 from mvspec.cli import app
 from mvspec.data.fix import log_path
 
-CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 FLAT = mvspec.assistant(
     mvspec.think("Hm.", mvspec.parallel(mvspec.branch("A", "one"), mvspec.branch("B", "two"))),
     "Answer: 3",

@@ -45,7 +45,7 @@ from mvspec.data.records import BadRecord, Record
 from mvspec.tree.ir import Conclusion, Document, Outline, Parallel, Text, Think
 from mvspec.tree.node import Node
 
-CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 OPTIONS = CurationOptions("m")
 
 
