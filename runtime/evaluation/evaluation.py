@@ -13,9 +13,9 @@ from typing import Any
 
 from mvspec.data.measure import Counter
 from mvspec.data.records import Fields
-from mvspec.runtime.evaluation.checks import check_instructions
+from mvspec.runtime.evaluation.answer_graders import check_instructions
 from mvspec.runtime.evaluation.generation import Answer, AnswerGenerator, AskedAnswer, generate
-from mvspec.runtime.evaluation.grading import graders
+from mvspec.runtime.evaluation.grader_process import graders
 from mvspec.runtime.evaluation.problem import (
     EvaluationProblem,
     digest,
@@ -79,7 +79,7 @@ class EvaluationSource:
         """
         task = task_of(self.task, self.checker, allow_code=self.allow_code)
         if self.checker is not None:
-            from mvspec.runtime.evaluation.checks import find_checker
+            from mvspec.runtime.evaluation.answer_graders import find_checker
 
             find_checker(self.checker)
         records = open_problems(self.data, self.split)

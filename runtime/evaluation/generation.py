@@ -14,7 +14,7 @@ from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
-from mvspec.runtime.evaluation.grading import Graders
+from mvspec.runtime.evaluation.grader_process import Graders
 from mvspec.runtime.evaluation.problem import EvaluationProblem
 from mvspec.runtime.evaluation.results import EvaluationSample, Key, final_text, shape_of
 from mvspec.runtime.evaluation.tasks import EvaluationTask

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.runtime.evaluation import confined
-from mvspec.runtime.evaluation.grading import GraderVerdict
+from mvspec.runtime.evaluation.grader_process import GraderVerdict
 
 _UNSHARE = ("--user", "--map-root-user", "--net", "--ipc", "--pid", "--fork", "--kill-child=KILL")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from mvspec.data.columns import COLUMNS
 from mvspec.data.records import InputError
-from mvspec.runtime.evaluation.checks import listed, shuffled
+from mvspec.runtime.evaluation.answer_graders import listed, shuffled
 from mvspec.runtime.evaluation.problem import BadProblem, ProblemColumns
 from mvspec.runtime.evaluation.sandbox import unpacked_tests
 
@@ -181,7 +181,7 @@ def read_own(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
 
 OWN = "own"
 
-_MATHS = EvaluationTask("math", read_maths, f"{_ROOM}.checks:grade_mathematics", whole=True)
+_MATHS = EvaluationTask("math", read_maths, f"{_ROOM}.answer_graders:grade_mathematics", whole=True)
 _AIME = replace(_MATHS, read=read_aime)
 
 TASKS: dict[str, EvaluationTask] = {
@@ -190,13 +190,15 @@ TASKS: dict[str, EvaluationTask] = {
     "aime25": replace(_AIME, name="aime25"),
     "math500": replace(_MATHS, name="math500"),
     "gpqa-diamond": EvaluationTask(
-        "gpqa-diamond", read_choice, f"{_ROOM}.checks:grade_choice", whole=True
+        "gpqa-diamond", read_choice, f"{_ROOM}.answer_graders:grade_choice", whole=True
     ),
-    "ifeval": EvaluationTask("ifeval", read_instructions, f"{_ROOM}.checks:grade_instructions"),
+    "ifeval": EvaluationTask(
+        "ifeval", read_instructions, f"{_ROOM}.answer_graders:grade_instructions"
+    ),
     "livecodebench": EvaluationTask(
         "livecodebench", read_code, f"{_ROOM}.sandbox:grade_code", seconds=300.0, runs_code=True
     ),
-    OWN: EvaluationTask(OWN, read_own, f"{_ROOM}.checks:grade_own"),
+    OWN: EvaluationTask(OWN, read_own, f"{_ROOM}.answer_graders:grade_own"),
 }
 """Every task by name."""
 
@@ -213,7 +215,7 @@ def task_of(name: str, checker: str | None = None, *, allow_code: bool = False) 
         InputError: there is no such task, or it lacks what it needs.
 
     >>> task_of("aime24").grader
-    'mvspec.runtime.evaluation.checks:grade_mathematics'
+    'mvspec.runtime.evaluation.answer_graders:grade_mathematics'
     """
     task = TASKS.get(name.lower())
     if task is None:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from mvspec.data.records import InputError
-from mvspec.runtime.evaluation import checks, sandbox
-from mvspec.runtime.evaluation.grading import Graders, graders
+from mvspec.runtime.evaluation import answer_graders, sandbox
+from mvspec.runtime.evaluation.grader_process import Graders, graders
 from mvspec.runtime.evaluation.sandbox import missing, run_code
 
 ROOM = "mvspec.runtime.evaluation"
@@ -44,7 +44,7 @@ def pool() -> Iterator[Graders]:
     ],
 )
 def test_maths(answer: str, text: str, score: float) -> None:
-    assert checks.grade_mathematics({"answer": answer}, text).score == score
+    assert answer_graders.grade_mathematics({"answer": answer}, text).score == score
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_maths(answer: str, text: str, score: float) -> None:
     ],
 )
 def test_letters(text: str, letter: str) -> None:
-    assert checks.letter_of(text, ["red", "green", "blue", "black"]) == letter
+    assert answer_graders.letter_of(text, ["red", "green", "blue", "black"]) == letter
 
 
 def test_a_grader_that_hangs_or_dies_costs_its_answer_alone(
@@ -87,7 +87,7 @@ def test_a_grader_that_hangs_or_dies_costs_its_answer_alone(
     def work() -> None:  # not the main thread: a limit by signals could not work
         with graders(1, 1.0) as pool:
             for text in ("good", "hang", "bad", "die", "raise", "odd", "good"):
-                found[text] = pool.grade(f"{ROOM}.checks:grade_own", payload, text)
+                found[text] = pool.grade(f"{ROOM}.answer_graders:grade_own", payload, text)
 
     thread = Thread(target=work)
     thread.start()
@@ -105,12 +105,14 @@ def test_sympy_is_stopped_from_outside(pool: Graders) -> None:
     start = time.monotonic()
     pool.seconds = 1.0
     found = pool.grade(
-        f"{ROOM}.checks:grade_mathematics", {"answer": "9^{9^{9^{9}}}"}, r"\boxed{9^{9^{9^{8}}}}"
+        f"{ROOM}.answer_graders:grade_mathematics",
+        {"answer": "9^{9^{9^{9}}}"},
+        r"\boxed{9^{9^{9^{8}}}}",
     )
     pool.seconds = 20.0
     assert time.monotonic() - start < 60
     assert found.score in (0.0, None)
-    assert pool.grade(f"{ROOM}.checks:grade_mathematics", {"answer": "2"}, "2").score == 1.0
+    assert pool.grade(f"{ROOM}.answer_graders:grade_mathematics", {"answer": "2"}, "2").score == 1.0
 
 
 # Code
@@ -191,16 +193,16 @@ def test_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
         "instructions": ["punctuation:no_comma", "keywords:existence"],
         "kwargs": [{}, {"keywords": ["pear"], "num_words": None}],
     }
-    checks.check_instructions(payload["instructions"])
-    assert checks.grade_instructions(payload, "A pear is one.").score == 1.0
-    missed = checks.grade_instructions(payload, "A pear, for one.")
+    answer_graders.check_instructions(payload["instructions"])
+    assert answer_graders.grade_instructions(payload, "A pear is one.").score == 1.0
+    missed = answer_graders.grade_instructions(payload, "A pear, for one.")
     assert missed.score == 0.0
     assert missed.note == "not followed: punctuation:no_comma"
     assert missed.details["followed"] == [False, True]
     with pytest.raises(InputError, match=r"no check for .* made:up"):
-        checks.check_instructions(["made:up"])
+        answer_graders.check_instructions(["made:up"])
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [])
     with pytest.raises(InputError, match=r"number_sentences .* nltk\.downloader punkt_tab"):
-        checks.check_instructions(["length_constraints:number_sentences"])
+        answer_graders.check_instructions(["length_constraints:number_sentences"])

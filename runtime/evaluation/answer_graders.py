@@ -14,7 +14,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from mvspec.data.records import InputError
-from mvspec.runtime.evaluation.grading import GraderVerdict
+from mvspec.runtime.evaluation.grader_process import GraderVerdict
 
 
 def grade_mathematics(payload: Mapping[str, Any], text: str) -> GraderVerdict:
