@@ -47,6 +47,17 @@ def add_tags(tokenizer: Any) -> int:
     return int(tokenizer.add_tokens(tags, special_tokens=True))
 
 
+def has_tags(tokenizer: Any) -> bool:
+    """Whether a tokenizer knows all twelve tags; without them documents run untagged.
+
+    >>> from tokenizers import Tokenizer, models
+    >>> has_tags(Tokenizer(models.BPE()))
+    False
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    return all(backend.token_to_id(tag.value) is not None for tag in Tag)
+
+
 class Vocabulary:
     """A checked view of a tokenizer; `Vocabulary.of` keeps one for each tokenizer.
 

@@ -35,10 +35,9 @@ def describe_plan(path: Path, model: str | None, tokenizer: Any = None) -> Execu
     """
     from mvspec.compiler.plan import ExecutionPlan
     from mvspec.compiler.planning import plan_document
-    from mvspec.compiler.vocabulary import load_tokenizer
+    from mvspec.compiler.vocabulary import has_tags, load_tokenizer
     from mvspec.forms.multiverse import MULTIVERSE
     from mvspec.forms.untagged import UNTAGGED
-    from mvspec.law.tags import Tag
     from mvspec.runtime.engine.default_model import default_model
     from mvspec.runtime.program import load_program
 
@@ -46,11 +45,12 @@ def describe_plan(path: Path, model: str | None, tokenizer: Any = None) -> Execu
     if isinstance(program, ExecutionPlan):
         return program
     tokenizer = tokenizer or load_tokenizer(str(model or default_model()))
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    tagged = all(backend.token_to_id(tag.value) is not None for tag in Tag)
     template = bool(getattr(tokenizer, "chat_template", None)) or None
     return plan_document(
-        program, tokenizer, syntax=MULTIVERSE if tagged else UNTAGGED, template=template
+        program,
+        tokenizer,
+        syntax=MULTIVERSE if has_tags(tokenizer) else UNTAGGED,
+        template=template,
     )
 
 

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from mvspec.compiler.plan import ExecutionPlan
-from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.compiler.vocabulary import Vocabulary, has_tags
 from mvspec.errors import VerifyError
 from mvspec.events import Event, Finished
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.untagged import UNTAGGED
-from mvspec.law.tags import Tag
 from mvspec.runtime.engine.default_model import ModelError
 from mvspec.runtime.engine.kv_cache import token_bytes
 from mvspec.runtime.engine.model import EngineModel, load_model
@@ -76,8 +75,7 @@ class TorchEngine(Engine):
         self.scheduler = RequestScheduler(self.model, max_concurrent_requests, tokens)
         self.tokenizer = tokenizer
         self.max_kv_bytes = max_kv_bytes
-        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        tagged = all(backend.token_to_id(tag.value) is not None for tag in Tag)
+        tagged = has_tags(tokenizer)
         self.syntax = MULTIVERSE if tagged else UNTAGGED
         self.vocabulary = Vocabulary.of(tokenizer, tagged=tagged)
         eos = getattr(tokenizer, "eos_token_id", None)

@@ -12,13 +12,12 @@ from functools import partial
 from typing import Any
 
 from mvspec.compiler.plan import ExecutionPlan
-from mvspec.compiler.vocabulary import Vocabulary, load_tokenizer
+from mvspec.compiler.vocabulary import Vocabulary, has_tags, load_tokenizer
 from mvspec.errors import MvspecError, Unsupported, VerifyError
 from mvspec.events import Event, Finished
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
 from mvspec.forms.untagged import UNTAGGED
-from mvspec.law.tags import Tag
 from mvspec.runtime.options import Options
 from mvspec.runtime.protocol import Engine, Runnable, plan_for
 from mvspec.runtime.serving.client_request import ClientRequest
@@ -67,8 +66,7 @@ class SGLangEngine(Engine):
             raise VerifyError("max_requests", f"{max_requests} is not at least 1")
         self.max_requests = max_requests
         self.tokenizer = tokenizer or self._load()
-        backend = getattr(self.tokenizer, "backend_tokenizer", self.tokenizer)
-        tagged = all(backend.token_to_id(tag.value) is not None for tag in Tag)
+        tagged = has_tags(self.tokenizer)
         self.vocabulary = Vocabulary.of(self.tokenizer, tagged=tagged)
         self.syntax: Syntax = MULTIVERSE if tagged else UNTAGGED
         self.capabilities = served_capabilities(self.vocabulary, self.endpoint.model, None)
