@@ -19,6 +19,8 @@ from mvspec.compiler.dataset import (
     read_manifest,
     shard_contents,
     shard_name,
+    verified_files,
+    write_manifest,
     write_shard,
     write_state,
 )
@@ -338,6 +340,10 @@ def _begin(folder: Path, wanted: dict[str, Any], *, overwrite: bool) -> None:
             f"-o {folder}: holds a data set that was made otherwise ({', '.join(other)}): "
             "use another folder, or --overwrite"
         )
+    elif found["complete"]:
+        for name, wrong in verified_files(folder):
+            if wrong and name.startswith("shard-"):
+                (folder / name).unlink(missing_ok=True)
 
 
 def _missing(
@@ -373,5 +379,5 @@ def _finish(folder: Path) -> CompilationCounts:
     names = [shard_name(number) for number in range(len(shards))]
     write_state(folder, names, hashlib.sha256(key.encode()).hexdigest()[:16])
     manifest |= {"complete": True, "counts": total.to_dict(), "shards": shards}
-    write_json(folder / MANIFEST, manifest)
+    write_manifest(folder, manifest, names)
     return total

@@ -6,6 +6,7 @@ The folder is one that `datasets.load_from_disk` opens too. manifest.json says w
 from __future__ import annotations
 
 import bisect
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -20,12 +21,14 @@ from numpy.typing import NDArray
 
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.vocabulary import fingerprint
-from mvspec.data.resume import replaced, write_json
+from mvspec.data.resume import digest, json_text, replaced, write_json
 from mvspec.errors import VerifyError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
 """Version of the folder's format."""
+
+REMEDY = "run the same mvspec compile again, which makes what is missing"
 
 Entry = tuple[list[str], Layout]
 """A row: the names of its records, and their layout."""
@@ -58,16 +61,18 @@ class CompiledDataset:
             with.
 
     Raises:
-        VerifyError: the folder is not complete, or was made with another tokenizer.
+        VerifyError: the folder is not complete, its manifest or the size of a file is not what was
+            written (`verified_files` looks at every byte), or it was made with another tokenizer.
     """
 
     def __init__(self, folder: str | os.PathLike[str], tokenizer: Any = None) -> None:
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         if not self.manifest["complete"]:
-            raise VerifyError(
-                str(folder), "the data set is not complete: run the same mvspec compile again"
-            )
+            raise VerifyError(str(folder), f"the data set is not complete: {REMEDY}")
+        for name, wrong in verified_files(self.folder, fast=True):
+            if wrong:
+                raise VerifyError(str(self.folder / name), wrong)
         if tokenizer is not None and fingerprint(tokenizer) != self.manifest["tokenizer"]["sha256"]:
             raise VerifyError(
                 str(folder),
@@ -90,6 +95,12 @@ class CompiledDataset:
 
     def __iter__(self) -> Iterator[Layout]:
         return (self[index] for index in range(len(self)))
+
+    @property
+    def content(self) -> str | None:
+        """A digest of every row, the same wherever the folder lies; None before version 0.2."""
+        content: str | None = self.manifest.get("content")
+        return content
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
@@ -253,20 +264,78 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a folder.
 
     Raises:
-        VerifyError: there is none, or a later version wrote it.
+        VerifyError: there is none, it is damaged, or a later version wrote it.
     """
     try:
-        manifest: Any = json.loads((folder / MANIFEST).read_text("utf-8"))
+        text = (folder / MANIFEST).read_bytes()
+        manifest: Any = json.loads(text)
     except FileNotFoundError:
         raise VerifyError(str(folder), f"no {MANIFEST}: not a compiled data set") from None
     except ValueError as error:
         raise VerifyError(str(folder / MANIFEST), f"not JSON: {error}") from None
-    if not isinstance(manifest, dict) or not {"format", "lowering", "options"} <= manifest.keys():
+    needed = {"format", "lowering", "options", "complete"}
+    if not isinstance(manifest, dict) or not needed <= manifest.keys():
         raise VerifyError(str(folder), f"{MANIFEST} is not one of a compiled data set")
+    if manifest.keys() & {"files", "sha256"}:
+        own = {key: each for key, each in manifest.items() if key != "sha256"}
+        if text != json_text(own | {"sha256": _own_digest(own)}).encode():
+            reason = "it is not as it was written: remove the folder and compile again"
+            raise VerifyError(str(folder / MANIFEST), reason)
     if manifest["format"] != FORMAT:
         raise VerifyError(str(folder), f"format {manifest['format']}, this version reads {FORMAT}")
     found: dict[str, Any] = manifest
     return found
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any], shards: list[str]) -> None:
+    """Write the manifest of a complete data set, with a digest of every file and of itself.
+
+    Args:
+        shards: names of the files that hold the rows, in order.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): {"size": path.stat().st_size, "sha256": digest(path)}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name[0] != "." and path != folder / MANIFEST
+    }
+    rows = "".join(str(files[name]["sha256"]) for name in shards)
+    made = {
+        key: each for key, each in manifest.items() if key not in ("content", "files", "sha256")
+    }
+    made |= {"content": hashlib.sha256(rows.encode()).hexdigest(), "files": files}
+    write_json(folder / MANIFEST, made | {"sha256": _own_digest(made)})
+
+
+def _own_digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+
+
+def verified_files(folder: Path, *, fast: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield each file of a complete data set, and what is wrong with it, or "".
+
+    Args:
+        fast: look at the manifest and at the files' sizes only, not at what they hold.
+    """
+    try:
+        manifest = read_manifest(folder)
+        if not manifest["complete"]:
+            raise VerifyError("", f"the data set is not complete: {REMEDY}")
+        if "files" not in manifest and not fast:
+            raise VerifyError("", "it has no checksums: compile again with --overwrite")
+    except VerifyError as error:
+        yield MANIFEST, str(error).removeprefix(f"{error.address}: ")
+        return
+    yield MANIFEST, ""
+    for name, wanted in manifest.get("files", {}).items():
+        path = folder / name
+        wrong = ""
+        if not path.is_file():
+            wrong = "the file is missing"
+        elif path.stat().st_size != wanted["size"]:
+            wrong = f"it has {path.stat().st_size:,} bytes, not {wanted['size']:,}"
+        elif not fast and digest(path) != wanted["sha256"]:
+            wrong = "its bytes are not those that were written"
+        yield name, f"{wrong}: {REMEDY}" if wrong else ""
 
 
 def write_state(folder: Path, files: list[str], key: str) -> None:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mvspec.cli.console import plain_table, print_table, reading_bar, tell
-from mvspec.cli.options import Field, Form, Inputs, Json, Workers, apart
+from mvspec.cli.options import Field, Form, Inputs, Json, Workers, apart, needs
 from mvspec.data.check import RecordVerdict, check_record, other_forms
 from mvspec.data.fix import FixPolicy, fix_records, log_path
 from mvspec.data.parallel_map import ordered_map
-from mvspec.data.records import Fields, Record
+from mvspec.data.records import Fields, InputError, Record
 from mvspec.data.sources import open_records
 from mvspec.errors import Diagnostic, Source
 from mvspec.forms.multiverse import MULTIVERSE
@@ -55,6 +55,10 @@ def check(
     for output in (fix, log_path(fix)) if fix else ():
         apart(output, inputs, "--fix")
     policy = FixPolicy.of(fix, recover, max_repairs, drop)
+    if any(any(Path(name).glob("shard-*.arrow")) for name in inputs):
+        if fix:
+            raise InputError(f"--fix {fix}: a compiled data set is made again, not repaired")
+        raise typer.Exit(check_compiled(inputs, as_json))
     function = partial(check_record, recover=recover)
     several = partial(ordered_map, function, workers=workers, size=record_size)
     source = open_records(inputs, Fields(form, field), again=fix is not None)
@@ -76,6 +80,23 @@ def check(
             tell(f"{first.name} is well-formed with --form {' or '.join(others)}")
     wrong = summary.left_out if fix else summary.records - summary.ok
     raise typer.Exit(1 if wrong else 0)
+
+
+def check_compiled(folders: Iterable[str], as_json: bool) -> int:
+    """Say of each file of compiled data sets whether it is what was written; return the status."""
+    with needs("compile", "check of a compiled data set"):
+        from mvspec.compiler.dataset import verified_files
+    bad = 0
+    for folder in folders:
+        for name, wrong in verified_files(Path(folder)):
+            bad += bool(wrong)
+            place = f"{folder}/{name}"
+            if as_json:
+                found = [Diagnostic(0, 0, 1, 1, "damaged", wrong)] if wrong else []
+                print(json.dumps(RecordVerdict(place, not wrong, False, (*found,), {}).to_dict()))
+            else:
+                print(visible(f"{place}: {wrong} [damaged]" if wrong else f"{place}: ok"))
+    return int(bad > 0)
 
 
 class VerdictCounts:

@@ -7,6 +7,7 @@ appear whole or not at all, with `replaced`. Settings are compared with `differi
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -60,7 +61,18 @@ def replaced(path: Path, mode: str = "w", *, keep_empty: bool = True) -> Iterato
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file that appears whole or not at all."""
     with replaced(path) as file:
-        file.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        file.write(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Return what `write_json` writes."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def whole_lines(path: Path) -> Iterator[bytes]:

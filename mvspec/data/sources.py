@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mvspec.data.records import Fields, InputError, Record, recognised
+from mvspec.data.resume import digest
 from mvspec.errors import Diagnostic
 
 TEXTS = frozenset({".txt", ".md"})
@@ -286,7 +287,7 @@ def _file(path: Path, place: str, layout: str, *, inside: bool) -> InputPart:
             yield from _records(stream, place, layout, size)
 
     packed = path.suffix.lower() in PACKED
-    return InputPart(records, lambda: [place, size, _digest(path)], None if packed else size)
+    return InputPart(records, lambda: [place, size, digest(path)], None if packed else size)
 
 
 def _stdin(layout: str, *, keep: bool) -> InputPart:
@@ -299,11 +300,6 @@ def _stdin(layout: str, *, keep: bool) -> InputPart:
         yield from _records(stream, "<stdin>", layout, len(kept))
 
     return InputPart(records, lambda: ["<stdin>", hashlib.sha256(kept).hexdigest()])
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
@@ -395,7 +391,7 @@ def _table(path: Path, place: str, size: int) -> InputPart:
                     yield Record(f"{place}[{at + index}]", row, "value", size=size / count)
                 at += batch.num_rows
 
-    return InputPart(records, lambda: [place, size, _digest(path)], size, count)
+    return InputPart(records, lambda: [place, size, digest(path)], size, count)
 
 
 # Data sets

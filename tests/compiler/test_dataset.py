@@ -163,6 +163,52 @@ def test_a_finished_run_is_left_alone(rows: Path, tokenizer: Path, tmp_path: Pat
     assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("shard-*")}
 
 
+def test_every_flipped_bit_is_found_and_made_anew(
+    rows: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = (rows, "--field", "output", "--tokenizer", tokenizer, "-o", out, "--shard", 4)
+    assert run(*command).exit_code == 0
+    good = files(out)
+    assert CompiledDataset(out).content is not None
+    assert checked(out) == (0, [])
+    dice = random.Random(1)
+    for name in [name for name in good for _ in range(8)]:
+        damaged = bytearray(good[name])
+        damaged[dice.randrange(len(damaged))] ^= 1 << dice.randrange(8)
+        (out / name).write_bytes(damaged)
+        assert checked(out) == (1, [f"{out}/{name}"])
+        if name == "manifest.json":
+            with pytest.raises(mvspec.VerifyError, match="manifest"):
+                CompiledDataset(out)
+            (out / name).write_bytes(good[name])
+        else:
+            assert run(*command).exit_code == 0
+        assert files(out) == good
+    for name in good.keys() - {"manifest.json"}:  # what opening finds
+        (out / name).write_bytes(good[name][:-1])
+        with pytest.raises(mvspec.VerifyError, match=f"{name}: it has .* bytes, not"):
+            CompiledDataset(out)
+        (out / name).unlink()
+        with pytest.raises(mvspec.VerifyError, match=f"{name}: the file is missing"):
+            CompiledDataset(out)
+        assert checked(out) == (1, [f"{out}/{name}"])
+        (out / name).write_bytes(good[name])
+    refused = CliRunner().invoke(
+        app, ["check", "--recover", "--fix", str(tmp_path / "f"), str(out)]
+    )
+    assert refused.exit_code == 2
+    assert "compiled data set" in refused.output
+
+
+def checked(folder: Path) -> tuple[int, list[str]]:
+    """The status of `mvspec check FOLDER`, and the files that it finds damaged."""
+    result = CliRunner().invoke(app, ["check", "--json", str(folder)])
+    verdicts = [json.loads(line) for line in result.stdout.splitlines()]
+    assert all(v["diagnostics"][0]["code"] == "damaged" for v in verdicts if not v["ok"])
+    return result.exit_code, [v["record"] for v in verdicts if not v["ok"]]
+
+
 def test_another_configuration_is_refused(rows: Path, tokenizer: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [rows, "--field", "output", "--tokenizer", tokenizer, "-o", out]
