@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -35,7 +36,7 @@ from mvspec.compiler.vocabulary import (
     pad_id,
     save_tokenizer,
 )
-from mvspec.data.parallel_map import ordered_map
+from mvspec.data.parallel_map import ordered_map, singly
 from mvspec.data.records import BadRecord, InputError, Record, encodable
 from mvspec.data.resume import differing, exclusive, replaced, write_json
 from mvspec.data.sources import Records
@@ -143,15 +144,16 @@ class ShardWriter:
         Raises:
             LimitExceeded: a record is too long, and `too_long` is "error".
         """
-        tokenizer = load_tokenizer(self.tokenizer, tags=self.options.tags)
+        tokenizer = self._tokenizer()
         vocabulary = Vocabulary.of(tokenizer)
         entries: list[Entry] = []
         bad: list[dict[str, Any]] = []
         counts = CompilationCounts()
         for record in shard.records:
             try:
-                stages = self._compile(record, vocabulary)
-                layout = self._fit(stages.layout, record)
+                with record.guarded():
+                    stages = self._compile(record, vocabulary)
+                    layout = self._fit(stages.layout, record)
             except BadRecord as error:
                 bad.append(error.entry)
                 continue
@@ -172,6 +174,19 @@ class ShardWriter:
         contents = {"counts": asdict(counts), "quarantine": bad}
         write_shard(self.folder / shard_name(shard.number), entries, contents)
         return shard.cost, counts
+
+    def without_deadly(self, shard: Shard) -> Shard:
+        """Return a shard whose records end no process, each tried in one of its own."""
+        return Shard(shard.number, singly(self.outlived, shard.records, Record.deadly))
+
+    def outlived(self, record: Record) -> Record:
+        """Return a record that was compiled, if this process is still there."""
+        with suppress(Exception):
+            self._compile(record, Vocabulary.of(self._tokenizer()))
+        return record
+
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.tokenizer, tags=self.options.tags)
 
     def _compile(self, record: Record, vocabulary: Vocabulary) -> Stages:
         reading = record.needed()
@@ -273,7 +288,9 @@ def compile_records(
         tokens = 0
         started = perf_counter()
         writer = ShardWriter(folder, tokenizer, options)
-        for cost, counts in ordered_map(writer, shards, workers, size=lambda shard: 1, batch=1):
+        for cost, counts in ordered_map(
+            writer, shards, workers, batch=1, mended=writer.without_deadly
+        ):
             advance(cost)
             tokens += counts.tokens
         counts = _finish(folder)

@@ -72,7 +72,8 @@ async def estimate(
     for record in source:
         records += 1
         try:
-            chain = read_chain(record, fields)
+            with record.guarded():
+                chain = read_chain(record, fields)
         except BadRecord:
             unreadable += 1
             continue

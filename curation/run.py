@@ -93,7 +93,8 @@ def check_records(records: Records, fields: ChainFields, task: ChainTask) -> Non
         raise InputError("the input has no record")
     for record in some:
         try:
-            read_chain(record, fields, reasoning=task.reasoning)
+            with record.guarded():
+                read_chain(record, fields, reasoning=task.reasoning)
         except BadRecord as error:
             if error.entry["code"] != "missing-field":
                 return
@@ -170,7 +171,8 @@ class TaskRun:
     async def _decide(self, number: int, record: Record) -> None:
         key = ""
         try:
-            chain = read_chain(record, self.fields, reasoning=self.task.reasoning)
+            with record.guarded():
+                chain = read_chain(record, self.fields, reasoning=self.task.reasoning)
         except BadRecord as error:
             names = ("record", "place", "code", "reason")
             outcome = {name: error.entry[name] for name in names} | {"history": []}

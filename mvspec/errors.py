@@ -28,6 +28,20 @@ class LimitExceeded(MvspecError):
     """A document or a run passes one of its `Limits`."""
 
 
+class RequestFailed(MvspecError):
+    """Something failed on one request of an engine; the others go on, and `__cause__` is what."""
+
+    @classmethod
+    def of(cls, name: str, error: Exception) -> RequestFailed:
+        """Return the error of a request, by its name, that has met another error."""
+        made = cls(
+            f"request {name} failed ({type(error).__name__}: {error}): where no constraint or "
+            "callback of yours has raised it, please report it"
+        )
+        made.__cause__ = error
+        return made
+
+
 _BLOCK = 4096
 """Characters between two places whose line is remembered."""
 

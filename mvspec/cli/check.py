@@ -60,7 +60,9 @@ def check(
             raise InputError(f"--fix {fix}: a compiled data set is made again, not repaired")
         raise typer.Exit(check_compiled(inputs, as_json))
     function = partial(check_record, recover=recover)
-    several = partial(ordered_map, function, workers=workers, size=record_size)
+    several = partial(
+        ordered_map, function, workers=workers, size=record_size, mended=Record.deadly
+    )
     source = open_records(inputs, Fields(form, field), again=fix is not None)
     with reading_bar(source) as read:
         first = next(read, None)

@@ -84,12 +84,14 @@ def print_stage(
     bad = printed = 0
     for record in records:
         try:
-            reading = record.needed()
-            lines = emit(
-                stage, reading.document, vocabulary, lowering,
-                forced_loss=forced_loss, context=reading.context,
-            )  # fmt: skip
-            first = next(lines)
+            with record.guarded():
+                reading = record.needed()
+                lines = list(
+                    emit(
+                        stage, reading.document, vocabulary, lowering,
+                        forced_loss=forced_loss, context=reading.context,
+                    )
+                )  # fmt: skip
         except BadRecord as error:
             bad += 1
             print(_where(error), file=sys.stderr)
@@ -99,7 +101,7 @@ def print_stage(
             print(visible(f"{record.place}: {error}"), file=sys.stderr)
             continue
         title = Text(visible(record.name), "bold underline")
-        for line in ([Text("")] if printed else []) + [title, first, *lines]:
+        for line in ([Text("")] if printed else []) + [title, *lines]:
             if isinstance(line, Text) and not console.is_terminal:
                 # Rich takes its time with every line, and a layout has thousands.
                 print(line.plain)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from html import escape
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from mvspec.cli.check import report
+from mvspec.cli.console import tell
 from mvspec.cli.options import Field, Form, Inputs, Lowering, OnlyRecords, apart, needs
-from mvspec.data.records import Fields, InputError, Record
+from mvspec.data.records import BadRecord, Fields, InputError, Record
 from mvspec.data.sources import open_records
+from mvspec.errors import MvspecError
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.shown import visible
-from mvspec.tree.ir import Document
 from mvspec.view.notebook import HTML_LIMIT, tree_html
 from mvspec.view.terminal import TEXT_LIMIT, least_width, tree_rich
 
@@ -48,7 +49,7 @@ def show(
     """Print each record as a tree; in a wide terminal, paths stand side by side."""
     console = Console()
     page: list[str] = []
-    drawn: list[tuple[str, Document]] = []
+    drawn: list[tuple[str, Any]] = []
     unread = False
     if mask and not tokenizer:
         raise typer.BadParameter("needs --tokenizer", param_hint="--mask")
@@ -56,6 +57,12 @@ def show(
         raise typer.BadParameter("--html draws trees: give one", param_hint="--mask")
     for option, output in (("--html", html), ("--mask", mask)):
         apart(output, inputs, option)
+    if mask and tokenizer:
+        with needs("engine", "show --mask"):
+            from mvspec.compiler import compile_document
+            from mvspec.compiler.vocabulary import load_vocabulary
+            from mvspec.view.layout_page import write_pictures
+        vocabulary = load_vocabulary(tokenizer)
     shown = (HTML_LIMIT if html else TEXT_LIMIT) if limit is None else limit or None
     for item in selected(iter(open_records(inputs, Fields(form, field))), record):
         reading = item.read(recover=True)
@@ -66,19 +73,25 @@ def show(
             continue
         repairs = f"{len(diagnostics)} repair{'s' * (len(diagnostics) > 1)}"
         title = visible(item.name) + (f" ({repairs}: see check --recover)" if diagnostics else "")
-        if mask:
-            drawn.append((title, document))
-        elif html:
-            page.append(f"<h2>{escape(title)}</h2>\n{tree_html(document, shown)}\n")
-        else:
-            console.print(Text(title, "bold yellow" if diagnostics else "bold"))
-            # Deep trees need more columns than a narrow terminal has: rich would drop their text.
-            wide = Console(width=max(console.width, least_width(document)))
-            wide.print(tree_rich(document, shown))
+        try:
+            with item.guarded():
+                if mask:
+                    drawn.append((title, compile_document(document, vocabulary, lowering)))
+                elif html:
+                    page.append(f"<h2>{escape(title)}</h2>\n{tree_html(document, shown)}\n")
+                else:
+                    console.print(Text(title, "bold yellow" if diagnostics else "bold"))
+                    # Deep trees need more columns than a narrow terminal has: rich would drop
+                    # their text.
+                    wide = Console(width=max(console.width, least_width(document)))
+                    wide.print(tree_rich(document, shown))
+        except MvspecError as error:
+            unread = True
+            tell(str(error) if isinstance(error, BadRecord) else f"{item.name}: {error}")
     if html:
         html.write_text(PAGE.format("".join(page)), "utf-8")
-    if mask and tokenizer and drawn:
-        draw_masks(mask, drawn, tokenizer, lowering)
+    if mask and drawn:
+        write_pictures(mask, drawn, vocabulary)
     raise typer.Exit(1 if unread else 0)
 
 
@@ -107,16 +120,3 @@ def selected(records: Iterator[Record], names: list[str] | None) -> Iterator[Rec
             yield record
     if missing:
         raise InputError(f"no record is named {', '.join(missing)}")
-
-
-def draw_masks(
-    path: Path, documents: list[tuple[str, Document]], tokenizer: str, lowering: str
-) -> None:
-    """Write the pictures of titled documents' layouts to a file."""
-    with needs("engine", "show --mask"):
-        from mvspec.compiler import compile_document
-        from mvspec.compiler.vocabulary import load_vocabulary
-        from mvspec.view.layout_page import write_pictures
-    vocabulary = load_vocabulary(tokenizer)
-    layouts = [(title, compile_document(each, vocabulary, lowering)) for title, each in documents]
-    write_pictures(path, layouts, vocabulary)

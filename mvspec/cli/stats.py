@@ -55,7 +55,8 @@ def stats(
             try:
                 if document is None:
                     raise MvspecError(f"{diagnostics[0].message} [{diagnostics[0].code}]")
-                metrics = measure(document, counter, counted_in(item.form))
+                with item.guarded():
+                    metrics = measure(document, counter, counted_in(item.form))
             except MvspecError as error:
                 skipped += 1
                 tell(f"left out: {item.name}: {error}")

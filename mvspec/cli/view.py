@@ -14,11 +14,11 @@ from mvspec.cli.console import reading_bar, tell
 from mvspec.cli.options import Field, Form, Inputs, OnlyRecords, Workers, apart, as_given, needs
 from mvspec.cli.show import selected
 from mvspec.data.parallel_map import ordered_map
-from mvspec.data.records import Fields, Record
+from mvspec.data.records import BadRecord, Fields, Record
 from mvspec.data.sources import open_records
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.view.page import RecordPage, own_output
-from mvspec.view.records import LayDocument, view_of
+from mvspec.view.records import LayDocument, unread, view_of
 
 Made = tuple[str, str, list[Any]]
 
@@ -54,7 +54,7 @@ def view(
         make = partial(made, lay=lay)
         # A tokenizer works in threads of its own.
         for searched, rest, index in ordered_map(
-            make, selected(found, record), 1 if lay else workers, size=_size
+            make, selected(found, record), 1 if lay else workers, size=_size, mended=Record.deadly
         ):
             page.add(searched, rest, index)
             verdicts[index[2]] += 1
@@ -68,8 +68,13 @@ def view(
 
 def made(record: Record, lay: LayDocument | None) -> Made:
     """Return a record as the page holds it."""
-    shown = view_of(record, lay)
-    return *shown.lines(), shown.index()
+    try:
+        with record.guarded():
+            shown = view_of(record, lay)
+            return *shown.lines(), shown.index()
+    except BadRecord as error:
+        shown = unread(record, (error.diagnostic,))
+        return *shown.lines(), shown.index()
 
 
 def _size(record: Record) -> int:

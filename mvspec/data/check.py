@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mvspec.data.numbering import numbering_warnings
-from mvspec.data.records import Reading, Record, read_text
+from mvspec.data.records import BadRecord, Reading, Record, read_text
 from mvspec.errors import Diagnostic, Source
 from mvspec.forms import FORMS
 from mvspec.tree.ir import Parallel
@@ -55,8 +55,12 @@ def check_record(record: Record, recover: bool = False) -> RecordVerdict:
     ok = not diagnostics
     blocks = 0
     if ok and reading.document is not None:
-        diagnostics = warnings(record, reading)
-        blocks = sum(1 for _ in reading.document.walk(Parallel))
+        try:
+            with record.guarded():
+                diagnostics = warnings(record, reading)
+                blocks = sum(1 for _ in reading.document.walk(Parallel))
+        except BadRecord as error:
+            ok, diagnostics = False, (error.diagnostic,)
     texts = reading.texts if diagnostics else {}
     return RecordVerdict(record.name, ok, reading.cut, diagnostics, texts, blocks)
 

@@ -63,12 +63,13 @@ def convert_records(
     ):
         for record in records:
             try:
-                result = converted(record, target, recover=recover)
+                with record.guarded():
+                    result = converted(record, target, recover=recover)
+                    if not text:
+                        result = json.dumps(output_row(record, result, target)) + "\n"
             except MvspecError as error:
                 yield f"{record.name}: {error}"
                 continue
-            if not text:
-                result = json.dumps(output_row(record, result, target)) + "\n"
             file.write(result)
             written += 1
     if partial and output:

@@ -19,7 +19,7 @@ from typing import Any, get_args
 from mvspec.data.check import RecordVerdict
 from mvspec.data.columns import PAIR
 from mvspec.data.convert import output_row, put
-from mvspec.data.records import InputError, Record
+from mvspec.data.records import BadRecord, InputError, Record
 from mvspec.data.resume import Journal, whole_lines
 from mvspec.data.sources import Records
 from mvspec.errors import Diagnostic
@@ -130,8 +130,13 @@ def fix_records(
         for verdict in check(remember()):
             record = held.popleft()
             why = policy.refusal(verdict)
+            try:
+                with record.guarded():
+                    row = {} if why else fixed_row(record, verdict.diagnostics)
+            except BadRecord as error:
+                why = error.diagnostic.message
             if not why:
-                row_file.add(fixed_row(record, verdict.diagnostics), ascii=True)
+                row_file.add(row, ascii=True)
             left_out = {"left_out": why} if why else {}
             log_file.add({**verdict.to_dict(), **left_out}, ascii=True)
             yield replace(verdict, left_out=why)

@@ -8,6 +8,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import active_children, get_context, parent_process
@@ -26,14 +27,19 @@ def ordered_map(
     *,
     size: Callable[[A], int] = lambda item: 1,
     batch: int = 500_000,
+    mended: Callable[[A], A] | None = None,
 ) -> Iterator[B]:
     """Yield `function(item)` for every item, in order.
+
+    A worker may die, of too little memory or of a fault in a library. What it was given is then
+    worked on item by item, in a process of its own, and the one that ends this too is mended.
 
     Args:
         function: picklable where there are several workers.
         workers: processes; 1 works in this one.
         size: the cost of an item, in the unit of `batch`.
         batch: items are sent together until they cost this much.
+        mended: returns an item that ends its process without what does so.
 
     >>> list(ordered_map(abs, [-1, 2]))
     [1, 2]
@@ -43,19 +49,45 @@ def ordered_map(
         return
     # A fresh interpreter on every system: a forked one could inherit a lock held by the
     # progress bar's thread.
-    modules: dict[str, object] = dict(sys.modules)
-    settled = partial(settle, *(name for name, module in modules.items() if module is None))
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=settled)
+    pool = _pool(workers)
     others = set(active_children())
-    pending: deque[Future[list[B]]] = deque()
+    pending: deque[tuple[list[A], Future[list[B]]]] = deque()
+
+    def submit(group: list[A]) -> None:
+        with _interrupts_held():
+            try:
+                future = pool.submit(_each, function, group)
+            except BrokenProcessPool as error:
+                future = Future()
+                future.set_exception(error)
+        pending.append((group, future))
+
+    def oldest() -> list[B]:
+        nonlocal pool
+        group, future = pending.popleft()
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            if mended is None:
+                raise
+        pool.shutdown(wait=False)
+        pool = _pool(workers)
+        rest, done = list(pending), singly(function, group, mended)
+        pending.clear()
+        for group, future in rest:
+            if future.done() and future.exception() is None:
+                pending.append((group, future))
+            else:
+                submit(group)
+        return done
+
     try:
         for group in _batches(items, size, batch):
-            with _interrupts_held():
-                pending.append(pool.submit(_each, function, group))
+            submit(group)
             if len(pending) > 2 * workers:
-                yield from pending.popleft().result()
+                yield from oldest()
         while pending:
-            yield from pending.popleft().result()
+            yield from oldest()
     except BaseException:
         # An interrupt, or a reader that has gone: nobody waits for what is under way.
         for process in set(active_children()) - others:
@@ -63,6 +95,31 @@ def ordered_map(
         raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    modules: dict[str, object] = dict(sys.modules)
+    settled = partial(settle, *(name for name, module in modules.items() if module is None))
+    return ProcessPoolExecutor(workers, get_context("spawn"), initializer=settled)
+
+
+def singly(function: Callable[[A], B], items: Sequence[A], mended: Callable[[A], A]) -> list[B]:
+    """Return `function(item)` of each item, one at a time in a process that may die of it.
+
+    Args:
+        mended: returns an item that ends its process without what does so.
+    """
+    done: list[B] = []
+    while len(done) < len(items):
+        with _pool(1) as pool:
+            try:
+                for item in items[len(done) :]:
+                    with _interrupts_held():
+                        future = pool.submit(function, item)
+                    done.append(future.result())
+            except BrokenProcessPool:
+                done.append(function(mended(items[len(done)])))
+    return done
 
 
 @contextmanager

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mvspec.data.chat import ChatContext, ChatTurn, chat_turns, is_chat, turn_message
@@ -58,6 +60,7 @@ class BadRecord(MvspecError):
 
     def __init__(self, name: str, place: str, code: str, reason: str, **location: Any) -> None:
         super().__init__(f"{name}: {reason} [{code}]")
+        self.diagnostic = Diagnostic(0, 0, 1, 1, code, reason)
         self.entry: dict[str, Any] = {
             "record": encodable(name),
             "place": encodable(place),
@@ -73,7 +76,9 @@ class BadRecord(MvspecError):
         location |= {"column": found.column}
         location |= {"address": found.address} if found.address else {}
         location |= {"cut": True} if cut else {}
-        return cls(name, place, found.code, found.message, **location)
+        made = cls(name, place, found.code, found.message, **location)
+        made.diagnostic = found
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +220,8 @@ class Record:
             return kind, path, value, None
         except RowError as missing:
             return "unread", (), "", not_a_document(missing)
+        except Exception as error:
+            return "unread", (), "", crash(error)
 
     # Reading
 
@@ -242,6 +249,26 @@ class Record:
         """Return the error of a record that cannot be used."""
         return BadRecord(self.name, self.place, code, reason, **location)
 
+    @contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Keep what fails on this record to it: any error but ours becomes a `BadRecord`.
+
+        Raises:
+            BadRecord: with the code "crash", where it happened, and that it should be reported.
+        """
+        try:
+            yield
+        except (MvspecError, OSError):  # a full disk is no record's
+            raise
+        except Exception as error:
+            raise BadRecord.at(self.name, self.place, crash(error)) from None
+
+    def deadly(self) -> Record:
+        """Return the record without what it holds, which has ended the process that read it."""
+        reason = "the process that read it has died, of too little memory or a fault in a library"
+        told = Diagnostic(0, 0, 1, 1, "crash", f"{reason}: please report it, with the record")
+        return replace(self, data="", error=told)
+
     def at(self, field: str) -> Any:
         """Return what stands in a field of its row, such as `result.text`.
 
@@ -266,6 +293,8 @@ class Record:
             return self._asked(self._read(recover))
         except RowError as error:
             return Reading(None, (not_a_document(error),))
+        except Exception as error:
+            return Reading(None, (crash(error),))
 
     def _read(self, recover: bool) -> Reading:
         if self.trouble is not None:
@@ -381,6 +410,20 @@ def not_a_document(error: VerifyError) -> Diagnostic:
     """Return the diagnostic of a row that cannot be read; it has an address and no place."""
     code = error.code if isinstance(error, RowError) else "not-a-document"
     return Diagnostic(0, 0, 1, 1, code, str(error), address=error.address)
+
+
+def crash(error: Exception) -> Diagnostic:
+    """Return the diagnostic of a record on which mvspec itself has failed."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    where = ""
+    if frame is not None:
+        file = "/".join(Path(frame.tb_frame.f_code.co_filename).parts[-3:])
+        where = f", at {file}:{frame.tb_lineno}"
+    what = f"{type(error).__name__}: {error}"[:500]
+    told = f"mvspec fails on this record ({what}{where}): please report it, with the record"
+    return Diagnostic(0, 0, 1, 1, "crash", encodable(told))
 
 
 def context_of(turns: Sequence[ChatTurn], tools: tuple[Any, ...] = ()) -> ChatContext:

@@ -49,7 +49,7 @@ def view_of(record: Record, lay: LayDocument | None = None) -> RecordView:
     'cut'
     """
     if record.trouble is not None:
-        return _unread(record, (record.trouble,))
+        return unread(record, (record.trouble,))
     row = record.row or {}
     shown = None
     try:
@@ -60,7 +60,7 @@ def view_of(record: Record, lay: LayDocument | None = None) -> RecordView:
         else:
             view = _document_view(record, lay)
     except (MvspecError, RecursionError) as error:
-        return _unread(record, (Diagnostic(0, 0, 1, 1, "not-a-trace", str(error)),))
+        return unread(record, (Diagnostic(0, 0, 1, 1, "not-a-trace", str(error)),))
     if record.path and record.kind != "chat" and record.fields.field in (None, "."):
         shown, view.kind = str(record.path[0]), "sample"
     elif record.kind == "trace":
@@ -81,7 +81,7 @@ def _document_view(record: Record, lay: LayDocument | None) -> RecordView:
     reading = record.read(recover=True)
     document, found = reading.document, reading.diagnostics
     if document is None:
-        return _unread(record, found)
+        return unread(record, found)
     verdict = "cut" if reading.cut else "malformed" if found else "ok"
     syntax = MULTIVERSE if record.kind == "chat" else FORMS[record.form].syntax
     own = syntax if syntax.tagged and syntax.ordered else MULTIVERSE
@@ -127,7 +127,8 @@ def places(text: str, diagnostics: Sequence[Diagnostic]) -> list[int]:
     return out
 
 
-def _unread(record: Record, found: tuple[Diagnostic, ...]) -> RecordView:
+def unread(record: Record, found: tuple[Diagnostic, ...]) -> RecordView:
+    """Return the view of a record that has no tree: its text, and why."""
     text = record.text if isinstance(record.value, str) else ""
     if not text and record.row is not None:
         text = _json(record.row)

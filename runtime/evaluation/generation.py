@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from mvspec.compiler.plan import Extend
-from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
+from mvspec.data.records import crash
+from mvspec.errors import LimitExceeded, MvspecError, RequestFailed, Unsupported, VerifyError
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.law.limits import Limits
@@ -97,7 +98,7 @@ class AnswerGenerator:
             options = self.options if cap is None else _capped(self.options, given + cap)
             name = f"{problem.id}/{number}"[-200:]
             result = await self.engine.run_async(plan, options, name=name)
-        except (LimitExceeded, Unsupported, VerifyError) as error:
+        except (LimitExceeded, RequestFailed, Unsupported, VerifyError) as error:
             return replace(sample, error=str(error))
         trace = result.trace
         text = written_text(trace, self.engine.tokenizer)
@@ -144,7 +145,12 @@ def graded(
         final: grade what stands behind the thoughts only.
     """
     text = final_text(sample.output) if final or not task.whole else sample.output
-    return replace(sample, **asdict(graders.grade(task.grader, problem.payload, text)))
+    try:
+        return replace(sample, **asdict(graders.grade(task.grader, problem.payload, text)))
+    except (MvspecError, OSError):
+        raise
+    except Exception as error:
+        return replace(sample, note=crash(error).message)
 
 
 AskedAnswer = tuple[EvaluationProblem, int, int | None]
@@ -190,7 +196,13 @@ async def generate(
         for problem, number, cap in stream:
             sample = known.get((problem.id, number, cap))
             if sample is None or sample.error:
-                sample = await answer(problem, number, cap)
+                try:
+                    sample = await answer(problem, number, cap)
+                except (MvspecError, OSError):
+                    raise
+                except Exception as error:
+                    blank = EvaluationSample(problem.id, number, cap, problem.group)
+                    sample = replace(blank, error=crash(error).message)
             if sample.error:
                 refused += 1
                 if refused >= PATIENCE and not answered:

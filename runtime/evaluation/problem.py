@@ -11,6 +11,7 @@ from typing import Any
 from mvspec.data.columns import column, listed
 from mvspec.data.records import BadRecord, Fields, InputError, Record
 from mvspec.data.sources import Records, open_records
+from mvspec.errors import MvspecError
 
 NO_FIELDS = Fields()
 
@@ -18,7 +19,7 @@ _LISTED = 5
 """Bad rows that one message names."""
 
 
-class BadProblem(Exception):
+class BadProblem(MvspecError):
     """A row is not a problem of the task; the message says why."""
 
 
@@ -139,7 +140,8 @@ def read_problems(
     bad: list[str] = []
     for record in records.read():
         try:
-            problem = _problem(record, read, group)
+            with record.guarded():
+                problem = _problem(record, read, group)
         except (BadProblem, BadRecord) as error:
             reason = error.entry["reason"] if isinstance(error, BadRecord) else str(error)
             bad.append(f"{record.place}: {reason}")

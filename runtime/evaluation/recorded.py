@@ -44,9 +44,10 @@ def match_outputs(records: Records, problems: Sequence[EvaluationProblem]) -> Re
     by_place = {problem.place: problem.id for problem in problems}
     for record in records.read():
         try:
+            with record.guarded():
+                text = output_of(record)
             name = by_place.get(record.place, record.place)
             name = name if record.name == record.place else record.name
-            text = output_of(record)
             if name not in found.outputs:
                 raise record.bad("no-problem", f"no problem has the id {name!r}")
         except BadRecord as error:
