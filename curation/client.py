@@ -6,11 +6,12 @@ import asyncio
 import heapq
 import itertools
 import random
+import re
 import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -36,6 +37,12 @@ WINDOW = 60.0
 
 REFUSALS = 10
 """So many refused requests and not one answer: the requests are wrong, not the records."""
+
+ALIKE = 3
+"""So many refusals with the same words and no answer in between: they are of every record."""
+
+BEYOND = 1_000
+"""Tokens by which a count may pass what was sent or asked for, and twice that, to be believed."""
 
 BYTES_PER_TOKEN = 4.0
 """The first guess for the rate limit; answers correct it."""
@@ -96,6 +103,22 @@ class TokenPrice:
 
 
 FREE = TokenPrice()
+
+
+def believed(request: ModelRequest, answer: ModelAnswer) -> TokenUsage:
+    """Return the tokens of an answer; for what cannot be, as many as there can be.
+
+    What is not said (0), below 0, or more than the request allows would make a ledger wrong.
+    """
+    usage = answer.usage
+    read, output, thoughts = usage.prompt, usage.output, usage.thoughts
+    if not 0 < read <= 2 * request.size + BEYOND:
+        read = request.size
+    least = 1 if answer.text else 0
+    most = 2 * request.max_tokens + BEYOND
+    if output < least or thoughts < 0 or output + thoughts > most or not usage.prompt:
+        output, thoughts = request.max_tokens, 0
+    return TokenUsage(read, output, thoughts, min(max(usage.cached, 0), read))
 
 
 class SpendingLimit:
@@ -292,6 +315,7 @@ class ModelClient:
         self._flights: dict[str, asyncio.Task[ModelAnswer]] = {}
         self._bytes_per_token = BYTES_PER_TOKEN
         self._refused = 0
+        self._alike: Counter[str] = Counter()
 
     def stop(self, reason: str, *, abandoned: bool = False) -> None:
         """Send nothing more; what is on its way is waited for, and kept.
@@ -405,11 +429,12 @@ class ModelClient:
                 except (asyncio.CancelledError, CurationStopped):
                     doubtful = most
                     raise
-                # An answer that says nothing of its tokens is taken to be as dear as it can be.
-                cost = self.price.of(answer.usage) if answer.usage.prompt else most
+                said = answer.usage.prompt
+                answer = replace(answer, usage=believed(request, answer))
+                cost = self.price.of(answer.usage)
                 seconds = time.monotonic() - start
                 await self.store.save(request, answer, cost, seconds, sent, once=self.once)
-                self._count(request, answer)
+                self._count(request, answer, said)
                 return answer
             finally:
                 self.traffic.in_flight -= 1
@@ -421,14 +446,17 @@ class ModelClient:
 
     def _refuse(self, error: RequestRefused) -> None:
         self._refused += 1
-        if error.all:
+        same = re.sub(r"[0-9]+", "0", str(error))
+        self._alike[same] += not error.one
+        if error.all or self._alike[same] >= ALIKE:
             self.stop(str(error))
         elif self._refused >= REFUSALS and not self.traffic.answered:
             self.stop(f"{self._refused} requests were refused and none answered: {error}")
 
-    def _count(self, request: ModelRequest, answer: ModelAnswer) -> None:
+    def _count(self, request: ModelRequest, answer: ModelAnswer, said: int) -> None:
+        self._alike.clear()
         self.traffic.answered += 1
         self.traffic.usage += answer.usage
-        if answer.usage.prompt:
+        if said == answer.usage.prompt:
             found = request.size / answer.usage.prompt
             self._bytes_per_token += (found - self._bytes_per_token) * 0.05

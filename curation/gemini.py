@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.request import getproxies
 from uuid import uuid4
@@ -39,6 +39,9 @@ POOL = 32
 BATCH_BYTES = 15_000_000
 """Of the requests of a batch; the service documents 20 MB for one call."""
 
+UNREADABLE = 5
+"""Looks at a batch that could not be read, at most: it is not going to be another time."""
+
 _ENDED = {"JOB_STATE_FAILED", "JOB_STATE_CANCELLED", "JOB_STATE_EXPIRED"}
 _READY = {"JOB_STATE_SUCCEEDED", "JOB_STATE_PARTIALLY_SUCCEEDED"}
 BatchAnswers = dict[str, ModelAnswer | Exception]
@@ -50,6 +53,36 @@ _LENGTH = {"MAX_TOKENS", "CONTINUATION", ""}  # without a reason, it has not end
 _CROWDED = {429, 503}
 _AGAIN = {408, 429, 500, 502, 503, 504}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]+)?)s")
+
+LONGEST_WAIT = 3600.0
+"""Seconds that the service may ask to wait, at most; what is longer is no pause of a run."""
+
+_RPC = {3: 400, 5: 404, 7: 403, 8: 429, 9: 400, 13: 500, 14: 503, 16: 401}
+"""HTTP statuses of google.rpc's codes, which responses in a batch may have instead."""
+
+_OF_ONE = re.compile(
+    r"(?!.*(?:thinking|output)).*(?:token count|too many tokens|too (?:long|large)|payload size)",
+    re.I | re.S,
+)
+"""What is said of a request that is too long: the next record's may be taken."""
+
+_ADVICE = (
+    (re.compile(r"API.?key|HTTP 401", re.I), "look at GEMINI_API_KEY", True),
+    (
+        re.compile(
+            r"(?:location|country|region)\b.*\bsupported|\bsupported\b.*(?:country|region)", re.I
+        ),
+        "the service does not take requests from here: ask from where it does, or --base-url",
+        True,
+    ),
+    (re.compile(r"\bbill|FAILED_PRECONDITION", re.I), "look at the billing of the key", True),
+    (re.compile(r"HTTP 403"), "the key may not do that: look at its rights and its project", True),
+    (re.compile(r"thinking", re.I), "give another --thinking, or leave it out", False),
+    (re.compile(r"HTTP 404|\bmodels?\b", re.I), "give another --model", False),
+    (re.compile(r"temperature", re.I), "give another --temperature", False),
+    (re.compile(r"max.?output.?tokens", re.I), "give another --max-tokens", False),
+)
+"""Refusals that concern every record, what to do, and whether one alone tells that for sure."""
 
 
 class GeminiProvider:
@@ -81,7 +114,10 @@ class GeminiProvider:
         # A proxy is found by httpx itself, where it may choose how to connect.
         transport = None if getproxies() else ConnectionPools(connections)
         limits = httpx2.Limits(max_connections=None, max_keepalive_connections=connections)
-        self._http = httpx2.AsyncClient(transport=transport, limits=limits, timeout=None)
+        hooks: dict[str, Any] = {"response": [_read_whole]}
+        self._http = httpx2.AsyncClient(
+            transport=transport, limits=limits, timeout=None, event_hooks=hooks
+        )
         self.client = genai.Client(
             vertexai=False,
             api_key=self._key,
@@ -105,16 +141,17 @@ class GeminiProvider:
             RequestRefused: any other status; for all requests where the key, the model or the day's
                 quota is to blame.
         """
-        config = config_of(request)
+        config = config_of(request).model_copy(update={"should_return_http_response": True})
         try:
             # httpx's time-outs are of one read each: an answer that drips in would never end.
             async with asyncio.timeout(self.timeout):
                 response = await self.client.aio.models.generate_content(
                     model=request.model, contents=request.prompt, config=config
                 )
+            raw: Any = response.sdk_http_response
+            return answer_of(json.loads(raw.body))
         except Exception as error:
             raise self.failure(error) from None  # its chain could hold headers, and so the key
-        return answer_of(response)
 
     async def count(self, request: ModelRequest) -> int:
         """Return how many tokens a request has, as the service counts them; it is free.
@@ -134,7 +171,9 @@ class GeminiProvider:
     def failure(self, error: Exception) -> RequestUnanswered | RequestRefused:
         """Return what an exception of the client means; its text never holds the key."""
         if isinstance(error, errors.APIError):
-            return self._status(error)
+            headers = getattr(error.response, "headers", None) or {}
+            said = f"{error.status or ''} {error.message or ''}".strip()
+            return self.status(error.code, said, _details(error.details), headers)
         name = type(error).__name__
         text = self._hidden(f"{name}: {error}".rstrip(": "))
         if isinstance(error, TimeoutError | httpx2.TimeoutException):
@@ -143,27 +182,40 @@ class GeminiProvider:
             return RequestUnanswered(f"no connection: {text}")
         if isinstance(error, httpx2.TransportError):
             return RequestUnanswered(f"broken connection: {text}", paid=True)
-        if isinstance(error, ValueError | TypeError | LookupError | AttributeError):
-            # A body that is not JSON, or not shaped as the client expects.
+        wrong = (
+            ValueError, TypeError, LookupError, AttributeError, RecursionError,
+            httpx2.DecodingError,
+        )  # fmt: skip
+        if isinstance(error, wrong):
+            # A body that is not UTF-8, not JSON, or not shaped as the client expects.
             return RequestUnanswered(f"unreadable response: {text[:200]}", paid=True)
         raise error
 
-    def _status(self, error: errors.APIError) -> RequestUnanswered | RequestRefused:
-        details = _details(error.details)
-        reasons = {str(each.get("reason")) for each in details}
-        said = self._hidden(f"{error.status or ''} {error.message or ''}".strip())[:500]
-        text = f"HTTP {error.code}: {said}"
-        if error.code in _AGAIN:
-            if error.code == 429 and "PerDay" in str([each.get("violations") for each in details]):
+    def status(
+        self,
+        code: int,
+        said: str,
+        details: Sequence[dict[str, Any]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> RequestUnanswered | RequestRefused:
+        """Return what a status other than 200 means, and what to do about it."""
+        text = f"HTTP {code}: {' '.join(self._hidden(said).split())[:500]}".rstrip(": ")
+        if code in _AGAIN:
+            if code == 429 and "PerDay" in str([each.get("violations") for each in details]):
                 return RequestRefused(f"{text} (the day's quota is used up)", all=True)
             return RequestUnanswered(
                 text,
-                after=_retry_after(error, details),
-                paid=error.code not in _CROWDED,
-                crowded=error.code in _CROWDED,
+                after=_retry_after(headers or {}, details),
+                paid=code not in _CROWDED,
+                crowded=code in _CROWDED,
             )
-        everyone = error.code in (401, 403, 404) or "API_KEY_INVALID" in reasons
-        return RequestRefused(text, all=everyone)
+        if code in (400, 413) and _OF_ONE.match(said):
+            return RequestRefused(text, one=True)
+        reasons = " ".join(str(each.get("reason")) for each in details)
+        for pattern, advice, sure in _ADVICE:
+            if pattern.search(f"{text} {reasons}"):
+                return RequestRefused(f"{text} ({advice})", all=sure or code == 404)
+        return RequestRefused(text)
 
     def _hidden(self, text: str) -> str:
         return text.replace(self._key, "[key]")
@@ -333,12 +385,14 @@ class GeminiBatchProvider:
 
     async def _read(self, id: str, name: str, keys: Sequence[str]) -> BatchAnswers:
         """Wait for a batch and return its answers by key."""
+        unreadable = 0
         while True:
             try:
                 job = await self.gemini.client.aio.batches.get(name=name)
             except Exception as error:
                 failure = self.gemini.failure(error)
-                if isinstance(failure, RequestRefused):
+                unreadable += str(failure).startswith("unreadable")
+                if isinstance(failure, RequestRefused) or unreadable > UNREADABLE:
                     raise failure from None
                 await asyncio.sleep(max(self.poll, failure.after or 0))
                 continue
@@ -356,11 +410,20 @@ class GeminiBatchProvider:
         for index, each in enumerate(responses):
             key = (each.metadata or {}).get("key") or (keys[index] if index < len(keys) else "")
             if each.response is not None:
-                found[key] = answer_of(each.response)
+                found[key] = answer_of(
+                    each.response.model_dump(mode="json", by_alias=True, exclude_none=True)
+                )
             else:
-                said = each.error.message if each.error else "no response"
-                found[key] = RequestUnanswered(f"batch: {said}")
+                found[key] = self._failed(each.error)
         return found  # the note stays until whoever asks has stored every answer
+
+    def _failed(self, error: types.JobError | None) -> RequestUnanswered | RequestRefused:
+        """Return what the error of a response in a batch means."""
+        code = 0 if error is None else error.code or 0
+        said = (error and error.message) or "no response"
+        found = self.gemini.status(_RPC.get(code, code), said)
+        refused = isinstance(found, RequestRefused) and code
+        return found if refused else RequestUnanswered(f"batch: {said}")
 
 
 def _display(id: str) -> str:
@@ -426,25 +489,24 @@ def config_of(request: ModelRequest) -> types.GenerateContentConfig:
     )
 
 
-def answer_of(response: types.GenerateContentResponse) -> ModelAnswer:
-    """Return what a response says, and why it ends there."""
-    counted = response.usage_metadata
-    usage = TokenUsage() if counted is None else TokenUsage(
-        counted.prompt_token_count or 0,
-        counted.candidates_token_count or 0,
-        counted.thoughts_token_count or 0,
-        counted.cached_content_token_count or 0,
-    )  # fmt: skip
-    version = response.model_version or ""
-    feedback = response.prompt_feedback
-    if not response.candidates:
-        if feedback is not None and feedback.block_reason is not None:
-            return ModelAnswer("", "blocked", _name(feedback.block_reason), usage, version)
-        return ModelAnswer("", "empty", "", usage, version)
-    first = response.candidates[0]
-    parts = (first.content.parts if first.content else None) or []
-    text = "".join(part.text for part in parts if part.text and not part.thought)
-    reason = _name(first.finish_reason)
+def answer_of(body: Any) -> ModelAnswer:
+    """Return what the JSON of a response says, and why it ends there.
+
+    Raises:
+        ValueError, TypeError, LookupError, AttributeError: it is not shaped as a response is.
+    """
+    counted = body.get("usageMetadata")
+    counted = counted if isinstance(counted, dict) else {}
+    usage = TokenUsage(*(_count(counted.get(name)) for name in _COUNTS))
+    version = str(body.get("modelVersion") or "")
+    if not body.get("candidates"):
+        blocked = str((body.get("promptFeedback") or {}).get("blockReason") or "")
+        return ModelAnswer("", "blocked" if blocked else "empty", blocked, usage, version)
+    first = body["candidates"][0]
+    parts = (first.get("content") or {}).get("parts") or []
+    text = "".join(part["text"] for part in parts if part.get("text") and not part.get("thought"))
+    text.encode()  # half a surrogate pair is no text
+    reason = str(first.get("finishReason") or "")
     if reason == "STOP":
         finish = "stop" if text else "empty"
     else:
@@ -452,8 +514,41 @@ def answer_of(response: types.GenerateContentResponse) -> ModelAnswer:
     return ModelAnswer(text, finish, reason, usage, version)
 
 
-def _name(reason: Any) -> str:
-    return "" if reason is None else str(getattr(reason, "value", reason))
+_COUNTS = (
+    "promptTokenCount", "candidatesTokenCount", "thoughtsTokenCount", "cachedContentTokenCount",
+)  # fmt: skip
+_NUMBER = re.compile(r"[0-9]{1,15}(?:\.0+)?")
+
+
+def _count(value: Any) -> int:
+    """Return a count of tokens; 0, as if nothing were said, for what cannot be one."""
+    found = None if isinstance(value, bool) else _NUMBER.fullmatch(str(value))
+    return int(float(found.group())) if found else 0
+
+
+async def _read_whole(response: httpx2.Response) -> None:
+    """Read a response before google-genai does, which takes U+FFFD for what is not UTF-8.
+
+    Raises:
+        UnicodeDecodeError: it is an answer, and not UTF-8.
+        APIError: it is an error, of whatever bytes.
+    """
+    data = await response.aread()
+    response.encoding = "utf-8"
+    if response.status_code == 200:
+        data.decode()
+        return
+    try:
+        body = json.loads(data.decode(errors="replace"))
+    except (ValueError, RecursionError):
+        body = None
+    if isinstance(body, list):
+        body = next(iter(body), None)
+    inner = body.get("error", body) if isinstance(body, dict) else body
+    if not isinstance(inner, dict):
+        text = data.decode(errors="replace")
+        inner = {"message": text if inner is None else str(inner), "status": ""}
+    raise errors.APIError(response.status_code, {"error": inner}, response)  # type: ignore[no-untyped-call]
 
 
 def _details(body: Any) -> list[dict[str, Any]]:
@@ -462,14 +557,13 @@ def _details(body: Any) -> list[dict[str, Any]]:
     return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
 
 
-def _retry_after(error: errors.APIError, details: Iterable[dict[str, Any]]) -> float | None:
+def _retry_after(headers: Mapping[str, str], details: Iterable[dict[str, Any]]) -> float | None:
     """Return the seconds to wait: of google.rpc.RetryInfo, else of the header Retry-After."""
     for each in details:
         match = _DURATION.fullmatch(str(each.get("retryDelay", "")))
         if match:
-            return float(match.group(1))
-    headers = getattr(error.response, "headers", None) or {}
+            return min(float(match.group(1)), LONGEST_WAIT)
     try:
-        return max(0.0, float(headers.get("retry-after", "")))
+        return min(max(0.0, float(headers.get("retry-after", ""))), LONGEST_WAIT)
     except ValueError:  # absent, or a date
         return None

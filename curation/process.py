@@ -40,10 +40,14 @@ def outlived(work: Callable[[int | None], int]) -> int:
     gone, held = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # Ctrl-C in this moment waits until somebody handles it.
+    unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     child = os.fork()
     if child == 0:
         os.close(held)
         os.setsid()  # Ctrl-C and a kill of the process group are the parent's
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         return work(gone)
     os.close(gone)
 
@@ -51,12 +55,12 @@ def outlived(work: Callable[[int | None], int]) -> int:
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGINT if number == signal.SIGHUP else number)
 
-    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {
         number: signal.signal(number, forward)
         for number in signals
         if signal.getsignal(number) is not signal.SIG_IGN  # as nohup leaves it
     }
+    signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
     try:
         _, status = os.waitpid(child, 0)
     finally:

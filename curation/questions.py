@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -225,7 +227,7 @@ class RetriedQuestion:
                 self._unfinished(answer)
                 continue
             try:
-                return check(reply.model_validate_json(answer.text))
+                return check(read_reply(reply, answer.text))
             except ValidationError as error:
                 self.refuse("schema", _said(error))
             except UnusableAnswer as problem:
@@ -301,6 +303,45 @@ class ChainQuestions:
     def history(self) -> list[dict[str, Any]]:
         """Return all answers, question by question in the order in which they were opened."""
         return [dict(event) for question in self.opened for event in question.log]
+
+
+_FENCE = re.compile(r"```[a-z]*\s*(?={)", re.I)
+
+
+def read_reply(reply: type[R], text: str) -> R:
+    """Read a reply as JSON, also where it stands in a code fence with text around it.
+
+    Raises:
+        ValidationError: it is not JSON of the schema.
+        UnusableAnswer: several code fences hold different replies.
+
+    >>> from mvspec.curation.answers import GroupsReply
+    >>> read_reply(GroupsReply, 'Here it is:\\n```json\\n{"groups": []}\\n```')
+    GroupsReply(groups=())
+    """
+    said: list[ValidationError] = []
+    try:
+        return reply.model_validate_json(text)
+    except ValidationError as error:
+        said.append(error)
+    found: list[R] = []
+    at = 0
+    while fence := _FENCE.search(text, at):
+        at = fence.end()
+        try:
+            # Up to its last brace, and not to the next fence, which may stand in a string of it.
+            _, end = json.JSONDecoder().raw_decode(text, at)
+            found.append(reply.model_validate_json(text[at:end]))
+            at = end
+        except ValidationError as error:
+            said.append(error)
+        except (ValueError, RecursionError):
+            pass
+    if not found:
+        raise said[-1]
+    if any(each != found[0] for each in found):
+        raise UnusableAnswer("several code fences hold different answers: give one")
+    return found[0]
 
 
 def _said(error: ValidationError) -> str:

@@ -137,11 +137,13 @@ class RequestRefused(MvspecError):
 
     Args:
         all: whether it takes none at all: a wrong key, no such model, the day's quota used up.
+        one: whether it is this request's own fault, which others do not have: it is too long.
     """
 
-    def __init__(self, message: str, *, all: bool = False) -> None:
+    def __init__(self, message: str, *, all: bool = False, one: bool = False) -> None:
         super().__init__(message)
         self.all = all
+        self.one = one
 
 
 class CurationStopped(MvspecError):

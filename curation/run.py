@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -72,6 +73,14 @@ class CurationTally:
     def decided(self) -> int:
         """Records with a verdict."""
         return self.accepted + self.quarantined.total()
+
+    def most_unfinished(self) -> str:
+        """Return the most frequent reason for which records were not decided, as a line."""
+        reasons = Counter(re.sub(r"[0-9]+", "0", each["reason"]) for each in self.unfinished)
+        ((same, number),) = reasons.most_common(1)
+        alike = (each["reason"] for each in self.unfinished)
+        reason = next(each for each in alike if re.sub(r"[0-9]+", "0", each) == same)
+        return f"not decided: {number:,} of {len(self.unfinished):,}: {reason}"
 
     def add(self, outcome: dict[str, Any]) -> None:
         """Count a verdict."""

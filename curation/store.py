@@ -89,7 +89,7 @@ class CurationStore:
 
         Those in a batch are left out: they are taken up again, and not paid a second time.
         """
-        (paid,) = self._read.execute("SELECT ifnull(sum(cost), 0) FROM answers").fetchone()
+        (paid,) = self._read.execute("SELECT ifnull(sum(max(cost, 0)), 0) FROM answers").fetchone()
         batched = {key for _, _, keys in self.batches() for key in keys}
         sent: list[tuple[str, int]] = self._read.execute(
             "SELECT key, reserved FROM sent"

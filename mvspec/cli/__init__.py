@@ -58,6 +58,7 @@ class MvspecGroup(TyperGroup):
     """
 
     listing = False
+    called = ""
 
     def list_commands(self, ctx: Any) -> list[str]:
         return list(COMMANDS)
@@ -72,6 +73,7 @@ class MvspecGroup(TyperGroup):
             return None
         if self.listing:
             return TyperCommand(name, help=summary_of(name))
+        self.called = name
         found = getattr(import_module(f"mvspec.cli.{name}"), name)
         if not isinstance(found, typer.Typer):
             one = typer.Typer(add_completion=False)
@@ -92,6 +94,8 @@ class MvspecGroup(TyperGroup):
             finally:
                 sys.stdout.flush()
         except KeyboardInterrupt:
+            if self.called == "curate":  # money was spent, and nothing of it is lost
+                tell("mvspec: interrupted: the same command goes on from here")
             raise typer.Exit(130) from None
         except BrokenPipeError:
             discard_stdout()

@@ -149,6 +149,8 @@ def carry_out(job: CurationRun, folder: Path, gone: int | None = None) -> int:
     if run.client.abandoned:
         return 1
     print_table(summary_table(run, folder))
+    if run.tally.unfinished:
+        tell(run.tally.most_unfinished())
     if run.client.stopped:
         tell(f"stopped: {run.client.stopped}")
         tell("the same command goes on from here")

@@ -335,6 +335,28 @@ def test_interrupt_waits_for_what_is_paid_and_goes_on_later(tmp_path: Path) -> N
     assert len(lines(out / "documents.jsonl")) == 40
 
 
+@pytest.mark.parametrize("moment", [0.2, 0.6, 1.2, 2.0] if NIGHTLY else [0.6])
+def test_an_interrupt_while_it_starts_ends_in_a_line(tmp_path: Path, moment: float) -> None:
+    source = write_chains(tmp_path / "chains.jsonl", chains(3))
+    with (
+        GeminiServer() as server,
+        subprocess.Popen(
+            command(source, tmp_path / "out", server.url),
+            env=os.environ | {"GEMINI_API_KEY": KEY},
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        ) as process,
+    ):
+        time.sleep(moment)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    # Where Python itself is still starting, nobody is there yet who could say anything.
+    assert process.returncode in (130, -signal.SIGINT, 0)
+    assert "Traceback" not in errors
+    assert errors.count("\n") <= 4
+
+
 def test_nohup_and_a_terminal_that_closes(tmp_path: Path) -> None:
     source = write_chains(tmp_path / "chains.jsonl", chains(6))
 
@@ -480,7 +502,8 @@ def test_a_service_that_says_no_stops_and_is_said(tmp_path: Path) -> None:
     with GeminiServer(lambda _, times: no) as server:
         done = curate(source, tmp_path / "o", server.url, "--concurrency", "2", status=1)
         assert server.seen.total() <= 2
-    assert "stopped: HTTP 403: PERMISSION_DENIED key [key] is not allowed" in done.stderr
+    assert "stopped: HTTP 403: PERMISSION_DENIED key [key] is not allowed (" in done.stderr
+    assert "not decided: 20 of 20: HTTP 403: PERMISSION_DENIED" in done.stderr
     for file in (tmp_path / "o").iterdir():
         assert KEY.encode() not in file.read_bytes()
 

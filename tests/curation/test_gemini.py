@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from gemini_server import Act, Body, GeminiServer, failure, generated, prompt_of, scripted
+from pydantic import ValidationError
 
 from mvspec.curation import (
     CurationStopped,
@@ -34,6 +35,8 @@ from mvspec.curation import (
 from mvspec.curation.answers import StepsReply, schema_text
 from mvspec.curation.client import RankedSemaphore
 from mvspec.curation.gemini import GeminiProvider
+from mvspec.curation.questions import read_reply
+from mvspec.curation.structure import UnusableAnswer
 from mvspec.data.records import InputError
 
 KEY = "test-key-that-nobody-may-see-4711"
@@ -123,6 +126,7 @@ def test_thoughts_are_counted_and_not_part_of_the_text() -> None:
     assert answer.usage == TokenUsage(prompt=7, output=1, thoughts=30)
 
 
+LATIN = json.dumps(generated("caf\xe9"), ensure_ascii=False).encode("latin-1")
 RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "0.3s"}
 
 
@@ -140,6 +144,20 @@ RETRY_INFO = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay":
         (Act(body=generated("x" * 5000), drop="half"), None, True, False),
         (Act(body=b'{"candidates": ['), None, True, False),
         (Act(body=b"\xff\xfe"), None, True, False),
+        (
+            Act(body=json.dumps(generated("caf\xe9"), ensure_ascii=False).encode("latin-1")),
+            None,
+            True,
+            False,
+        ),
+        (Act(body=json.dumps(generated("x")).encode("utf-16")), None, True, False),
+        (Act(body=generated("half a pair: \ud800")), None, True, False),
+        (Act(body=b"not gzip", headers={"Content-Encoding": "gzip"}), None, True, False),
+        (Act(body=b"[" * 100_000), None, True, False),
+        (Act(body=b""), None, True, False),
+        (Act(body=b"null"), None, True, False),
+        (Act(429, failure(429, "X"), headers={"Retry-After": "inf"}), 3600.0, False, True),
+        (Act(503, bytes(range(256))), None, False, True),
         (Act(body=b'{"candidates": 5}'), None, True, False),
         (Act(seconds=3.0, body=generated("late")), None, True, False),
     ],
@@ -177,6 +195,10 @@ DAY = {
         (Act(401, failure(401, "UNAUTHENTICATED")), True),
         (Act(403, failure(403, "PERMISSION_DENIED")), True),
         (Act(404, failure(404, "NOT_FOUND", "no such model")), True),
+        (Act(403, b"not \xfc allowed"), True),
+        (Act(403, '{"error": {"code": 403, "message": "caf\xe9"}}'.encode("latin-1")), True),
+        (Act(400, json.dumps([failure(400, "X", "API key not valid")]).encode()), True),
+        (Act(400, b""), False),
         (Act(429, failure(429, "RESOURCE_EXHAUSTED", "", DAY)), True),
     ],
 )
@@ -334,8 +356,50 @@ def test_requests_that_are_all_refused_stop_the_run(tmp_path: Path) -> None:
 
     with GeminiServer(lambda _, times: Act(400, failure(400, "X", "schema?"))) as server:
         caller = run(server, tmp_path, ask, concurrency=1)
-        assert server.seen.total() == 10
+        assert server.seen.total() == 3
     assert "schema?" in str(caller.stopped)
+    long = Act(
+        400, failure(400, "INVALID_ARGUMENT", "The input token count (9) exceeds the maximum")
+    )
+    with GeminiServer(lambda _, times: long) as server:
+        caller = run(server, tmp_path, ask, concurrency=1)
+        assert server.seen.total() == 10  # its own fault, were others answered
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "reason", "advice", "most"),
+    [
+        (400, "User location is not supported", "FAILED_PRECONDITION", "--base-url", 1),
+        (400, "API key expired. Please renew.", "INVALID_ARGUMENT", "GEMINI_API_KEY", 1),
+        (400, "Please enable billing on project 42.", "FAILED_PRECONDITION", "billing", 1),
+        (400, "Thinking budget 9 is invalid; it exceeds 8.", "INVALID_ARGUMENT", "--thinking", 3),
+        (400, "JSON mode is not enabled for this model", "INVALID_ARGUMENT", "--model", 3),
+        (403, "Your API has not been used in project 1", "PERMISSION_DENIED", "rights", 1),
+        (404, "models/x is not found for API version v1beta", "NOT_FOUND", "--model", 1),
+        (401, "", "UNAUTHENTICATED", "GEMINI_API_KEY", 1),
+    ],
+)  # fmt: skip
+def test_what_concerns_every_record_stops_the_run_and_says_what_to_do(
+    tmp_path: Path, status: int, message: str, reason: str, advice: str, most: int
+) -> None:
+    """Also in the middle of a run, and where one of its numbers differs from time to time."""
+
+    def script(body: Body, times: int) -> Act:
+        number = server.seen.total()
+        said = message.replace("42", str(number))
+        return (
+            Act(body=generated("yes")) if number < 5 else Act(status, failure(status, reason, said))
+        )
+
+    async def ask(caller: ModelClient) -> None:
+        for each in numbered(20):
+            await asyncio.gather(caller.ask(each), return_exceptions=True)
+
+    with GeminiServer(script) as server:
+        caller = run(server, tmp_path, ask)
+        assert server.seen.total() == 5 + most
+    assert message.partition(" 42")[0] in str(caller.stopped)
+    assert advice in str(caller.stopped).rpartition("(")[2]
 
 
 PRICE = TokenPrice(read=1.0, written=1000.0)
@@ -404,6 +468,80 @@ def test_an_answer_without_token_counts_is_as_dear_as_it_can_be(tmp_path: Path) 
     with GeminiServer(lambda _, times: Act(body=body)) as server:
         caller = run(server, tmp_path, ask, price=PRICE)
     assert 0.1 < caller.budget.spent / 1e12 < 0.11
+
+
+WRONG = (None, -1, -(10**30), 0, 10**9, 10**30, "many", "-5", 1.5, True, [1], {}, float("nan"))
+
+
+@pytest.mark.parametrize("count", WRONG)
+@pytest.mark.parametrize("name", ["promptTokenCount", "candidatesTokenCount"])
+def test_a_count_that_cannot_be_is_as_dear_as_it_can_be(
+    tmp_path: Path, name: str, count: object
+) -> None:
+    """It lowers no ledger, the file's of later runs neither, and blows none up."""
+    body = generated("yes")
+    body["usageMetadata"] |= {name: count, "cachedContentTokenCount": 10**12}
+
+    async def ask(caller: ModelClient) -> None:
+        await asyncio.gather(*map(caller.ask, numbered(3)))
+
+    price = TokenPrice(1.0, 0.0) if name == "promptTokenCount" else TokenPrice(0.0, 1.0)
+    dear = 3 * max(price.most(each) for each in numbered(3))
+    with GeminiServer(lambda _, times: Act(body=body)) as server:
+        caller = run(server, tmp_path, ask, price=price)
+    assert 0.5 * dear < caller.budget.spent <= dear
+    used = caller.traffic.usage
+    assert 0 <= used.cached <= used.prompt
+    with GeminiServer() as server:
+        assert run(server, tmp_path, ask_nothing).budget.spent == caller.budget.spent
+
+
+def test_counts_as_text_and_as_floats_are_counts(tmp_path: Path) -> None:
+    body = generated("yes")
+    body["usageMetadata"] |= {"promptTokenCount": "100", "candidatesTokenCount": 7.0}
+    assert asked(lambda _, times: Act(body=body)).usage == TokenUsage(100, 7)
+
+
+def test_a_ledger_with_negative_costs_counts_them_as_nothing(tmp_path: Path) -> None:
+    store = CurationStore(tmp_path / "answers.sqlite")
+    for key, cost in (("a", 500), ("b", -400)):
+        row = (key, "p", 0, ModelAnswer("x").to_json(), cost, 0.0)
+        store._write.execute("INSERT INTO answers VALUES (?, ?, ?, ?, ?, ?)", row)
+    assert store.spent() == (500, 0)
+    store.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```json\n{}\n```",
+        "```\n{}\n```",
+        "Sure! Here it is:\n\n```json\n{}\n```\nTell me if it is wrong.",
+        "```JSON\n{}```",
+        "```json {} ```",
+        "```{}```",
+        "```json\n{}",
+        "~ a `word` ~\n```\n{}\n```",
+        "```text\nI think ...\n```\n```json\n{}\n```",
+        "```json\n{}\n```\nonce more:\n```json\n{}\n```",
+        "  \n{}\n  ",
+    ],
+)
+@pytest.mark.parametrize("title", ["a", "code: ```python\nx = 1\n``` and `y`"])
+def test_json_in_a_code_fence_is_read(text: str, title: str) -> None:
+    reply = StepsReply.model_validate(
+        {"steps": [{"depth": 1, "title": title, "first": 1, "last": 1}]}
+    )
+    assert read_reply(StepsReply, text.replace("{}", reply.model_dump_json())) == reply
+
+
+def test_fences_that_disagree_or_hold_nothing_are_refused() -> None:
+    one, other = '{"steps": []}', '{"steps": [{"depth":1,"title":"a","first":1,"last":1}]}'
+    with pytest.raises(UnusableAnswer, match="different answers"):
+        read_reply(StepsReply, f"```json\n{one}\n```\n```json\n{other}\n```")
+    for text in ("", "```", "```json\n```", "no", "```json\n{\n```", "```\n" * 2000):
+        with pytest.raises(ValidationError):
+            read_reply(StepsReply, text)
 
 
 def test_prices() -> None:
