@@ -337,7 +337,7 @@ def _begin(folder: Path, wanted: dict[str, Any], *, overwrite: bool) -> None:
             raise InputError(f"-o {folder}: not empty, and not a compiled data set: use another")
         write_json(folder / MANIFEST, wanted)
         return
-    found = read_manifest(folder)  # without ours, nothing is deleted
+    found = read_manifest(folder, earlier=True)  # without ours, nothing is deleted
     for path in folder.glob(".*.tmp"):
         path.unlink()  # what a run that was killed had not finished
     before = {key: found.get(key) for key in wanted} | {"complete": False}

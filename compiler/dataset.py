@@ -1,6 +1,7 @@
 """A compiled data set: a folder of shards that training reads memory-mapped.
 
-The folder is one that `datasets.load_from_disk` opens too. manifest.json says what made it.
+The folder is one that `datasets.load_from_disk` opens too, under names of columns that no stock
+trainer reads: what sees whom is not in ids alone. manifest.json says what made it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mvspec.data.resume import digest, json_text, replaced, write_json
 from mvspec.errors import VerifyError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's format."""
 
 REMEDY = "run the same mvspec compile again, which makes what is missing"
@@ -33,14 +34,15 @@ REMEDY = "run the same mvspec compile again, which makes what is missing"
 Entry = tuple[list[str], Layout]
 """A row: the names of its records, and their layout."""
 
+_OF_LAYOUT = "layout_"
 COLUMNS = {
-    "input_ids": ("int32", 1),
-    "position_ids": ("int32", 1),
-    "parent": ("int32", 1),
-    "loss_mask": ("bool", 1),
-    "document_ids": ("int16", 1),
-    "hide_lo": ("int32", 2),
-    "hide_hi": ("int32", 2),
+    "layout_input_ids": ("int32", 1),
+    "layout_position_ids": ("int32", 1),
+    "layout_parent": ("int32", 1),
+    "layout_loss_mask": ("bool", 1),
+    "layout_document_ids": ("int16", 1),
+    "layout_hide_lo": ("int32", 2),
+    "layout_hide_hi": ("int32", 2),
     "records": ("string", 1),
 }
 """Of each column the type of its values and the levels of lists around them: [n], [depth, n]."""
@@ -86,7 +88,11 @@ class CompiledDataset:
 
     def __getitem__(self, index: int) -> Layout:
         batch, row = self._find(index)
-        columns = {name: _values(batch[name], row) for name in COLUMNS if name != "records"}
+        columns = {
+            name.removeprefix(_OF_LAYOUT): _values(batch[name], row)
+            for name in COLUMNS
+            if name != "records"
+        }
         n = len(columns["input_ids"])
         for name in ("hide_lo", "hide_hi"):
             columns[name] = columns[name].reshape(-1, n) if n else np.zeros((0, 0), np.int32)
@@ -106,7 +112,7 @@ class CompiledDataset:
     def lengths(self) -> NDArray[np.int64]:
         """int64 [rows]: tokens of each row; no token is read for it."""
         found = [
-            np.diff(batch["input_ids"].offsets.to_numpy())
+            np.diff(batch["layout_input_ids"].offsets.to_numpy())
             for number in range(len(self._ends))
             for batch in self._batches(number)
         ]
@@ -219,7 +225,7 @@ def _table(entries: Sequence[Entry]) -> pa.RecordBatch:
         if name == "records":
             columns.append(_name_lists([names for names, _ in entries]))
             continue
-        arrays = [getattr(layout, name) for layout in layouts]
+        arrays = [getattr(layout, name.removeprefix(_OF_LAYOUT)) for layout in layouts]
         flat = np.concatenate([array.reshape(-1) for array in arrays])
         if kind == "int16" and flat.max(initial=-1) > np.iinfo(np.int16).max:
             raise VerifyError(name, "more than 32768 documents in a row: use a smaller --shard")
@@ -260,11 +266,14 @@ def shard_contents(path: Path) -> dict[str, Any]:
     return contents
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path, *, earlier: bool = False) -> dict[str, Any]:
     """Return the manifest of a folder.
 
+    Args:
+        earlier: take one of an earlier format too, whose rows are not read.
+
     Raises:
-        VerifyError: there is none, it is damaged, or a later version wrote it.
+        VerifyError: there is none, it is damaged, or another version wrote it.
     """
     try:
         text = (folder / MANIFEST).read_bytes()
@@ -281,8 +290,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if text != json_text(own | {"sha256": _own_digest(own)}).encode():
             reason = "it is not as it was written: remove the folder and compile again"
             raise VerifyError(str(folder / MANIFEST), reason)
-    if manifest["format"] != FORMAT:
-        raise VerifyError(str(folder), f"format {manifest['format']}, this version reads {FORMAT}")
+    if manifest["format"] != FORMAT and not (earlier and manifest["format"] in range(FORMAT)):
+        raise VerifyError(
+            str(folder),
+            f"format {manifest['format']}, this version reads {FORMAT}: compile it again "
+            "(--overwrite)",
+        )
     found: dict[str, Any] = manifest
     return found
 

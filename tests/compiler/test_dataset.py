@@ -113,7 +113,7 @@ def test_datasets_opens_the_folder_memory_mapped(
     assert len(table.cache_files) == 3
     assert table[5]["records"] == ["r5"]
     for field in Layout.__dataclass_fields__:
-        assert table[5][field] == getattr(layout, field).tolist()
+        assert table[5][f"layout_{field}"] == getattr(layout, field).tolist()
 
 
 def test_workers_change_nothing(rows: Path, tokenizer: Path, tmp_path: Path) -> None:
