@@ -207,14 +207,19 @@ class ShardWriter:
 
     def _fit(self, layout: Layout, record: Record) -> Layout:
         limit = self.options.max_length
-        if limit is None or len(layout) <= limit:
-            return layout
-        reason = f"{len(layout)} tokens, more than {limit}"
-        if self.options.too_long == "drop":
-            raise record.bad("too-long", reason, tokens=len(layout))
-        if self.options.too_long == "error":
-            raise LimitExceeded(f"{record.place}: {reason}: use --too-long truncate or drop")
-        return layout.truncate(limit)
+        if limit is not None and len(layout) > limit:
+            reason = f"{len(layout)} tokens, more than {limit}"
+            if self.options.too_long == "drop":
+                raise record.bad("too-long", reason, tokens=len(layout))
+            if self.options.too_long == "error":
+                raise LimitExceeded(f"{record.place}: {reason}: use --too-long truncate or drop")
+            if layout.loss_mask.any() and not layout.loss_mask[:limit].any():
+                reason = f"none of its first {limit} tokens carries loss: raise --max-length"
+                raise record.bad("no-loss", reason, tokens=len(layout))
+            layout = layout.truncate(limit)
+        if not layout.loss_mask.any():
+            raise record.bad("no-loss", "no token carries loss: no assistant writes in it")
+        return layout
 
     def _pack(self, entries: list[Entry], padding: int) -> list[Entry]:
         size = self.options.max_length

@@ -10,7 +10,7 @@ import bisect
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -111,12 +111,35 @@ class CompiledDataset:
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """int64 [rows]: tokens of each row; no token is read for it."""
-        found = [
-            np.diff(batch["layout_input_ids"].offsets.to_numpy())
-            for number in range(len(self._ends))
-            for batch in self._batches(number)
-        ]
-        return np.concatenate([np.zeros(0, np.int64), *found])
+        return self._of_rows("layout_input_ids", lambda _, starts, ends: ends - starts)
+
+    @cached_property
+    def first_loss(self) -> NDArray[np.int64]:
+        """int64 [rows]: where the first token with loss stands; the row's length if none has."""
+
+        def first(flags: NDArray[Any], starts: NDArray[Any], ends: NDArray[Any]) -> NDArray[Any]:
+            at = np.append(np.flatnonzero(flags), len(flags))
+            return np.minimum(at[np.searchsorted(at, starts)], ends) - starts
+
+        return self._of_rows("layout_loss_mask", first)
+
+    @cached_property
+    def highest(self) -> NDArray[np.int64]:
+        """int64 [rows]: the highest position id of each row."""
+        return self._of_rows(
+            "layout_position_ids",
+            lambda values, starts, _: np.maximum.reduceat(np.append(values, 0), starts),
+        )
+
+    def _of_rows(self, name: str, each: Callable[..., NDArray[Any]]) -> NDArray[np.int64]:
+        """Return a number of every row, from a column's values and where its rows start and end."""
+        found = [np.zeros(0, np.int64)]
+        for number in range(len(self._ends)):
+            for batch in self._batches(number):
+                offsets = batch[name].offsets.to_numpy()
+                values = batch[name].values.to_numpy(zero_copy_only=False)
+                found.append(each(values, offsets[:-1], offsets[1:]))
+        return np.concatenate(found)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return CompiledDataset, (self.folder,)

@@ -51,14 +51,29 @@ def check_model(model_or_config: Any) -> None:
     >>> from transformers import LlamaConfig
     >>> check_model(LlamaConfig())
     """
-    config = getattr(model_or_config, "config", model_or_config)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = _text_config(model_or_config)
     if not hasattr(config, "model_type"):
         raise Unsupported(f"{type(config).__name__} is neither a transformers model nor a config")
     why = next(_reasons(config), None)
     if why:
         kind = str(getattr(config, "model_type", "this model"))
         raise Unsupported(f"model type {kind!r}: {why}, so a custom mask would be silently wrong")
+
+
+def position_limit(model_or_config: Any) -> int | None:
+    """Return how many positions a model has, or was trained for; None if its config does not say.
+
+    >>> from transformers import GPT2Config
+    >>> position_limit(GPT2Config(n_positions=512))
+    512
+    """
+    found: int | None = getattr(_text_config(model_or_config), "max_position_embeddings", None)
+    return found
+
+
+def _text_config(model_or_config: Any) -> Any:
+    config = getattr(model_or_config, "config", model_or_config)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def _reasons(config: Any) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from mvspec.training.batch import Batch, BatchRow
 from mvspec.training.checkpoint import Checkpoints, export
+from mvspec.training.collator import Collator
 from mvspec.training.data import LayoutData, MixtureStage
 from mvspec.training.errors import CheckpointError, NotFinite
 from mvspec.training.logs import Generations, MetricsLogger, Throughput
@@ -14,6 +15,7 @@ __all__ = [
     "BatchRow",
     "CheckpointError",
     "Checkpoints",
+    "Collator",
     "Generations",
     "LanguageModel",
     "LayoutData",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -172,11 +172,14 @@ class LayoutSource:
         name: of the set.
         documents: what it holds.
         length: the most tokens of a row; None is no limit.
+        positions: how many the model has; a document that goes past them is too long as well.
         pack: fill rows with documents, best fit decreasing within windows of shuffled ones.
         too_long: one of `TOO_LONG`: a truncated document is a valid layout.
         seed: of the windows.
         window: documents that are packed together: fewer keep the order more random, more waste
             less.
+
+    A document of which no token with loss fits is left out: it cannot teach. `notes` says how many.
 
     Raises:
         VerifyError: no row is left.
@@ -189,6 +192,7 @@ class LayoutSource:
         documents: LayoutSequence,
         *,
         length: int | None = None,
+        positions: int | None = None,
         pack: bool = False,
         too_long: str = "truncate",
         seed: int = 0,
@@ -200,36 +204,48 @@ class LayoutSource:
             raise VerifyError("pack", "packing needs a length: give length")
         self.name = name
         self.documents = documents
-        self.length = length
-        self.truncated = self.dropped = 0
-        """Documents that were longer than a row."""
-        lengths = _lengths(documents)
-        long = lengths > length if length else np.zeros(len(lengths), np.bool_)
-        kept = np.arange(len(lengths))
+        self.notes: list[str] = []
+        """What was cut or left out, a sentence each."""
+        lengths = _of_documents(documents, "lengths", len)
+        self._room = lengths.copy() if length is None else np.minimum(lengths, length)
+        limits = [] if length is None else [f"length {length:,}"]
+        if positions is not None and (self._room > positions).any():
+            limits.append(f"the model's {positions:,} positions")
+            highest = _of_documents(documents, "highest", lambda each: each.position_ids.max())
+            for row in np.flatnonzero((highest >= positions) & (self._room > positions)):
+                cut = int((documents[int(row)].position_ids >= positions).argmax())
+                self._room[row] = min(self._room[row], cut)
+        long = lengths > self._room
+        kept = np.ones(len(lengths), np.bool_)
         if long.any():
+            limit = " or ".join(limits)
             if too_long == "error":
                 first = int(long.argmax())
                 raise LimitExceeded(
-                    f"{self.names(first)[0]}: {lengths[first]} tokens, more than length {length}: "
+                    f"{self.names(first)[0]}: {lengths[first]} tokens, more than {limit}: "
                     "raise length, or use too_long: truncate or drop"
                 )
+            what = "dropped" if too_long == "drop" else "truncated"
+            self.notes.append(f"{long.sum():,} documents longer than {limit} are {what}")
             if too_long == "drop":
-                self.dropped = int(long.sum())
-                kept = kept[~long]
-            else:
-                self.truncated = int(long.sum())
-        if not len(kept):
-            what = f"all {len(lengths)} documents are too long" if len(lengths) else "it is empty"
+                kept = ~long
+        taught = _of_documents(documents, "first_loss", _first_loss) < self._room
+        if (kept & ~taught).any():
+            self.notes.append(
+                f"{(kept & ~taught).sum():,} documents without loss (in what fits) are left out"
+            )
+        rows = np.flatnonzero(kept & taught)
+        if not len(rows):
+            what = "; ".join(self.notes) if len(lengths) else "it is empty"
             raise VerifyError(name, f"there is no row to train on: {what}")
-        self._rows: list[list[int]] | NDArray[np.int64] = kept
+        self._rows: list[list[int]] | NDArray[np.int64] = rows
         if pack:
-            sizes = np.minimum(lengths, length or 0)
-            mixed = np.random.default_rng([seed, len(kept)]).permutation(kept)
+            mixed = np.random.default_rng([seed, len(rows)]).permutation(rows)
             self._rows = []
             for at in range(0, len(mixed), window):
                 some = mixed[at : at + window]
-                rows = best_fit(sizes[some].tolist(), length or 0)
-                self._rows += [some[row].tolist() for row in rows]
+                found = best_fit(self._room[some].tolist(), length or 0)
+                self._rows += [some[row].tolist() for row in found]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -237,12 +253,11 @@ class LayoutSource:
     def __getitem__(self, index: int) -> BatchRow:
         row = self._rows[index]
         members = [int(row)] if isinstance(row, int | np.integer) else row
-        layouts = [self.documents[member] for member in members]
+        layouts = [
+            each if len(each) <= room else each.truncate(int(room))
+            for each, room in ((self.documents[i], self._room[i]) for i in members)
+        ]
         names = tuple(name for member in members for name in self.names(member))
-        if self.length is not None:
-            layouts = [
-                each if len(each) <= self.length else each.truncate(self.length) for each in layouts
-            ]
         return BatchRow(layouts[0] if len(layouts) == 1 else concatenate(layouts), names)
 
     def names(self, index: int) -> list[str]:
@@ -251,11 +266,18 @@ class LayoutSource:
         return records(index) if records else [f"{self.name}[{index}]"]
 
 
-def _lengths(documents: LayoutSequence | Sequence[Any]) -> NDArray[np.int64]:
-    known: NDArray[np.int64] | None = getattr(documents, "lengths", None)
+def _of_documents(
+    documents: LayoutSequence, name: str, each: Callable[[Layout], int]
+) -> NDArray[np.int64]:
+    """Return a number of every document: an attribute of a `CompiledDataset`, or computed."""
+    known: NDArray[np.int64] | None = getattr(documents, name, None)
     if known is not None:
         return known
-    return np.array([len(documents[i]) for i in range(len(documents))], np.int64)
+    return np.array([each(documents[i]) for i in range(len(documents))], np.int64)
+
+
+def _first_loss(layout: Layout) -> int:
+    return int(layout.loss_mask.argmax()) if layout.loss_mask.any() else len(layout)
 
 
 _BLANK = -1
@@ -475,8 +497,11 @@ class LayoutData(LightningDataModule):
     @property
     def tokenizer(self) -> Any:
         """The tokenizer of the model that is trained, where there is one."""
-        module = getattr(self.trainer, "lightning_module", None)
-        return getattr(module, "tokenizer", None)
+        return getattr(self._module, "tokenizer", None)
+
+    @property
+    def _module(self) -> Any:
+        return getattr(self.trainer, "lightning_module", None)
 
     def sources(self, split: str) -> list[LayoutSource]:
         """Return the sets of "train", "validation" or "test"; none where none was given."""
@@ -502,6 +527,7 @@ class LayoutData(LightningDataModule):
             name,
             documents,
             length=self.length,
+            positions=getattr(self._module, "positions", None),
             pack=self.pack and split == "train",
             too_long=self.too_long,
             seed=self.seed,
@@ -520,11 +546,9 @@ class LayoutData(LightningDataModule):
             raise VerifyError(f"data.{splits[0]}", "there is no set to read: give one")
         for split in splits:
             for source in self.sources(split):
-                for what in ("truncated", "dropped"):
-                    count = getattr(source, what)
-                    if count and (self.trainer is None or self.trainer.is_global_zero):
-                        print(f"mvspec: {source.name}: {count:,} documents longer than "
-                              f"{self.length} tokens are {what}", flush=True)  # fmt: skip
+                for note in source.notes:
+                    if self.trainer is None or self.trainer.is_global_zero:
+                        print(f"mvspec: {source.name}: {note}", flush=True)
 
     def train_dataloader(self) -> BatchLoader:
         """Return the batches of training."""

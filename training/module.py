@@ -16,6 +16,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from mvspec.compiler.models import position_limit
 from mvspec.errors import VerifyError
 from mvspec.runtime import TorchEngine
 from mvspec.training.batch import Batch
@@ -29,6 +30,7 @@ from mvspec.training.weights import (
     LoraAdapters,
     build_model,
     extend_tokenizer,
+    load_config,
     own_copy,
     save_model,
     torch_dtype,
@@ -167,6 +169,11 @@ class LanguageModel(LightningModule):
         self._evaluated: list[tuple[Tensor, int]] = []
 
     # Building
+
+    @property
+    def positions(self) -> int | None:
+        """How many positions the model has, read from its config."""
+        return position_limit(load_config(self.source, self.tokenizer))
 
     def setup(self, stage: str) -> None:
         """Let checkpoints appear whole or not at all; Lightning calls it."""

@@ -6,7 +6,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,24 +205,39 @@ def _load(source: Any, tokenizer: Any, dtype: torch.dtype, attention: str) -> An
         if source.config._attn_implementation != attention:
             source.set_attn_implementation(attention)
         return source
-    try:
+    config = load_config(source, tokenizer)
+    check_model(config)
+    with _loading(source):
         if isinstance(source, Mapping):
-            config = _config(source, tokenizer)
             check_served(config, tokenizer)
-        else:
-            config = AutoConfig.from_pretrained(os.fspath(source))
-        check_model(config)
-        if isinstance(source, Mapping):
             make: Any = AutoModelForCausalLM.from_config
-            model: Any = make(config, attn_implementation=attention, dtype=dtype)
-        else:
-            model = AutoModelForCausalLM.from_pretrained(
-                os.fspath(source), attn_implementation=attention, dtype=dtype
-            )
+            return make(config, attn_implementation=attention, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(
+            os.fspath(source), attn_implementation=attention, dtype=dtype
+        )
+
+
+@contextmanager
+def _loading(source: Any) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, ImportError, KeyError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise VerifyError("model", f"{source} cannot be loaded: {reason}") from None
-    return model
+
+
+def load_config(source: Any, tokenizer: Any) -> Any:
+    """Return the config of a model that `build_model` would build; no weight is read.
+
+    Raises:
+        VerifyError: there is none.
+    """
+    if not isinstance(source, str | os.PathLike | Mapping):
+        return source.config
+    with _loading(source):
+        if isinstance(source, Mapping):
+            return _config(source, tokenizer)
+        return AutoConfig.from_pretrained(os.fspath(source))
 
 
 def _config(fields: Mapping[str, Any], tokenizer: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +155,14 @@ def test_an_iterator_that_came_to_its_end_starts_with_the_next_epoch() -> None:
     assert len(list(batches)) == 2
 
 
-@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=30), size=st.integers(5, 40))
+@given(lengths=st.lists(st.integers(2, 30), min_size=1, max_size=30), size=st.integers(5, 40))
 def test_packing_keeps_every_document(lengths: list[int], size: int) -> None:
     documents = [plain(n) for n in lengths]
     source = LayoutSource("a", documents, length=size, pack=True, window=8)
-    assert source.truncated == sum(n > size for n in lengths)
+    longer = sum(n > size for n in lengths)
+    assert source.notes == (
+        [f"{longer:,} documents longer than length {size:,} are truncated"] if longer else []
+    )
     found: dict[str, Layout] = {}
     for row in (source[i] for i in range(len(source))):
         assert len(row.layout) <= size
@@ -182,18 +186,63 @@ def plain(n: int) -> Layout:
 def test_documents_longer_than_a_row() -> None:
     documents = [plain(4), plain(9), plain(6)]
     cut = LayoutSource("a", documents, length=6)
-    assert (len(cut), cut.truncated, cut.dropped) == (3, 1, 0)
+    assert len(cut) == 3
+    assert cut.notes == ["1 documents longer than length 6 are truncated"]
     assert cut[1].layout == documents[1].truncate(6)
     left = LayoutSource("a", documents, length=6, too_long="drop")
-    assert (len(left), left.truncated, left.dropped) == (2, 0, 1)
+    assert len(left) == 2
+    assert left.notes == ["1 documents longer than length 6 are dropped"]
     with pytest.raises(LimitExceeded, match=r"a\[1\]: 9 tokens, more than length 6"):
         LayoutSource("a", documents, length=6, too_long="error")
-    with pytest.raises(VerifyError, match="all 3 documents are too long"):
+    with pytest.raises(VerifyError, match="no row to train on: 3 documents longer than length 2"):
         LayoutSource("a", documents, length=2, too_long="drop")
     with pytest.raises(VerifyError, match="'cut' is not one of truncate, drop, error"):
         LayoutSource("a", documents, too_long="cut")
     with pytest.raises(VerifyError, match="give length"):
         LayoutSource("a", documents, pack=True)
+
+
+def late(n: int, first: int) -> Layout:
+    """A document of n tokens whose loss starts at one of them; at n there is none."""
+    return replace(plain(n), loss_mask=np.arange(n) >= first)
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_documents_whose_loss_is_cut_away_are_left_out_and_counted(pack: bool) -> None:
+    documents = [late(9, 5), late(9, 6), late(4, 4), late(6, 2)]
+    source = LayoutSource("a", documents, length=6, pack=pack)
+    found = sorted(name for index in range(len(source)) for name in source[index].names)
+    assert found == ["a[0]", "a[3]"]
+    assert all(source[index].layout.loss_mask.any() for index in range(len(source)))
+    assert source.notes == [
+        "2 documents longer than length 6 are truncated",
+        "2 documents without loss (in what fits) are left out",
+    ]
+    with pytest.raises(VerifyError, match=r"no row to train on: .* 4 documents without loss"):
+        LayoutSource("a", documents, length=2)
+    with pytest.raises(VerifyError, match="no row to train on: 1 documents without loss"):
+        LayoutData([late(4, 4)]).train_dataloader()
+    with pytest.raises(VerifyError, match="no row to train on"):
+        LayoutData([plain(4)], [late(4, 4)]).val_dataloader()
+
+
+def test_documents_that_go_past_the_models_positions() -> None:
+    forked = compile_document(mvspec.parse(CANONICAL), TOKENIZER)
+    highest = int(forked.position_ids.max())
+    assert highest + 1 < len(forked)  # paths share positions: tokens alone do not tell
+    packed = concatenate([forked, plain(9), plain(12)])
+    documents = [plain(9), forked, packed]
+    fits = LayoutSource("a", documents, positions=highest + 1)
+    assert not fits.notes
+    cut = LayoutSource("a", documents, positions=highest - 20)
+    assert cut.notes == [
+        f"2 documents longer than the model's {highest - 20} positions are truncated"
+    ]
+    assert all(cut[index].layout.position_ids.max() < highest - 20 for index in range(3))
+    assert cut[1].layout == forked.truncate(len(cut[1].layout))
+    assert LayoutSource("a", documents, positions=10, too_long="drop")[0].names == ("a[0]",)
+    with pytest.raises(LimitExceeded, match="more than the model's 10 positions"):
+        LayoutSource("a", documents, positions=10, too_long="error")
 
 
 def test_an_empty_set(tmp_path: Path) -> None:
