@@ -148,7 +148,7 @@ def run(
     if cap is not None:
         caps = numbers(cap, "--cap", int, "whole numbers from 1 up, as 512,1024")
     with as_given():
-        evaluation = source.open(tell)
+        evaluation = source.open()
     problem = 0
     if recorded:
         counter, unit = counter_of(count)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.data.measure import Counter
-from mvspec.data.records import Fields
+from mvspec.data.records import Fields, InputError
 from mvspec.runtime.evaluation.answer_graders import check_instructions
 from mvspec.runtime.evaluation.generation import Answer, AnswerGenerator, AskedAnswer, generate
 from mvspec.runtime.evaluation.grader_process import graders
@@ -29,7 +29,7 @@ from mvspec.runtime.evaluation.results import (
     open_results,
     shape_of,
 )
-from mvspec.runtime.evaluation.sandbox import missing
+from mvspec.runtime.evaluation.sandbox import refusal
 from mvspec.runtime.evaluation.tasks import EvaluationTask, task_of
 
 Tell = Callable[[str], object]
@@ -71,7 +71,7 @@ class EvaluationSource:
     workers: int = 1
     timeout: float | None = None
 
-    def open(self, tell: Tell) -> Evaluation:
+    def open(self) -> Evaluation:
         """Read the data.
 
         Raises:
@@ -86,9 +86,8 @@ class EvaluationSource:
         problems = read_problems(records, task.read, group=self.group)
         if task.name == "ifeval":
             check_instructions(name for each in problems for name in each.payload["instructions"])
-        if task.runs_code:
-            for wall in missing():
-                tell(f"the sandbox has not {wall} here: run it in a container of its own")
+        if task.runs_code and (reason := refusal()):
+            raise InputError(reason)
         return Evaluation(self, task, problems[: self.limit], digest(problems))
 
 

@@ -8,6 +8,8 @@ which is killed when it takes too long, and replaced.
 from __future__ import annotations
 
 import queue
+import signal
+import sys
 import threading
 import traceback
 from collections.abc import Iterator, Mapping
@@ -81,6 +83,8 @@ class _Worker:
 
     def close(self) -> None:
         if self._process is not None:
+            self._process.terminate()  # it ends the programs that it runs, and waits for them
+            self._process.join(1.0)
             self._process.kill()
             self._process.join()
         if self._pipe is not None:
@@ -90,6 +94,7 @@ class _Worker:
 
 def _work(pipe: Connection, first: str) -> None:
     settle()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with suppress(Exception):  # told with the first answer
         _load(first)  # its imports belong to the start
     pipe.send(None)

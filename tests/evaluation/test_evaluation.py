@@ -16,6 +16,7 @@ from mvspec.cli import app
 from mvspec.data.records import InputError
 from mvspec.runtime.evaluation.problem import ProblemColumns, open_problems, read_problems
 from mvspec.runtime.evaluation.results import EvaluationSample, final_text, open_results, read_run
+from mvspec.runtime.evaluation.sandbox import refusal
 from mvspec.runtime.evaluation.tasks import TASKS, task_of
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
@@ -169,7 +170,7 @@ def test_what_cannot_be_graded_is_listed_and_does_not_count(
     assert json.loads(result.stdout)["summaries"][0]["accuracy"]["mean"] == pytest.approx(2 / 3)
 
 
-def test_choices_and_code(tmp_path: Path) -> None:
+def test_choices(tmp_path: Path) -> None:
     asked = [{"question": f"Q{n}", "choices": ["r", "s"], "answer": "r", "id": n} for n in (1, 2)]
     letters = [TASKS["gpqa-diamond"].read(ProblemColumns(row))[1]["letter"] for row in asked]
     rows: list[dict[str, Any]]
@@ -178,8 +179,14 @@ def test_choices_and_code(tmp_path: Path) -> None:
     data = lines(tmp_path / "choices.jsonl", *rows)
     result = run("gpqa-diamond", data, "--field", "out", "--json")
     assert json.loads(result.stdout)["summaries"][0]["accuracy"]["mean"] == 1.0
+
+
+def test_code(tmp_path: Path) -> None:
+    if reason := refusal():
+        pytest.skip(reason)
     program = "```python\nprint(int(input()) + {})\n```"
     tests = [{"input": "1", "output": "2"}, {"input": "4", "output": "5\n"}]
+    rows: list[dict[str, Any]]
     rows = [{"question_id": f"q{n}", "question_content": "Add one.", "tests": tests,
              "out": f"<Think>\nNo.\n</Think>\n\n{program.format(n)}"} for n in (1, 2)]  # fmt: skip
     data, out = lines(tmp_path / "code.jsonl", *rows), tmp_path / "run.jsonl"

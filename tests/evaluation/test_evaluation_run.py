@@ -38,7 +38,7 @@ def evaluation(folder: Path, count: int = 3) -> Evaluation:
     data = folder / "sums.jsonl"
     rows = [{"id": f"p{n}", "problem": f"2 + 3, {n}?", "answer": "5"} for n in range(count)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return EvaluationSource("math", (str(data),)).open(print)
+    return EvaluationSource("math", (str(data),)).open()
 
 
 def test_both_prompts(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_shape_and_cost_are_the_traces(tmp_path: Path) -> None:
     assert any(sample.blocks for sample in samples)
     assert any(each.metrics and each.metrics.parallelism > 1 for each in samples)
     # A sample depends on its problem and number alone, whatever runs beside it.
-    some = EvaluationSource("math", (str(tmp_path / "sums.jsonl"),), limit=1).open(print)
+    some = EvaluationSource("math", (str(tmp_path / "sums.jsonl"),), limit=1).open()
     alone = run_engine(
         some, generation, AskedSamples(2, (40, 160), 1), tmp_path / "one.jsonl", print
     )
@@ -105,7 +105,7 @@ def test_what_the_engine_refuses_is_listed_and_asked_again(
     rows = [{"id": "short", "problem": "2 + 3?", "answer": "5"},
             {"id": "long", "problem": "so " * 90, "answer": "5"}]  # fmt: skip
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = EvaluationSource("math", (str(data),)).open(print)
+    given = EvaluationSource("math", (str(data),)).open()
     generation = AnswerGenerator(engine, SEQUENTIAL, Options())
     engine.model.context = 60
     path = tmp_path / "run.jsonl"
@@ -135,7 +135,7 @@ def test_an_answer_that_was_not_graded_is_not_asked_for_again(
     checks, data = Path("later_checks.py"), tmp_path / "own.jsonl"
     checks.write_text("def check(row, text):\n    raise OSError('busy')\n")
     data.write_text('{"id": "a", "question": "Why?"}\n')
-    given = EvaluationSource("own", (str(data),), checker="later_checks:check").open(print)
+    given = EvaluationSource("own", (str(data),), checker="later_checks:check").open()
     engine = scripted_engine({SEQUENTIAL + TURN: "So."})
     generation = AnswerGenerator(engine, SEQUENTIAL, Options())
     path = tmp_path / "run.jsonl"

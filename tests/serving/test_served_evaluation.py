@@ -18,7 +18,7 @@ def test_an_evaluation_is_that_of_the_other_engine(
     data = tmp_path / "sums.jsonl"
     rows = [{"id": f"p{n}", "problem": f"2 + 3, {n}?", "answer": "5"} for n in range(3)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = EvaluationSource("math", (str(data),)).open(print)
+    given = EvaluationSource("math", (str(data),)).open()
     runs = []
     for number, side in enumerate((engine, reference)):
         how = AnswerGenerator(
