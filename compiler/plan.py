@@ -30,8 +30,8 @@ from mvspec.shown import as_html
 from mvspec.tree.ir import Document, Gen
 from mvspec.tree.node import verify_error
 
-ThreadId = Annotated[int, Field(ge=0)]
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+ThreadId = Annotated[int, Field(ge=0, strict=True)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31, strict=True)]
 
 
 class _Op(BaseModel):

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from mvspec.compiler.plan import ExecutionPlan
+from mvspec.compiler.plan import ExecutionPlan, Extend
 from mvspec.compiler.planning import plan_document
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported, VerifyError
@@ -53,7 +53,7 @@ class Capabilities:
         """Refuse a plan or options that the engine cannot run, before anything starts.
 
         Raises:
-            Unsupported: names the engine and the capability that it lacks.
+            Unsupported: names the engine and the capability, or the token, that it lacks.
         """
         if plan.form not in self.forms:
             raise Unsupported(
@@ -61,6 +61,9 @@ class Capabilities:
                 "tags: call mvspec.compiler.add_tags(tokenizer) and resize the model's "
                 "embeddings, or plan the document with syntax=UNTAGGED"
             )
+        for index, op in enumerate(plan.ops):
+            if isinstance(op, Extend):
+                check_ids(op.tokens, self.vocabulary, f"{self.engine}: ops[{index}]")
         for name in ("share", "threads", "decode", "logits"):
             if getattr(options, name) and name not in self.options:
                 raise Unsupported(
@@ -73,6 +76,24 @@ class Capabilities:
                         f"{self.engine}: hole {hole.name!r} has the constraint {name!r}, which it "
                         "cannot keep: leave it out, or use TorchEngine"
                     )
+
+
+def check_ids(ids: Sequence[int], size: int, where: str) -> None:
+    """Refuse ids that no token has: a forward with one of them would end all requests in it.
+
+    Args:
+        size: of the vocabulary.
+        where: they stand, for the message.
+
+    Raises:
+        Unsupported: names the first of them.
+    """
+    for id in ids:
+        if type(id) is not int or not 0 <= id < size:
+            raise Unsupported(
+                f"{where} has the id {id!r}, which is not in the vocabulary of {size:,} tokens: "
+                "plan with the engine's own tokenizer"
+            )
 
 
 class EngineRequest(Protocol):
@@ -191,13 +212,19 @@ class Engine(Protocol):
         return self.run_many([document], options)[0]
 
     def run_many(
-        self, documents: Sequence[Runnable], options: Options | Sequence[Options] | None = None
-    ) -> list[Result]:
-        """Run several documents or plans at once.
+        self,
+        documents: Sequence[Runnable],
+        options: Options | Sequence[Options] | None = None,
+        *,
+        return_errors: bool = False,
+    ) -> list[Any]:
+        """Run several documents or plans at once; return their results.
 
         Args:
             documents: what to run; the random streams of each depend on its index.
             options: one for all, or one for each.
+            return_errors: return what ended a request in the place of its result, and let the
+                others go on; else the first error is raised, and the others are dropped.
 
         Raises:
             VerifyError: there are not as many options as documents.
@@ -205,16 +232,22 @@ class Engine(Protocol):
             MvspecError: as `run`; none is run then, or all are dropped.
         """
         each = options_of_each(len(documents), options)
-        requests = [
-            self.prepare(document, option, str(index), quiet=True)
-            for index, (document, option) in enumerate(zip(documents, each, strict=True))
-        ]
+        results: list[Any] = []
+        requests: list[Any] = []
+        for index, (document, option) in enumerate(zip(documents, each, strict=True)):
+            try:
+                results.append(self.prepare(document, option, str(index), quiet=True))
+                requests.append(results[-1])
+            except MvspecError as error:
+                if not return_errors:
+                    raise
+                results.append(error)
         try:
             self.start(requests)
             for request in requests:
                 while not request.finish:
                     self.advance(request)
-                if request.error:
+                if request.error and not return_errors:
                     raise request.error
         except KeyboardInterrupt:
             for request in requests:
@@ -223,7 +256,10 @@ class Engine(Protocol):
         finally:
             for request in requests:
                 self.drop(request)
-        return [self.result(request) for request in requests]
+        return [
+            each if isinstance(each, MvspecError) else each.error or self.result(each)
+            for each in results
+        ]
 
     def submit(self, document: Runnable, options: Options | None = None, *, name: str = "0") -> Any:
         """Start a request, an `EngineRequest`, which is run while it is followed.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mvspec.compiler.plan import ExecutionPlan
-from mvspec.errors import MvspecError
+from mvspec.errors import MvspecError, RequestFailed
 from mvspec.events import Event, Forked, HoleFilled, Joined, PathEnded, TakenBack, Written
 from mvspec.law.threads import StructuralLaw
 from mvspec.runtime.kv_store import KVStore
@@ -342,9 +342,10 @@ class PlanRequest:
             self._settle(thread)
         self.finish = finish
 
-    def fail(self, error: MvspecError) -> None:
+    def fail(self, error: Exception) -> None:
         """End the run with an error, such as a full cache, which is this request's alone."""
-        self.error = error
+        own = isinstance(error, MvspecError)
+        self.error = error if own else RequestFailed.of(self.name, error)
         self.finish = "limit"
 
     # Tokens

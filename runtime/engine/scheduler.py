@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from mvspec.runtime.engine.kv_cache import KVCache
 from mvspec.runtime.engine.model import EngineModel
 from mvspec.runtime.interrupt import deferred
 from mvspec.runtime.request import PlanRequest
-from mvspec.runtime.sampling import draw_tokens
+from mvspec.runtime.sampling import DrawnToken, draw_tokens
 from mvspec.runtime.thread_state import ThreadState, ThreadToken
 
 
@@ -95,7 +95,7 @@ class RequestScheduler:
                 for chunk, (request, tokens) in zip(chunks, kept, strict=True):
                     try:
                         request.read(tokens, logits, first, len(chunk.ids))
-                    except MvspecError as error:
+                    except Exception as error:
                         request.fail(error)
                     first += len(tokens)
                 self._draw()
@@ -138,28 +138,64 @@ class RequestScheduler:
         """Draw until every request has tokens to read: a draw may only have ended a hole."""
         asking = [request for request in self._running if not request.finish]
         while asking:
-            waiting = [(request, thread) for request in asking for thread in request.waiting()]
+            waiting = [(request, thread) for request in asking for thread in _waiting(request)]
             while waiting:
-                requests = [request.draw_request(thread) for request, thread in waiting]
-                drawn = draw_tokens(_predicting(waiting), requests)
                 again = []
-                for (request, thread), token in zip(waiting, drawn, strict=True):
+                for request, thread, token in _drawn(waiting):
                     try:
                         if not request.finish and not request.take(thread, token):
                             again.append((request, thread))
-                    except MvspecError as error:
+                    except Exception as error:
                         request.fail(error)
                 waiting = again
             for request in asking:
                 try:
                     request.pump()
-                except MvspecError as error:
+                except Exception as error:
                     request.fail(error)
             asking = [
                 request
                 for request in asking
-                if not (request.finish or request.queue) and request.waiting()
+                if not (request.finish or request.queue) and _waiting(request)
             ]
+
+
+# What one request raises is its own.
+
+
+def _waiting(request: PlanRequest) -> list[ThreadState]:
+    try:
+        return [] if request.finish else request.waiting()
+    except Exception as error:
+        request.fail(error)
+        return []
+
+
+def _drawn(
+    waiting: Sequence[tuple[PlanRequest, ThreadState]],
+) -> Iterator[tuple[PlanRequest, ThreadState, DrawnToken]]:
+    """Yield a token of each thread: all are drawn at once, or where that fails one by one."""
+    pairs, requests = [], []
+    for request, thread in waiting:
+        try:
+            if not request.finish:
+                requests.append(request.draw_request(thread))
+                pairs.append((request, thread))
+        except Exception as error:
+            request.fail(error)
+    if not pairs:
+        return
+    try:
+        drawn = draw_tokens(_predicting(pairs), requests)
+    except Exception as error:
+        if len(pairs) == 1:
+            pairs[0][0].fail(error)
+            return
+        for pair in pairs:
+            yield from _drawn([pair])
+        return
+    for (request, thread), token in zip(pairs, drawn, strict=True):
+        yield request, thread, token
 
 
 def _predicting(waiting: Sequence[tuple[PlanRequest, ThreadState]]) -> Tensor:

@@ -84,7 +84,7 @@ class TorchEngine(Engine):
         self.capabilities = Capabilities(
             "TorchEngine",
             self.model.name,
-            self.vocabulary.size,
+            min(self.vocabulary.size, self.model.size),
             self.model.context,
             frozenset({self.syntax.name, UNTAGGED.name}),
             weights=True,

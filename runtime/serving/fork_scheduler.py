@@ -13,6 +13,7 @@ import time
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -109,7 +110,8 @@ class ForkScheduler:
     def __init__(self, adapter: SchedulerAdapter, lexicon: Lexicon) -> None:
         self.adapter = adapter
         self.lexicon = lexicon
-        self.capabilities = served_capabilities(lexicon.vocabulary, "", adapter.context)
+        known = served_capabilities(lexicon.vocabulary, "", adapter.context)
+        self.capabilities = replace(known, vocabulary=min(known.vocabulary, lexicon.size))
         self.budget = KVBudget(adapter)
         self.requests: dict[str, ForkedRequest] = {}
         self.counters = dict.fromkeys(COUNTED, 0)
@@ -226,11 +228,10 @@ class ForkScheduler:
         if not request.response.over:
             request.response.abort(f"a fault of mvspec: {type(error).__name__}: {error}")
 
-    def stuck(self, thread: ThreadKV) -> None:
-        """Nothing may come next in a thread: its run would have closed it, so this is a fault."""
+    def stuck(self, thread: ThreadKV, error: Exception) -> None:
+        """Let an error of a thread's mask end its request."""
         thread.sampling = False
-        error = RuntimeError(f"nothing may come next in thread {thread.state.number}")
-        self._broken(thread.request, error)
+        self._fail(thread.request, error)
 
     # Before a step
 
@@ -369,9 +370,11 @@ class ForkScheduler:
                 if not request.is_over:
                     request.run.pump()
                     response.check()
+                grown = response.grow()
             except Exception as error:
                 self._fail(request, error)
-            if response.grow():
+                grown = response.grow()
+            if grown:
                 told.append(request.client_req)
                 # Whoever decodes them for the clients begins while others are made.
                 if response.over and len(told) >= _TOGETHER:

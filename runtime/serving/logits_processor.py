@@ -38,7 +38,7 @@ class LogitsProcessor:
         self._table: Tensor | None = None
         """int32 [1 + _KEPT, size / 32], packed, on the server's device; the first allows all."""
 
-    def apply(self, scores: Tensor, rows: Rows) -> list[ThreadKV]:
+    def apply(self, scores: Tensor, rows: Rows) -> list[tuple[ThreadKV, Exception]]:
         """Change the logits of threads: penalties for what they see, -inf for what may not come.
 
         Args:
@@ -46,7 +46,8 @@ class LogitsProcessor:
             rows: of the batch, and the threads that draw there.
 
         Returns:
-            The threads for which nothing may come, which cannot be; their rows stay free.
+            The threads whose masks have failed, or have nothing that may come: their runs would
+            have closed them, so that is a fault; their rows stay free.
         """
         from xgrammar import apply_token_bitmask_inplace
 
@@ -55,18 +56,23 @@ class LogitsProcessor:
             self._table = torch.full(shape, -1, dtype=torch.int32, device=scores.device)
         slots = [0] * len(scores)
         once: list[NDArray[np.int32]] = []
-        stuck: list[ThreadKV] = []
+        stuck: list[tuple[ThreadKV, Exception]] = []
         used: set[int] = set()
         for row, thread in rows:
-            self._penalise(scores, row, thread)
-            allowed, lasting = thread.request.run.allowed(thread.state)
+            try:
+                self._penalise(scores, row, thread)
+                allowed, lasting = thread.request.run.allowed(thread.state)
+            except Exception as error:
+                stuck.append((thread, error))
+                continue
             if allowed is None:
                 continue
             slot = self._slot(allowed, used) if lasting else 0
             if not slot:
                 bits = self._pack(np.asarray(allowed))
                 if not bits.any():
-                    stuck.append(thread)
+                    reason = f"nothing may come next in thread {thread.state.number}"
+                    stuck.append((thread, RuntimeError(reason)))
                     continue
                 once.append(bits)
                 slot = _KEPT + len(once)

@@ -20,6 +20,7 @@ from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.limits import Limits
 from mvspec.runtime.lexicon import Lexicon
+from mvspec.runtime.protocol import check_ids
 from mvspec.runtime.serving import hooks
 from mvspec.runtime.serving.adapter import SchedulerAdapter
 from mvspec.runtime.serving.adaptive_requests import (
@@ -145,6 +146,8 @@ class SGLangPlugin:
         custom = getattr(recv.sampling_params, "custom_params", None)
         forks, limits = self.forks, self._adaptive
         try:
+            if forks is not None and getattr(recv, "mm_inputs", None) is None:
+                check_ids(recv.input_ids or (), forks.lexicon.size, "input_ids")
             if not isinstance(custom, dict) or KEY not in custom:
                 if forks is None or limits is None or not forks.lexicon.vocabulary.tagged:
                     return None
@@ -269,8 +272,8 @@ class SGLangPlugin:
                 drawing.append((row, thread))
             else:
                 given.append((row, id))
-        for thread in processor.apply(scores, drawing):
-            forks.stuck(thread)
+        for thread, error in processor.apply(scores, drawing):
+            forks.stuck(thread, error)
         held = processor.hold(scores, drawing)
         with without_threads(info):
             ids = original(runner, logits, forward, *args, **kw)

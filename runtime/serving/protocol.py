@@ -22,7 +22,7 @@ from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.untagged import UNTAGGED
 from mvspec.runtime.constraint import value_of
 from mvspec.runtime.options import Options
-from mvspec.runtime.protocol import Capabilities
+from mvspec.runtime.protocol import Capabilities, check_ids
 from mvspec.runtime.request import PlanRequest
 from mvspec.runtime.result import result_of
 from mvspec.runtime.serving.adapter import SchedulerAdapter
@@ -139,21 +139,13 @@ class PlanPayload(BaseModel):
             vocabulary: of the server.
 
         Raises:
-            VerifyError: its ops do not fit together, or an id of the prompt is negative.
-            Unsupported: the vocabulary lacks one of its ids.
+            VerifyError: its ops do not fit together.
+            Unsupported: the vocabulary lacks an id of the prompt.
         """
-        if min(prompt, default=0) < 0:
-            raise VerifyError("input_ids", f"{min(prompt)} is negative: send the ids of tokens")
+        check_ids(prompt, vocabulary.size, "input_ids")
         first = Extend(thread=0, tokens=tuple(prompt), author="prompt")
         ops = self.ops or (Adaptive(thread=0),)
-        plan = ExecutionPlan(ops=(first, *ops), form=self.form, document=self.document).verify()
-        for index, op in enumerate(plan.ops):
-            if isinstance(op, Extend) and max(op.tokens, default=0) >= vocabulary.size:
-                raise Unsupported(
-                    f"ops[{index}] has id {max(op.tokens)}, which is not in the server's "
-                    f"vocabulary of {vocabulary.size} tokens: plan with the server's tokenizer"
-                )
-        return plan
+        return ExecutionPlan(ops=(first, *ops), form=self.form, document=self.document).verify()
 
     @staticmethod
     def bound(plan: ExecutionPlan, options: Options) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,10 +13,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from scripted import ask, scripted_engine  # noqa: E402
-from tiny import tiny_engine  # noqa: E402
+from tiny import FORKING, tiny_engine  # noqa: E402
 
 import mvspec as mv  # noqa: E402
-from mvspec.errors import LimitExceeded, VerifyError  # noqa: E402
+from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend  # noqa: E402
+from mvspec.errors import LimitExceeded, RequestFailed, Unsupported, VerifyError  # noqa: E402
 from mvspec.law.limits import Limits  # noqa: E402
 from mvspec.runtime import (  # noqa: E402
     Event,
@@ -272,3 +274,88 @@ def test_an_interrupt_drops_what_waits() -> None:
     engine.model.forward = forward  # type: ignore[method-assign]
     assert not engine.step()
     assert engine.run(hole("C", 2)).values == {"x": "cc"}
+
+
+# What one request raises is its own
+
+
+def refuses(*ids: Any) -> ExecutionPlan:
+    """A plan with ids that no constructor lets through."""
+    op = Extend.model_construct(thread=0, tokens=ids, author="prompt")
+    return ExecutionPlan.model_construct(ops=(op, Adaptive(thread=0)), form="multiverse")
+
+
+@pytest.mark.parametrize("bad", [-1, 1 << 20, 1 << 31, 1 << 70, True, 5.0, "5", None])
+def test_an_id_that_no_token_has_is_refused_before_it_meets_others(bad: Any) -> None:
+    engine = scripted_engine(SAYS)
+    alone = engine.run(hole("A", 5)).values
+    going = engine.submit(hole("A", 5))
+    with pytest.raises(Unsupported, match="which is not in the vocabulary"):
+        engine.submit(refuses(5, bad, 6), name="bad")
+    if bad != 1 << 20:
+        with pytest.raises(VerifyError, match="tokens"):
+            ExecutionPlan.from_json(json.dumps({"ops": [EXTEND | {"tokens": [5, bad]}]}))
+    results = engine.run_many([hole("A", 5), refuses(bad)], return_errors=True)
+    assert results[0].values == alone
+    assert isinstance(results[1], Unsupported)
+    assert list(engine.follow(going))[-1].result.values == alone  # type: ignore[attr-defined]
+
+
+EXTEND = {"op": "extend", "thread": 0, "author": "prompt"}
+PLACES = {
+    "mask": ("draw_request", 2),
+    "waiting": ("waiting", 2),
+    "draw": ("take", 1),
+    "pump": ("pump", 2),
+    "read": ("read", 2),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_whatever_one_request_raises_ends_it_alone(place: str) -> None:
+    engine = tiny_engine(bias=FORKING)
+    documents = [mv.document(mv.user(f"Well, {n}?")) for n in range(4)]
+    options = Options(Sampling(1.0, seed=4), Limits(max_tokens=40))
+    wanted = engine.run_many(documents, options)
+    requests = [engine.prepare(each, options, str(n)) for n, each in enumerate(documents)]
+    name, after = PLACES[place]
+    real, calls = getattr(requests[1], name), 0
+
+    def fails(*args: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise ZeroDivisionError("boom")
+        return real(*args, **more)
+
+    setattr(requests[1], name, fails)
+    engine.start(requests)
+    for number in (0, 2, 3):
+        *_, last = engine.follow(requests[number])
+        assert isinstance(last, Finished)
+        assert last.result.trace.ids == wanted[number].trace.ids
+        own, others = last.result.trace.logprobs, wanted[number].trace.logprobs
+        assert [each or 0.0 for each in own] == pytest.approx([each or 0.0 for each in others])
+    with pytest.raises(
+        RequestFailed, match=r"request 1 failed \(ZeroDivisionError: boom\)"
+    ) as told:
+        list(engine.follow(requests[1]))
+    assert isinstance(told.value.__cause__, ZeroDivisionError)
+
+
+def test_a_mask_that_leaves_nothing_ends_its_request_alone() -> None:
+    engine = tiny_engine()
+    how = Options(Sampling(1.0), Limits(max_tokens=8))
+    documents = [hole(letter, 5) for letter in "ABC"]
+    wanted = engine.run_many(documents, how)
+    requests = [engine.prepare(each, how, str(n)) for n, each in enumerate(documents)]
+    real = requests[1].draw_request
+    none = torch.zeros(engine.lexicon.size, dtype=torch.bool)
+    requests[1].draw_request = lambda thread: real(thread)._replace(allowed=none)
+    engine.start(requests)
+    for number in (0, 2):
+        *_, last = engine.follow(requests[number])
+        assert isinstance(last, Finished)
+        assert last.result.trace.ids == wanted[number].trace.ids
+    with pytest.raises(mv.MvspecError):
+        list(engine.follow(requests[1]))

@@ -66,7 +66,10 @@ OPTIONS = json.loads(PlanPayload().model_dump_json())["options"]
         ('{"ops": [{"op": "extend", "thread": 7, "tokens": [1]}]}', "%7 was not made before"),
         ('{"ops": [{"op": "fork", "thread": 0, "paths": [1, 2]}]}', "never joined"),
         ('{"ops": [{"op": "extend", "thread": 0, "tokens": [-1]}]}', "tokens"),
-        ('{"ops": [{"op": "extend", "thread": 0, "tokens": [99999]}]}', "not in the server's"),
+        ('{"ops": [{"op": "extend", "thread": 0, "tokens": [99999]}]}', "99999, which is not in"),
+        ('{"ops": [{"op": "extend", "thread": 0, "tokens": [2147483648]}]}', "tokens"),
+        ('{"ops": [{"op": "extend", "thread": 0, "tokens": [true]}]}', "tokens"),
+        ('{"ops": [{"op": "extend", "thread": 0, "tokens": [5.0]}]}', "tokens"),
         (HOLE % '"max_tokens": -4', "max_tokens"),
         (HOLE % '"regex": "("', "regex"),
         ('{"form": "latin"}', "latin"),
@@ -153,7 +156,9 @@ def test_json_that_nests_too_deep(server: Served) -> None:
         ({"lora_path": "other"}, "LoRA"),
         ({"return_hidden_states": True}, "hidden states"),
         ({"return_logprob": True, "top_logprobs_num": 100_000}, "likeliest tokens"),
-        ({"input_ids": [5, -3]}, "-3 is negative"),
+        ({"input_ids": [5, -3]}, "-3, which is not in the vocabulary"),
+        ({"input_ids": [5, 99_999]}, "99999"),
+        ({"input_ids": [5, 1 << 31]}, "2147483648"),
     ],
 )
 def test_what_plans_cannot_be_combined_with_is_refused_by_name(
@@ -174,7 +179,9 @@ def test_without_a_plan_ids_and_likeliest_tokens_are_checked_too(server: Served)
     answer = httpx.post(f"{server.url}/generate", json=body, timeout=60.0)
     assert "likeliest tokens" in refused(answer)
     answer = httpx.post(f"{server.url}/generate", json={"input_ids": [5, -3]}, timeout=60.0)
-    assert "-3 is negative" in refused(answer)
+    assert "-3, which is not in" in refused(answer)
+    answer = httpx.post(f"{server.url}/generate", json={"input_ids": [5, 99_999]}, timeout=60.0)
+    assert "99999, which is not in" in refused(answer)
 
 
 def test_custom_params_that_are_no_object_are_no_plan(server: Served) -> None:
