@@ -1,12 +1,16 @@
-"""Models for which a layout's mask would silently not be the model's."""
+"""Models that would silently be other ones: by their attention, or by weights that lack."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from mvspec.errors import Unsupported
+from mvspec.errors import Unsupported, VerifyError
 
 # Layers that see what the mask shows and nothing else.
 _FULL = {"full_attention", "attention"}
@@ -120,3 +124,146 @@ def _reads_position_ids(config: Any) -> bool:
         return True  # not transformers' own: nothing is known
     model = found[0] if isinstance(found, tuple) else found
     return "position_ids" in inspect.signature(model.forward).parameters
+
+
+# Weights
+
+_AGAIN = "fetch the model again, or name another"
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_LAYER = re.compile(r"(.*\b(?:layers|h|blocks))\.(\d+)\.")
+_OTHER_SENSES = re.compile(r"vision|visual|audio|image|multi_modal|mm_|\bmtp\b|rotary_emb")
+"""Weights that the text's model does without."""
+
+
+def load_weights(source: str | os.PathLike[str], **arguments: Any) -> Any:
+    """Return a transformers causal language model, if its files hold all of its weights.
+
+    Args:
+        source: a folder or a hub name.
+        arguments: of `from_pretrained`.
+
+    Raises:
+        VerifyError: they are damaged, or lack what the model needs, or are not this model's;
+            one line says what to do.
+    """
+    from transformers import AutoModelForCausalLM
+
+    name = os.fspath(source)
+    if os.path.isdir(name):
+        check_weights(Path(name))
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            name, output_loading_info=True, **arguments
+        )
+    except MemoryError:
+        raise
+    except Exception as error:  # of safetensors, pickle, torch and the hub
+        reason = " ".join(str(error).split())[:500] or type(error).__name__
+        raise VerifyError("", f"{name} cannot be loaded: {reason}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise VerifyError("", f"{name} lacks weights of the model ({_some(missing)}): {_AGAIN}")
+    unknown = sorted(key for key in found["unexpected_keys"] if not _OTHER_SENSES.search(key))
+    if unknown:
+        raise VerifyError(
+            "",
+            f"{name} holds weights that its config.json does not know ({_some(unknown)}): they "
+            "are not of one model; merge an adapter first, or fetch the model again",
+        )
+    return model
+
+
+def check_weights(folder: Path) -> None:
+    """Refuse a folder whose files of weights are damaged or lack some, as their headers tell.
+
+    Raises:
+        VerifyError: names the file, and what to do.
+    """
+    index = folder / "model.safetensors.index.json"
+    for path in (*folder.glob("*.safetensors"), *folder.glob("*.bin"), *folder.glob("*.json")):
+        _refuse_stand_in(path)
+    wanted: Mapping[str, str] = {}
+    if (folder / "model.safetensors").is_file():
+        files = {"model.safetensors"}
+    elif index.is_file():
+        try:
+            wanted = json.loads(index.read_bytes())["weight_map"]
+            files = set(wanted.values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise VerifyError(str(index), f"the index is damaged ({error}): {_AGAIN}") from None
+    else:
+        return  # other formats: loading says
+    if lost := sorted(name for name in files if not (folder / name).is_file()):
+        raise VerifyError(str(folder), f"lacks {_some(lost)}, which its index names: {_AGAIN}")
+    headers = {name: _header(folder / name) for name in sorted(files)}
+    if lost := sorted(key for key, name in wanted.items() if key not in headers[name]):
+        raise VerifyError(str(folder), f"lacks weights that its index names ({_some(lost)})")
+    config = _config(folder)
+    kinds = {key: about["dtype"] for each in headers.values() for key, about in each.items()}
+    odd = sorted(k for k, dtype in kinds.items() if k.endswith(".weight") and dtype not in _FLOATS)
+    if odd and "quantization_config" not in config:
+        reason = f"{_some(odd)} is of type {kinds[odd[0]]}, and the config names no quantization"
+        raise VerifyError(str(folder), f"{reason}: {_AGAIN}")
+    layers: dict[str, set[int]] = {}
+    for match in filter(None, map(_LAYER.match, kinds)):
+        layers.setdefault(match[1], set()).add(int(match[2]))
+    for prefix, numbers in layers.items():
+        if lost_layers := sorted(set(range(max(numbers))) - numbers):
+            reason = f"lacks {prefix}.{lost_layers[0]}, one of the model's layers: {_AGAIN}"
+            raise VerifyError(str(folder), reason)
+    count = config.get("num_hidden_layers")
+    most = max((max(numbers) + 1 for numbers in layers.values()), default=0)
+    if isinstance(count, int) and layers and most < count:
+        reason = f"holds {most} layers, and its config.json says {count}: {_AGAIN}"
+        raise VerifyError(str(folder), reason)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        found: Any = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise VerifyError(str(path), f"not JSON ({error}): {_AGAIN}") from None
+    except FileNotFoundError:
+        raise VerifyError(str(folder), f"has no config.json: {_AGAIN}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _refuse_stand_in(path: Path) -> None:
+    """Refuse what a download has left in the place of a file."""
+    with path.open("rb") as stream:
+        head = stream.read(200).lstrip()
+    if head.startswith(b"version https://git-lfs"):
+        reason = "is a pointer of git-lfs, not the file: run `git lfs pull` there"
+    elif head[:1] == b"<":
+        reason = f"is a web page, which the download has left: {_AGAIN}"
+    elif not head:
+        reason = f"is empty: {_AGAIN}"
+    else:
+        return
+    raise VerifyError(str(path), reason)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """Return what a safetensors file says of its tensors, if it is as long as that."""
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        try:
+            if length > size:
+                raise ValueError
+            header: dict[str, Any] = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            end = max((about["data_offsets"][1] for about in header.values()), default=0)
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+            reason = f"is no safetensors file, or its beginning is damaged: {_AGAIN}"
+            raise VerifyError(str(path), reason) from None
+    if 8 + length + end != size:
+        reason = f"has {size:,} bytes, and its header says {8 + length + end:,}: {_AGAIN}"
+        raise VerifyError(str(path), reason)
+    return header
+
+
+def _some(names: Iterable[str], most: int = 3) -> str:
+    found = list(names)
+    more = f" and {len(found) - most:,} more" if len(found) > most else ""
+    return ", ".join(found[:most]) + more

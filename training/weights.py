@@ -23,7 +23,7 @@ from transformers import (
     AutoTokenizer,
 )
 
-from mvspec.compiler.models import check_model
+from mvspec.compiler.models import check_model, load_weights
 from mvspec.compiler.vocabulary import Vocabulary, add_tags, load_tokenizer, save_tokenizer
 from mvspec.data.records import InputError
 from mvspec.errors import Unsupported, VerifyError
@@ -212,15 +212,15 @@ def _load(source: Any, tokenizer: Any, dtype: torch.dtype, attention: str) -> An
             check_served(config, tokenizer)
             make: Any = AutoModelForCausalLM.from_config
             return make(config, attn_implementation=attention, dtype=dtype)
-        return AutoModelForCausalLM.from_pretrained(
-            os.fspath(source), attn_implementation=attention, dtype=dtype
-        )
+        return load_weights(source, attn_implementation=attention, dtype=dtype)
 
 
 @contextmanager
 def _loading(source: Any) -> Iterator[None]:
     try:
         yield
+    except VerifyError as error:
+        raise VerifyError("model", str(error)) from None
     except (OSError, ValueError, ImportError, KeyError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise VerifyError("model", f"{source} cannot be loaded: {reason}") from None

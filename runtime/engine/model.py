@@ -6,14 +6,15 @@ import inspect
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from mvspec.compiler.models import check_model
+from mvspec.compiler.models import check_model, check_weights, load_weights
 from mvspec.errors import LimitExceeded, Unsupported, VerifyError
 from mvspec.runtime.engine.attention import (
     ATTENTION,
@@ -200,15 +201,22 @@ def load_model(
     kind = getattr(torch, dtype or ("float32" if device == "cpu" else "bfloat16"), None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise ModelError(f"dtype {dtype!r} is none: use float32, bfloat16 or float64")
+    what = "its tokenizer"
     try:
         with quiet():
+            if os.path.isdir(name):
+                check_weights(Path(name))
             tokenizer = AutoTokenizer.from_pretrained(name)
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name, dtype=kind, attn_implementation="sdpa"
-            )
+            what = "it"
+            loaded: Any = load_weights(name, dtype=kind, attn_implementation="sdpa")
         loaded = loaded.to(device)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        raise ModelError(f"the model {name} cannot be loaded: {error}") from error
+    except VerifyError as error:
+        raise ModelError(f"the model {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # of tokenizers, which has no class of its own
+        reason = " ".join(str(error).split())
+        raise ModelError(f"the model {name}: {what} cannot be loaded: {reason}") from error
     return loaded.eval(), tokenizer
 
 

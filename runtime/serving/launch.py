@@ -8,9 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mvspec.compiler.models import check_weights
 from mvspec.compiler.vocabulary import Vocabulary, load_tokenizer
 from mvspec.data.records import InputError
-from mvspec.errors import MvspecError, Unsupported
+from mvspec.errors import MvspecError, Unsupported, VerifyError
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
 from mvspec.runtime.serving.adaptive_requests import ADAPTIVE_LIMITS
@@ -61,6 +62,11 @@ class ServerLaunch:
             raise Unsupported("fork and join need prefill and decode in one server")
         if adaptive is not None and given.get("--tokenizer-worker-num", "1") != "1":
             raise Unsupported("--native needs --tokenizer-worker-num 1: others load no plugins")
+        if os.path.isdir(model):
+            try:
+                check_weights(Path(model))
+            except VerifyError as error:
+                raise InputError(f"the model {error}") from None
         self.notes: list[str] = []
         self._check_tags(given.get("--tokenizer-path", model), adaptive)
         self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, *flags]

@@ -94,6 +94,24 @@ def test_a_killed_process_leaves_no_model(wheel: tuple[str, str, str], cache: Pa
     assert {p.name for p in (cache / "models").iterdir()} <= {NAME, f"{NAME}.lock"}
 
 
+def test_the_cache_is_verified(wheel: tuple[str, str, str], cache: Path) -> None:
+    assert start(wheel, 0).communicate(timeout=120)[0].split() == ["converting", "whole"]
+    file = cache / "models" / NAME / "config.json"
+    assert default_model() == file.parent
+    os.utime(file)  # another time, and the same bytes
+    assert default_model() == file.parent
+    for damaged in (b"whale", b"who", b""):
+        file.write_bytes(damaged)
+        with pytest.raises(ModelError, match=r"config.json is not .*: remove .*made again"):
+            default_model()
+    file.unlink()
+    with pytest.raises(ModelError, match="damaged"):
+        default_model()
+    (file.parent / made.CHECKSUMS).write_text("{", "utf-8")
+    with pytest.raises(ModelError, match="damaged"):
+        default_model()
+
+
 def test_another_wheel_is_refused(
     wheel: tuple[str, str, str], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
