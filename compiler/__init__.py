@@ -6,10 +6,11 @@ from mvspec.compiler.layout import Layout, concatenate, pack
 from mvspec.compiler.lowerings import LOWERINGS, flatten, layout_from_ids
 from mvspec.compiler.models import check_model
 from mvspec.compiler.plan import ExecutionPlan, PlanCost, plan_cost
-from mvspec.compiler.planning import plan_document, plan_layout, replay_plan, trace_layout
+from mvspec.compiler.planning import plan_document, plan_layout, replay_plan
 from mvspec.compiler.segments import Segment, document_segments
 from mvspec.compiler.stages import Stages, compile_document, compile_stages
 from mvspec.compiler.tokens import Tokens, lower
+from mvspec.compiler.traced import trace_layout
 from mvspec.compiler.vocabulary import Vocabulary, add_tags
 
 if TYPE_CHECKING:

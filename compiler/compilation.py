@@ -27,7 +27,8 @@ from mvspec.compiler.dataset import (
 )
 from mvspec.compiler.layout import Layout, best_fit, concatenate
 from mvspec.compiler.lowerings import find_lowering
-from mvspec.compiler.stages import Stages, compile_stages
+from mvspec.compiler.stages import Stages
+from mvspec.compiler.traced import record_stages, record_trace, trace_stages
 from mvspec.compiler.vocabulary import (
     Vocabulary,
     fingerprint,
@@ -39,7 +40,8 @@ from mvspec.compiler.vocabulary import (
 from mvspec.data.parallel_map import ordered_map, singly
 from mvspec.data.records import BadRecord, InputError, Record, encodable
 from mvspec.data.resume import differing, exclusive, replaced, write_json
-from mvspec.data.sources import Records
+from mvspec.data.sources import PATIENCE, Records
+from mvspec.data.where import RowCondition, check_conditions
 from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
 
 QUARANTINE = "quarantine.jsonl"
@@ -58,6 +60,7 @@ class CompilationOptions:
         forced_loss: let forced tokens carry loss where the law allows it.
         shard: records of the input in a shard.
         tags: add the tags to the tokenizer where they are missing.
+        where: conditions that a row has to meet, as `RowCondition.parse` reads them.
     """
 
     lowering: str = "multiverse"
@@ -67,6 +70,12 @@ class CompilationOptions:
     forced_loss: bool = False
     shard: int = 256
     tags: bool = False
+    where: tuple[str, ...] = ()
+
+    @property
+    def conditions(self) -> tuple[RowCondition, ...]:
+        """The conditions that a row has to meet."""
+        return tuple(map(RowCondition.parse, self.where))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ class CompilationCounts:
         loss_tokens: of the tokens.
         padding: tokens that fill rows up.
         parallelism: the sum of the records' degrees of parallelism, before truncation.
+        left: records that do not meet the conditions.
     """
 
     records: int = 0
@@ -92,6 +102,7 @@ class CompilationCounts:
     loss_tokens: int = 0
     padding: int = 0
     parallelism: float = 0.0
+    left: int = 0
 
     def __add__(self, other: CompilationCounts) -> CompilationCounts:
         return CompilationCounts(
@@ -149,9 +160,13 @@ class ShardWriter:
         entries: list[Entry] = []
         bad: list[dict[str, Any]] = []
         counts = CompilationCounts()
+        conditions = self.options.conditions
         for record in shard.records:
             try:
                 with record.guarded():
+                    if not all(condition.holds(record) for condition in conditions):
+                        counts += CompilationCounts(left=1)
+                        continue
                     stages = self._compile(record, vocabulary)
                     layout = self._fit(stages.layout, record)
             except BadRecord as error:
@@ -189,13 +204,13 @@ class ShardWriter:
         return load_tokenizer(self.tokenizer, tags=self.options.tags)
 
     def _compile(self, record: Record, vocabulary: Vocabulary) -> Stages:
-        reading = record.needed()
         options = self.options
         try:
-            return compile_stages(
-                reading.document, vocabulary, options.lowering,
-                forced_loss=options.forced_loss, context=reading.context,
-            )  # fmt: skip
+            return record_stages(
+                record, vocabulary, options.lowering, forced_loss=options.forced_loss
+            )
+        except BadRecord:
+            raise
         except VerifyError as error:
             location = {"address": error.address} if error.address else {}
             raise record.bad("malformed", str(error), **location) from None
@@ -319,11 +334,34 @@ def check(records: Records, tokenizer: Any, options: CompilationOptions) -> None
         )
     if next(iter(records), None) is None:
         raise InputError("the input has no record")
+    check_conditions(records, options.conditions)
+    check_traces(records, Vocabulary.of(tokenizer), options)
+
+
+def check_traces(records: Records, vocabulary: Vocabulary, options: CompilationOptions) -> None:
+    """Refuse runs of another tokenizer, and options that do not go with runs, by the first rows."""
+    first = ""
+    for record in islice(records, PATIENCE):
+        try:
+            with record.guarded():
+                if not all(condition.holds(record) for condition in options.conditions):
+                    continue
+                if record.kind == "trace":
+                    trace = record_trace(record, vocabulary)
+                    trace_stages(trace, vocabulary, options.lowering, options.forced_loss)
+            return
+        except MvspecError as error:
+            reason = error.entry["reason"] if isinstance(error, BadRecord) else error
+            first = first or f"{record.place}: {reason}"
+    if first:
+        raise InputError(first)
 
 
 def configuration(records: Records, tokenizer: Any, options: CompilationOptions) -> dict[str, Any]:
     """Return the manifest of a data set that is not complete."""
     chosen = asdict(options) | {"fields": asdict(records.fields)}
+    if not options.where:
+        del chosen["where"]  # as it was before there were conditions
     source = json.dumps(records.key, default=str).encode()
     return {
         "format": FORMAT,

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from mvspec.compiler.layout import Layout, lay_out
-from mvspec.compiler.lowerings import in_rounds
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join, Op
 from mvspec.compiler.segments import Segment, document_segments
 from mvspec.compiler.tokens import id_array
@@ -21,7 +20,7 @@ from mvspec.forms.syntax import Syntax
 from mvspec.law.limits import Limits
 from mvspec.law.tags import Tag
 from mvspec.law.threads import SurfaceLaw, thread_events
-from mvspec.shown import as_layout, as_plan
+from mvspec.shown import as_plan
 from mvspec.trace import Trace
 from mvspec.tree.ir import Document, Message
 
@@ -157,16 +156,12 @@ def _last_thread(ops: Sequence[Op]) -> int:
     return ops[-1].thread if ops and not isinstance(ops[-1], Fork) else 0
 
 
-def plan_layout(
-    plan: ExecutionPlan, holes: Mapping[str, Sequence[int]] | None = None, *, share: int = 0
-) -> Layout:
+def plan_layout(plan: ExecutionPlan, holes: Mapping[str, Sequence[int]] | None = None) -> Layout:
     """Return the layout of what a static plan makes, in the order of the surface form.
 
     Args:
         plan: without `adaptive`.
         holes: for each hole the token ids that fill it, its lead's included.
-        share: paths read each other after every so many tokens, and the layout is in rounds, as
-            `shared(k)` has it; 0 for never.
 
     Raises:
         Unsupported: the plan is adaptive, or a hole has no ids.
@@ -212,8 +207,7 @@ def plan_layout(
         ids += new
         authors += [author] * len(new)
     who = np.array(authors, dtype=np.int8)
-    layout = lay_out(np.array(ids, dtype=np.int32), who == 2, who == 1, law)
-    return in_rounds(layout, law, share) if share else layout
+    return lay_out(np.array(ids, dtype=np.int32), who == 2, who == 1, law)
 
 
 @as_plan.register
@@ -221,15 +215,6 @@ def replay_plan(trace: Trace) -> ExecutionPlan:
     """Return the replay of a run: the same tokens, written instead of generated."""
     plan = ExecutionPlan(ops=tuple(_trace_ops(trace)), form=trace.form, document=trace.document)
     return plan.verify()
-
-
-@as_layout.register
-def trace_layout(trace: Trace) -> Layout:
-    """Return a run's tokens laid out as in training: by the law, or in rounds where paths shared.
-
-    Rounds have another order than the trace's `ids`.
-    """
-    return plan_layout(trace.plan, share=trace.share)
 
 
 def _trace_ops(trace: Trace) -> Iterator[Op]:

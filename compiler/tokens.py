@@ -36,6 +36,7 @@ class Tokens:
         tags: int8 [e]; numbers in `TAGS` of the structural tags, in order.
         ends: int64 [e]; for each tag the index of the token after it.
         unlearned: bool [n]; tokens of turns that carry no loss; None where all of them do.
+        run: the law of the run that drew them; None where the tags say it.
     """
 
     ids: Ids
@@ -44,6 +45,7 @@ class Tokens:
     tags: NDArray[np.int8]
     ends: NDArray[np.int64]
     unlearned: Flags | None = None
+    run: SurfaceLaw | None = None
 
     @cached_property
     def law(self) -> SurfaceLaw:
@@ -52,12 +54,16 @@ class Tokens:
         Raises:
             VerifyError: the tags do not nest as the grammar has it; the address is the token.
         """
+        if self.run is not None:
+            return self.run
         ends = self.ends.tolist()
         return self._read(ends, ends, len(self.ids))
 
     @property
     def metrics(self) -> Metrics:
         """The counts of the tokens that are free or forced: the assistant's."""
+        if self.run is not None:
+            return self.run.metrics
         own = np.concatenate([[0], np.cumsum(self.free | self.forced)])
         return self._read(self.ends.tolist(), own[self.ends].tolist(), int(own[-1])).metrics
 

@@ -105,6 +105,32 @@ class Vocabulary:
         """What errors call this tokenizer."""
         return str(getattr(self.source, "name_or_path", "") or type(self.source).__name__)
 
+    @property
+    def fingerprint(self) -> str:
+        """Its size, and a digest of its tokens by id: what a trace says of its ids."""
+        return self._fingerprint(self.size)
+
+    def holds(self, fingerprint: str) -> bool:
+        """Whether every id of the vocabulary with this fingerprint is the same token here.
+
+        So it is where tokens were added since, such as the tags.
+        """
+        size = fingerprint.partition(":")[0]
+        usable = size.isdecimal() and len(size) < 10 and int(size) <= self.size
+        return usable and self._fingerprint(int(size)) == fingerprint
+
+    def _fingerprint(self, size: int) -> str:
+        if size not in self._fingerprints:
+            table = self.backend.get_vocab(with_added_tokens=True).items()
+            tokens = sorted((id, token) for token, id in table if id < size)
+            digest = hashlib.sha256(json.dumps(tokens).encode()).hexdigest()[:16]
+            self._fingerprints[size] = f"{size}:{digest}"
+        return self._fingerprints[size]
+
+    @cached_property
+    def _fingerprints(self) -> dict[int, str]:
+        return {}
+
     def grow(self) -> None:
         """Read the size again, after tokens were added to the tokenizer."""
         self._added = len(self.backend.get_added_tokens_decoder())

@@ -105,6 +105,8 @@ class Trace(BaseModel):
     Args:
         version: of the file format; `from_json` reads version 1 too, which had no such field.
         model: of the engine.
+        vocabulary: whose ids these are, as `Vocabulary.fingerprint` has it; "" where it was not
+            kept.
         form: the surface form of the assistant's turn.
         seed: of its random streams.
         share: paths read each other after every so many tokens; 0 for never.
@@ -128,6 +130,7 @@ class Trace(BaseModel):
 
     version: Literal[2] = VERSION
     model: str = ""
+    vocabulary: StrictText = ""
     form: str = "multiverse"
     seed: int = 0
     share: int = Field(default=0, ge=0)

@@ -52,6 +52,7 @@ def result_of(request: PlanRequest, model: str) -> Result:
     # Not validated again, and through lists, for speed: many requests may end in one step.
     trace = Trace.model_construct(
         model=model,
+        vocabulary=request.lexicon.vocabulary.fingerprint,
         form=request.plan.form,
         seed=request.options.sampling.seed,
         share=request.options.share,

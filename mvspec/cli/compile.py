@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mvspec.cli.console import compiling_bar, plain_table, print_table
+from mvspec.cli.console import compiling_bar, plain_table, print_table, tell
 from mvspec.cli.options import Field, Form, Lowering, Tokenizer, Workers, needs
 from mvspec.forms.multiverse import MULTIVERSE
 
@@ -59,6 +59,13 @@ def compile(
     add_tags: Annotated[
         bool, typer.Option("--add-tags", help="Add missing tags; save the tokenizer beside it.")
     ] = False,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD OP VALUE",
+            help="Only rows like this, as score=1 or 'score>=0.5'; repeatable: all have to hold.",
+        ),
+    ] = None,
     shard: Annotated[int, typer.Option(min=1, help="Records of a file, and of packing.")] = 256,
     workers: Workers = 1,
     overwrite: Annotated[
@@ -89,18 +96,22 @@ def compile(
     records = open_records(inputs, fields, split=split, hub=True, short=True)
     if output is None:
         loaded = load_vocabulary(tokenizer, tags=add_tags)
-        bad = print_stage(stage, records, loaded, lowering, forced_loss=forced_loss)
+        bad = print_stage(stage, records, loaded, lowering, where or (), forced_loss=forced_loss)
         raise typer.Exit(1 if bad else 0)
     with needs("compile", "compile -o"):
         from mvspec.compiler.compilation import CompilationOptions, compile_records
-    options = CompilationOptions(lowering, max_length, too_long, pack, forced_loss, shard, add_tags)
+    options = CompilationOptions(
+        lowering, max_length, too_long, pack, forced_loss, shard, add_tags, tuple(where or ())
+    )
     with compiling_bar(records.size) as advance:
         result = compile_records(
             records, tokenizer, output, options,
             workers=workers, overwrite=overwrite, advance=advance,
         )  # fmt: skip
     print_table(compilation_table(result, output, packed=pack))
-    raise typer.Exit(1 if result.counts.quarantined else 0)
+    if where and not result.counts.records + result.counts.quarantined:
+        tell("no row meets --where: the data set is empty")
+    raise typer.Exit(1 if result.counts.quarantined or not result.counts.records else 0)
 
 
 def compilation_table(result: Compilation, folder: Path, *, packed: bool) -> Table:
@@ -111,6 +122,8 @@ def compilation_table(result: Compilation, folder: Path, *, packed: bool) -> Tab
     record = counts.to_dict()
     table = plain_table("", str(folder))
     table.add_row("records", f"{counts.records:,}")
+    if counts.left:
+        table.add_row("left out by --where", f"{counts.left:,}")
     if counts.truncated:
         table.add_row("  truncated", f"{counts.truncated:,}", style="yellow")
     bad = f"{counts.quarantined:,}" + (f" (see {QUARANTINE})" if counts.quarantined else "")

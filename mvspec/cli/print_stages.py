@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,16 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 
 from mvspec.compiler.layout import Layout
-from mvspec.compiler.plan import Adaptive, plan_cost
-from mvspec.compiler.planning import plan_document
+from mvspec.compiler.plan import Adaptive, ExecutionPlan, plan_cost
+from mvspec.compiler.planning import plan_document, replay_plan
 from mvspec.compiler.segments import NO_CONTEXT, Segment
 from mvspec.compiler.stages import Stages, compile_stages, segments_of
+from mvspec.compiler.traced import record_trace, trace_stages
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.data.chat import ChatContext
-from mvspec.data.records import BadRecord, InputError
+from mvspec.data.records import BadRecord, InputError, Record
 from mvspec.data.sources import Records
+from mvspec.data.where import RowCondition, check_conditions
 from mvspec.errors import MvspecError
 from mvspec.shown import visible
 from mvspec.tree.ir import Document
@@ -57,10 +59,7 @@ def emit(
             segments_of(document, Vocabulary.of(tokenizer), lowering, context=context)
         )
     elif stage == "plan":
-        plan = plan_document(document, tokenizer)
-        yield Text(str(plan))
-        if not any(isinstance(op, Adaptive) for op in plan.ops):
-            yield Text(str(plan_cost(plan)))
+        yield from plan_lines(plan_document(document, tokenizer))
     else:
         stages = compile_stages(
             document, tokenizer, lowering, forced_loss=forced_loss, context=context
@@ -68,30 +67,71 @@ def emit(
         yield from layout_lines(stages, tokenizer)
 
 
+def emit_record(
+    stage: str,
+    record: Record,
+    vocabulary: Vocabulary,
+    lowering: str = "multiverse",
+    *,
+    forced_loss: bool = False,
+) -> Iterator[RenderableType]:
+    """Yield what a stage made of a record: of a run, what its own tokens make.
+
+    Raises:
+        MvspecError: as `emit`; BadRecord where it has no document.
+    """
+    if record.kind != "trace" or stage == "ir":
+        document, context = record.needed()
+        yield from emit(
+            stage, document, vocabulary, lowering, forced_loss=forced_loss, context=context
+        )
+        return
+    trace = record_trace(record, vocabulary)
+    if stage == "plan":
+        yield from plan_lines(replay_plan(trace))
+        return
+    stages = trace_stages(trace, vocabulary, lowering, forced_loss)
+    yield from (
+        segment_lines(stages.segments) if stage == "segments" else layout_lines(stages, vocabulary)
+    )
+
+
+def plan_lines(plan: ExecutionPlan) -> Iterator[Text]:
+    """Yield a plan, and its cost where the model decides nothing."""
+    yield Text(str(plan))
+    if not any(isinstance(op, Adaptive) for op in plan.ops):
+        yield Text(str(plan_cost(plan)))
+
+
 def print_stage(
     stage: str,
     records: Records,
     vocabulary: Vocabulary,
     lowering: str = "multiverse",
+    where: Sequence[str] = (),
     *,
     forced_loss: bool = False,
 ) -> int:
     """Print what a stage makes of every record; return of how many it makes nothing.
 
     Colours and folding are for terminals only.
+
+    Args:
+        where: conditions that a row has to meet.
     """
     console = Console()
-    bad = printed = 0
+    bad = printed = left = 0
+    conditions = [RowCondition.parse(text) for text in where]
+    check_conditions(records, conditions)
     for record in records:
         try:
             with record.guarded():
-                reading = record.needed()
+                if not all(condition.holds(record) for condition in conditions):
+                    left += 1
+                    continue
                 lines = list(
-                    emit(
-                        stage, reading.document, vocabulary, lowering,
-                        forced_loss=forced_loss, context=reading.context,
-                    )
-                )  # fmt: skip
+                    emit_record(stage, record, vocabulary, lowering, forced_loss=forced_loss)
+                )
         except BadRecord as error:
             bad += 1
             print(_where(error), file=sys.stderr)
@@ -108,8 +148,10 @@ def print_stage(
             else:
                 console.print(line, soft_wrap=isinstance(line, Text))
         printed += 1
-    if not printed and not bad:
+    if not printed and not bad and not left:
         raise InputError("there is no record in the input")
+    if left:
+        print(f"left out by --where: {left:,} of {left + printed + bad:,}", file=sys.stderr)
     return bad
 
 

@@ -17,7 +17,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "document": ("document",),
     "text": ("output", "text", "completion", "response"),
     "question": ("problem", "question", "prompt", "instruction"),
-    "answer": ("answer", "reference_answer", "final_answer", "target"),
+    "answer": ("answer", "reference_answer", "final_answer", "target", "gold"),
     "group": ("group", "task", "source", "dataset", "label", "model"),
     "right": ("correct", "is_correct", "right", "score"),
 }

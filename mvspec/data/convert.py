@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from mvspec.data.columns import PAIR
+from mvspec.data.columns import COLUMNS, PAIR, columns
 from mvspec.data.records import InputError, Record, RowPath
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS, JSON, render
@@ -92,6 +92,10 @@ def output_row(record: Record, text: str, form: str = "") -> dict[str, Any]:
     key = "document" if form == JSON else "text"
     if record.row is None or not record.path:
         return {"id": record.name, key: value}
+    if record.kind == "trace":  # the tokens of a run are not those of another text
+        key = key if form == JSON else next(columns(record.row, *COLUMNS["text"]), key)
+        others = {name: each for name, each in record.row.items() if name != record.path[0]}
+        return {**others, key: value}
     if record.kind == "chat":
         gone = (record.path[0], "id", *PAIR)
         others = {name: each for name, each in record.row.items() if name not in gone}

@@ -8,6 +8,7 @@ for, so that worker processes do it.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -118,6 +119,7 @@ class Record:
         fields: where rows keep what.
         size: its share of the input, in bytes.
         error: of a record that its file could not give.
+        folder: of its file, where files are that its row names; None where there is none.
 
     >>> record = Record("a.jsonl:1", {"id": "x", "output": "Four."}, "value")
     >>> record.name, record.kind, record.document.messages[0].role
@@ -130,11 +132,12 @@ class Record:
     fields: Fields = Fields()
     size: float = 1.0
     error: Diagnostic | None = None
+    folder: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What is decoded stays in its process.
         given = (self.place, self.data, self.encoding, self.fields, self.size, self.error)
-        return Record, given
+        return Record, (*given, self.folder)
 
     # What it holds
 
@@ -214,7 +217,7 @@ class Record:
         if self.encoding == "text":
             return "text", (), value, None
         try:
-            kind, path, value = found(value, self.fields)
+            kind, path, value = found(value, self.fields, self.folder)
             if self.encoding == "value" and kind in ("document", "trace", "apr"):
                 value = _filled(value)
             return kind, path, value, None
@@ -451,21 +454,24 @@ def stepped(value: Any, field: str | None) -> tuple[RowPath, Any]:
     return path, value
 
 
-def found(row: Any, fields: Fields) -> Found:
+def found(row: Any, fields: Fields, folder: str | None = None) -> Found:
     """Return what a row holds: its kind, the path to it, and it.
+
+    Args:
+        folder: where the files are that the row names.
 
     Raises:
         RowError: nothing that is a record.
     """
     path, value = stepped(row, fields.field)
-    if known := recognised(value, path):
+    if known := recognised(referred(value, folder), path):
         return known
     if isinstance(value, str):
         return "text", path, value
     if isinstance(value, dict) and not path:
         names = COLUMNS["chat"] + COLUMNS["trace"] + COLUMNS["document"]
         for name in columns(value, *names):
-            if known := recognised(value[name], (name,)):
+            if known := recognised(referred(value[name], folder), (name,)):
                 return known
         pair = [_messages(value.get(name), role) for name, role in PAIR.items()]
         if all(pair) and fields.prompt_field is None:
@@ -513,6 +519,38 @@ def recognised(value: Any, path: RowPath = ()) -> Found | None:
     if isinstance(value.get("main_calls"), list):
         return "apr", path, {key: each for key, each in value.items() if key != "id"}
     return None
+
+
+def referred(value: Any, folder: str | None) -> Any:
+    """Return the trace that an evaluation's sample refers to; every other value as it is.
+
+    Args:
+        value: a reference has the name of a `file` in the same folder, and the `offset` of a line.
+
+    Raises:
+        RowError: the trace is not there.
+    """
+    if not isinstance(value, dict) or value.keys() != {"file", "offset"}:
+        return value
+    name, offset = value["file"], value["offset"]
+    named = isinstance(name, str) and name == os.path.basename(name) and name not in ("", ".", "..")
+    if not named or type(offset) is not int or offset < 0:
+        raise RowError("trace", "missing-trace", "names no line of a file in the same folder")
+    way = "keep it beside the results, or take their text with --field output"
+    if folder is None:
+        raise RowError("trace", "missing-trace", f"is in {name}: {way}")
+    try:
+        with open(os.path.join(folder, name), "rb") as file:
+            file.seek(max(offset - 1, 0))
+            begins = not offset or file.read(1) == b"\n"
+            row = json.loads(file.readline()) if begins else None
+    except OSError as error:
+        raise RowError("trace", "missing-trace", f"{name}: {error.strerror}: {way}") from None
+    except (ValueError, RecursionError):
+        row = None
+    if not isinstance(row, dict) or not is_trace(row.get("trace")):
+        raise RowError("trace", "missing-trace", f"{name} has no trace at byte {offset}: {way}")
+    return row["trace"]
 
 
 def is_trace(value: Any) -> bool:

@@ -163,8 +163,8 @@ class Journal:
         """Close the file, and let others write it."""
         os.close(self._descriptor)
 
-    def add(self, row: Mapping[str, Any], *, ascii: bool = False) -> None:
-        """Write a line.
+    def add(self, row: Mapping[str, Any], *, ascii: bool = False) -> int:
+        """Write a line; return at which byte of the file it begins.
 
         Args:
             ascii: escape every other character; rows may hold some that UTF-8 has not.
@@ -182,3 +182,4 @@ class Journal:
             os.ftruncate(self._descriptor, self._size)
             raise
         self._size += len(line)
+        return self._size - len(line)

@@ -14,13 +14,13 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from mvspec.data.records import Fields, InputError, Record, recognised
+from mvspec.data.records import Fields, InputError, Record, encoded, recognised
 from mvspec.data.resume import digest
 from mvspec.errors import Diagnostic
 
@@ -33,6 +33,12 @@ PACKED = frozenset({".gz", ".zst"})
 
 PATIENCE = 100
 """Rows without the field that are held back before the field is taken to be a mistake."""
+
+HEAD = b'{"format": '
+"""What a line of an evaluation begins with that has its settings."""
+
+TRACES = ".traces.jsonl"
+"""What the file of an evaluation's traces ends in, beside its results."""
 
 HUB = "hf:"
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -265,7 +271,11 @@ def _layout(name: str, *, rows: bool) -> str:
 def _readable(folder: Path) -> Iterator[Path]:
     for root, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
+        names = set(files)
         for file in files:
+            run = file.removesuffix(TRACES)
+            if run != file and f"{run}.jsonl" in names:
+                continue  # an evaluation's, which is read itself
             if is_readable(Path(file)) and not file.startswith("."):
                 yield Path(root, file)
 
@@ -284,7 +294,9 @@ def _file(path: Path, place: str, layout: str, *, inside: bool) -> InputPart:
 
     def records(start: int) -> Iterator[Record]:
         with _opened(path) as stream:
-            yield from _records(stream, place, layout, size)
+            old = _superseded(stream) if layout == "rows" else frozenset()
+        with _opened(path) as stream:
+            yield from _records(stream, place, layout, size, str(path.parent), old)
 
     packed = path.suffix.lower() in PACKED
     return InputPart(records, lambda: [place, size, digest(path)], None if packed else size)
@@ -297,7 +309,8 @@ def _stdin(layout: str, *, keep: bool) -> InputPart:
 
     def records(start: int) -> Iterator[Record]:
         stream = io.BytesIO(kept) if keep else sys.stdin.buffer
-        yield from _records(stream, "<stdin>", layout, len(kept))
+        old = _superseded(io.BytesIO(kept)) if layout == "rows" else frozenset()
+        yield from _records(stream, "<stdin>", layout, len(kept), ".", old)
 
     return InputPart(records, lambda: ["<stdin>", hashlib.sha256(kept).hexdigest()])
 
@@ -344,13 +357,21 @@ def _lines(stream: IO[bytes]) -> Iterator[bytes]:
     yield (begun + decode(b"", True)).encode()
 
 
-def _records(stream: IO[bytes], place: str, layout: str, size: float) -> Iterator[Record]:
+def _records(
+    stream: IO[bytes],
+    place: str,
+    layout: str,
+    size: float,
+    folder: str,
+    superseded: Set[int] = frozenset(),
+) -> Iterator[Record]:
     number = 0
     try:
         if layout == "rows":
             for number, line in enumerate(_lines(stream), 1):
-                if line.strip():
-                    yield Record(f"{place}:{number}", line.rstrip(b"\r\n"), "json", size=len(line))
+                if line.strip() and number not in superseded:
+                    where, data = f"{place}:{number}", line.rstrip(b"\r\n")
+                    yield Record(where, data, "json", size=len(line), folder=folder)
             return
         data = b"".join(_lines(stream))
     except _BROKEN as error:
@@ -365,9 +386,38 @@ def _records(stream: IO[bytes], place: str, layout: str, size: float) -> Iterato
         if isinstance(value, list) and not recognised(value):
             share = (size or len(data)) / max(1, len(value))
             for index, item in enumerate(value):
-                yield Record(f"{place}[{index}]", item, "value", size=share)
+                yield Record(f"{place}[{index}]", item, "value", size=share, folder=folder)
             return
-    yield Record(place, data, "json" if layout == VALUE else "text", size=size or len(data))
+    encoding: Any = "json" if layout == VALUE else "text"
+    yield Record(place, data, encoding, size=size or len(data), folder=folder)
+
+
+def _superseded(stream: IO[bytes]) -> Set[int]:
+    """Return the lines of an evaluation that later ones stand for; none of any other file.
+
+    A run that was taken up has its settings again, and samples that were asked for or graded
+    again: the last line of each counts.
+    """
+    last: dict[Any, int] = {}
+    old: set[int] = set()
+    try:
+        for number, line in enumerate(stream, 1):
+            if number == 1 and not line.startswith(HEAD):
+                break
+            if line.startswith(HEAD):
+                if number > 1:
+                    old.add(number)
+                continue
+            with suppress(ValueError, RecursionError):
+                row = json.loads(line)
+                if isinstance(row, dict) and isinstance(row.get("id"), str):
+                    key = row["id"], encoded(row.get("sample")), encoded(row.get("cap"))
+                    if key in last:
+                        old.add(last[key])
+                    last[key] = number
+    except _BROKEN:
+        pass  # whoever reads it says so
+    return old
 
 
 def _unreadable(place: str, reason: str) -> Record:
@@ -388,7 +438,8 @@ def _table(path: Path, place: str, size: int) -> InputPart:
             for batch in file.iter_batches(batch_size=256):
                 for index in range(max(0, start - at), batch.num_rows):
                     row = batch.slice(index, 1).to_pylist()[0]
-                    yield Record(f"{place}[{at + index}]", row, "value", size=size / count)
+                    where = f"{place}[{at + index}]"
+                    yield Record(where, row, "value", size=size / count, folder=str(path.parent))
                 at += batch.num_rows
 
     return InputPart(records, lambda: [place, size, digest(path)], size, count)

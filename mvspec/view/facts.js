@@ -19,6 +19,8 @@ function showFacts(record) {
   byId("verdict").replaceChildren(
     ...[record.verdict ? badge(record.verdict, VERDICTS[record.verdict]) : null, judged(record.right)].filter(Boolean),
   );
+  byId("asked").replaceChildren(...record.asked.map(([name, value]) =>
+    element("div", {}, element("dt", {}, quoted(name)), element("dd", { class: "t", dir: "auto" }, visible(value)))));
   const own = record.spans.reduce((sum, s) => sum + (s.author ? s.stop - s.start : 0), 0);
   const forced = record.spans.reduce((sum, s) => sum + (s.author === 1 ? s.stop - s.start : 0), 0);
   const facts = [];

@@ -132,6 +132,7 @@ class RecordView:
             has no such place.
         fields: what else its row says.
         facts: what is said of it beside its name, such as its model.
+        asked: of its fields, those that an answer is read beside: question and gold answer.
         ids, logprobs, steps, ends: of a trace, as there.
         bars: of a trace, for each thread its bars in the timeline: author, first boundary of
             forwards, last, first token, the one after the last.
@@ -155,6 +156,7 @@ class RecordView:
     places: Sequence[int] = ()
     fields: list[tuple[str, str]] = field(default_factory=list)
     facts: list[tuple[str, str]] = field(default_factory=list)
+    asked: list[tuple[str, str]] = field(default_factory=list)
     ids: Sequence[int] = ()
     logprobs: Sequence[float | None] = ()
     steps: Sequence[int] = ()
@@ -209,6 +211,7 @@ class RecordView:
             "places": list(self.places),
             "keys": [key for key, _ in self.fields],
             "facts": self.facts,
+            "asked": self.asked,
             "critical": metrics.critical_path,
         }
         for name in ("ids", "steps"):

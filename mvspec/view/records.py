@@ -145,13 +145,18 @@ def _say(view: RecordView, row: dict[str, Any], shown: str | None, record: Recor
     for key, value in row.items():
         if key == own or (record.kind == "text" and value == record.value):
             continue
+        if record.kind == "trace" and key in COLUMNS["text"]:
+            continue  # what its tokens say
         if key in COLUMNS["right"] and isinstance(value, bool | int | float):
             view.right = value == 1 if view.right is None else view.right
         if key in COLUMNS["group"] and isinstance(value, str) and not view.label:
             view.label = value
         if key in COLUMNS["question"] and isinstance(value, str):
             view.lead = value
-        view.fields.append((str(key), value if isinstance(value, str) else _json(value)))
+        told = value if isinstance(value, str) else _json(value)
+        if key in ASKED and not isinstance(value, dict | list) and value not in (None, ""):
+            view.asked.append((str(key), told))
+        view.fields.append((str(key), told))
 
 
 def _json(value: Any) -> str:
@@ -163,6 +168,9 @@ def _json(value: Any) -> str:
 
 FIELDS = frozenset(Trace.model_fields)
 """Fields of a trace."""
+
+ASKED = (*COLUMNS["question"], *COLUMNS["answer"], "extracted")
+"""Columns that an answer is shown beside: what was asked, what is right, what was taken of it."""
 
 UNUSED = ("document", "holes")
 """Fields that are not looked at: the tree is that of the text."""

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,7 @@ def _kept(path: Path | None, settings: Mapping[str, Any]) -> Iterator[tuple[Eval
     """Give a run and what adds a sample to it, on disk where there is a path."""
     if path is None:
         run = EvaluationRun(Path("-"), dict(settings))
-        yield run, lambda sample: run.samples.update({sample.key: sample})
+        yield run, lambda sample: run.samples.update({sample.key: replace(sample, trace=None)})
         return
     with open_results(path, settings) as results:
         yield results.run, results.add
@@ -215,7 +215,11 @@ def grade_recorded(
     async def answer(problem: EvaluationProblem, number: int, _: int | None) -> EvaluationSample:
         output = found.outputs[problem.id][number]
         shape = await asyncio.to_thread(shape_of, output, count)
-        return EvaluationSample(problem.id, number, None, problem.group, output, **asdict(shape))
+        run = found.runs.get((problem.id, number))
+        return EvaluationSample(
+            problem.id, number, None, problem.group, output=output,
+            trace=None if run is None else run.value, **asdict(shape),
+        )  # fmt: skip
 
     run = _run(evaluation, asked, answer, path, tell, progress, evaluation.source.workers, settings)
     place = {problem.id: number for number, problem in enumerate(evaluation.problems)}

@@ -23,7 +23,7 @@ from mvspec.runtime.options import Options
 from mvspec.runtime.protocol import Engine
 from mvspec.trace import Trace
 from mvspec.tree.builder import document, user
-from mvspec.tree.ir import Document
+from mvspec.tree.ir import Document, Text
 
 PROMPTS = {
     "parallel": "Think step by step and in parallel before answering.",
@@ -91,9 +91,12 @@ class AnswerGenerator:
         Raises:
             MvspecError: the engine has failed. That it refuses this one is the sample's `error`.
         """
-        sample = EvaluationSample(problem.id, number, cap, problem.group)
+        asked = self.ask(problem)
+        chat = [{"role": each.role, "content": "".join(text.text for text in each.walk(Text))}
+                for each in asked.messages]  # fmt: skip
+        sample = EvaluationSample(problem.id, number, cap, problem.group, prompt=chat)
         try:
-            plan = self.engine.plan(self.ask(problem))
+            plan = self.engine.plan(asked)
             given = sum(len(op.tokens) for op in plan.ops if isinstance(op, Extend))
             options = self.options if cap is None else _capped(self.options, given + cap)
             name = f"{problem.id}/{number}"[-200:]
@@ -109,7 +112,8 @@ class AnswerGenerator:
             output=text,
             finish=trace.finish,
             seconds=trace.forward_seconds[-1] if trace.forward_seconds else trace.seconds,
-            prompt=trace.prompt,
+            prompt_tokens=trace.prompt,
+            trace=trace,
             **asdict(shape) | {"tokens": trace.answer, "critical_path": trace.critical_path},
         )
 
@@ -203,6 +207,7 @@ async def generate(
                 except Exception as error:
                     blank = EvaluationSample(problem.id, number, cap, problem.group)
                     sample = replace(blank, error=crash(error).message)
+            sample = replace(sample, question=problem.question, gold=problem.gold)
             if sample.error:
                 refused += 1
                 if refused >= PATIENCE and not answered:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mvspec.data.columns import column, listed
+from mvspec.data.columns import COLUMNS, column, listed
 from mvspec.data.records import BadRecord, Fields, InputError, Record
 from mvspec.data.sources import Records, open_records
 from mvspec.errors import MvspecError
@@ -40,6 +40,14 @@ class EvaluationProblem:
     payload: Mapping[str, Any] = field(default_factory=dict)
     group: str = ""
     place: str = ""
+
+    @property
+    def gold(self) -> str:
+        """The reference answer as text; "" where there is none, but tests or instructions."""
+        row = self.payload.get("row")
+        gold = column(row, *COLUMNS["answer"]) if row else self.payload.get("letter")
+        gold = self.payload.get("answer", gold)
+        return gold if isinstance(gold, str) else "" if gold is None else json.dumps(gold)
 
 
 class ProblemColumns:

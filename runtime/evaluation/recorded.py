@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from mvspec.data.columns import RowError
+from mvspec.data.columns import COLUMNS, RowError, column
 from mvspec.data.records import BadRecord, InputError, Record
 from mvspec.data.sources import Records
 from mvspec.forms import render
@@ -20,11 +20,13 @@ class RecordedOutputs:
         outputs: of each problem's id, in the order of the file.
         left_out: rows that could not be used, with the place and why.
         missing: problems without an output.
+        runs: of the outputs that are runs, their records by problem and place in its list.
     """
 
     outputs: dict[str, list[str]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    runs: dict[tuple[str, int], Record] = field(default_factory=dict)
 
 
 def match_outputs(records: Records, problems: Sequence[EvaluationProblem]) -> RecordedOutputs:
@@ -53,6 +55,8 @@ def match_outputs(records: Records, problems: Sequence[EvaluationProblem]) -> Re
         except BadRecord as error:
             found.left_out.append(f"{record.place}: {error.entry['reason']}")
             continue
+        if record.kind == "trace":  # without what was decoded of it
+            found.runs[name, len(found.outputs[name])] = replace(record)
         found.outputs[name].append(text)
     if not any(found.outputs.values()):
         why = found.left_out[0] if found.left_out else "the file is empty"
@@ -71,6 +75,9 @@ def output_of(record: Record) -> str:
         raise BadRecord.at(record.name, record.place, record.trouble)
     if record.kind == "text":
         return record.text
+    beside = column(record.row or {}, *COLUMNS["text"]) if record.kind == "trace" else None
+    if isinstance(beside, str):
+        return beside
     if record.kind == "chat":
         try:
             turns = [turn for turn in record.turns() if turn.role == "assistant"]

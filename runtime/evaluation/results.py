@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from mvspec.data.measure import Counter, measure
-from mvspec.data.records import InputError, read_text
-from mvspec.data.resume import Journal, differing
+from mvspec.data.records import InputError, is_trace, read_text
+from mvspec.data.resume import Journal, differing, whole_lines
+from mvspec.data.sources import HEAD, TRACES
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.law.metrics import Metrics
+from mvspec.trace import Trace
 from mvspec.tree.ir import Parallel
 
 Form = Literal["ok", "cut", "malformed", ""]
@@ -51,14 +53,17 @@ class EvaluationSample:
         id: the problem's.
         sample: which of several answers, from 0.
         cap: on the critical path, in tokens; None for none.
-        group: the problem's.
+        group, question, gold: the problem's.
+        prompt: the messages that it was asked with; () for a recorded output.
         output: the assistant's text.
         score: the verdict's; None where it was not graded.
         extracted, note, details: likewise.
         form, code, blocks, tokens, critical_path: as in `OutputShape`.
         finish: how the run ended, as in `Trace.finish`; "" for a recorded output.
         seconds: of the clock, from the first forward to the last.
-        prompt: tokens of it.
+        prompt_tokens: how many the prompt has.
+        trace: of the run; once it is kept, the file beside the results that holds it, and the
+            byte at which its line begins.
         error: why there is no output.
     """
 
@@ -66,6 +71,9 @@ class EvaluationSample:
     sample: int = 0
     cap: int | None = None
     group: str = ""
+    question: str = ""
+    gold: str = ""
+    prompt: Sequence[Mapping[str, Any]] = ()
     output: str = ""
     score: float | None = None
     extracted: str = ""
@@ -77,7 +85,8 @@ class EvaluationSample:
     critical_path: int | None = None
     finish: str = ""
     seconds: float | None = None
-    prompt: int | None = None
+    prompt_tokens: int | None = None
+    trace: Trace | Mapping[str, Any] | None = None
     error: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -98,16 +107,18 @@ class EvaluationSample:
         return {
             name: value
             for name, value in asdict(self).items()
-            if value not in (None, "", {}) or name in ("id", "score", "output")
+            if value not in (None, "", {}, ()) or name in ("id", "score", "output")
         }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> EvaluationSample:
-        """Return the sample of a line.
+        """Return the sample of a line, of this format or of format 1.
 
         Raises:
             ValueError: it is none.
         """
+        if isinstance(record.get("prompt"), int):
+            record = {**record, "prompt_tokens": record["prompt"], "prompt": ()}
         names = {each.name for each in fields(cls)}
         strange = set(record) - names
         if strange or not isinstance(record.get("id"), str):
@@ -149,9 +160,8 @@ def shape_of(output: str, count: Counter, form: str = MULTIVERSE.name) -> Output
     return OutputShape("ok", "", metrics.blocks, metrics.tokens, metrics.critical_path)
 
 
-FORMAT = 1
-
-_BEGINNING = b'{"format": '
+FORMAT = 2
+"""Version of the file's format; 1, whose samples say less, is read too."""
 
 GROWING = ("samples", "caps", "limit", "total")
 """Settings that a run may be taken up with other values of: they say how much there is to do."""
@@ -165,11 +175,13 @@ class EvaluationRun:
         path: of the file.
         settings: under which it was made.
         samples: by problem, sample and cap; the last line counts where there are several.
+        format: of the file.
     """
 
     path: Path
     settings: dict[str, Any] = field(default_factory=dict)
     samples: dict[Key, EvaluationSample] = field(default_factory=dict)
+    format: int = FORMAT
 
     @property
     def missing(self) -> int:
@@ -202,18 +214,18 @@ def _read(path: Path) -> tuple[EvaluationRun, int]:
         raise InputError(f"{path}: {error.strerror or error}") from None
     run = EvaluationRun(path)
     whole = data.rfind(b"\n") + 1
-    if not whole and not data.startswith(_BEGINNING):
+    if not whole and not data.startswith(HEAD):
         raise InputError(f"{path}: no results of mvspec eval")
     for number, line in enumerate(data[:whole].splitlines(), 1):
         try:
             row = json.loads(line)
             if "settings" in row:
-                if row.get("format") != FORMAT:
+                if row.get("format") not in (1, FORMAT):
                     raise InputError(
                         f"{path}: results of format {row.get('format')!r}, and this mvspec reads "
-                        f"{FORMAT}: use the mvspec that wrote them, or name another file"
+                        f"1 and {FORMAT}: use the mvspec that wrote them, or name another file"
                     )
-                run.settings = dict(row["settings"])
+                run.settings, run.format = dict(row["settings"]), row["format"]
             else:
                 sample = EvaluationSample.from_dict(row)
                 run.samples[sample.key] = sample
@@ -225,35 +237,61 @@ def _read(path: Path) -> tuple[EvaluationRun, int]:
 
 
 class ResultsFile:
-    """A file that samples are added to."""
+    """A file that samples are added to, and beside it the one of their traces.
 
-    def __init__(self, run: EvaluationRun, journal: Journal) -> None:
+    A trace is some tens of times as long as its text, so that results stay what one can read.
+    """
+
+    def __init__(self, run: EvaluationRun, journal: Journal, stack: ExitStack) -> None:
         self.run = run
         self._journal = journal
+        self._stack = stack
+        self._traces: Journal | None = None
 
     def add(self, sample: EvaluationSample) -> None:
-        """Write a sample's line.
+        """Write a sample's line, behind that of its trace.
 
         Raises:
-            InputError: the disk is full, or the file cannot be written; what it held stays.
+            InputError: the disk is full, or a file cannot be written; what it held stays.
         """
-        self._write(sample.to_dict())
+        trace = sample.trace
+        if isinstance(trace, Trace):
+            trace = json.loads(trace.model_dump_json(exclude_none=True))
+        if trace is not None and is_trace(trace):
+            path = traces_path(self.run.path)
+            if self._traces is None:
+                whole = sum(map(len, whole_lines(path)))
+                self._traces = self._stack.enter_context(Journal(path, whole, durable=True))
+            told = {"id": sample.id, "sample": sample.sample, "cap": sample.cap}
+            offset = self._write(self._traces, {**told, "trace": trace})
+            trace = {"file": path.name, "offset": offset}
+        sample = replace(sample, trace=trace)
+        self._write(self._journal, sample.to_dict())
         self.run.samples[sample.key] = sample
 
     def settle(self, settings: Mapping[str, Any]) -> None:
-        """Write the settings where they are new, or ask for more than before."""
-        if self.run.settings != settings:
-            self._write({"format": FORMAT, "settings": dict(settings)})
-            self.run.settings = dict(settings)
+        """Write the settings where they are new, ask for more, or are of an older format."""
+        if self.run.settings != settings or self.run.format != FORMAT:
+            self._write(self._journal, {"format": FORMAT, "settings": dict(settings)})
+            self.run.settings, self.run.format = dict(settings), FORMAT
 
-    def _write(self, row: Mapping[str, Any]) -> None:
+    def _write(self, journal: Journal, row: Mapping[str, Any]) -> int:
         try:
-            self._journal.add(row)
+            return journal.add(row)
         except OSError as error:
             raise InputError(
-                f"{self.run.path}: {error.strerror or error}: {len(self.run.samples)} samples are "
+                f"{journal.path}: {error.strerror or error}: {len(self.run.samples)} samples are "
                 "kept; the same command goes on from there"
             ) from None
+
+
+def traces_path(path: Path) -> Path:
+    """Return the file of the traces of results.
+
+    >>> traces_path(Path("runs/a.jsonl")).name
+    'a.traces.jsonl'
+    """
+    return path.with_name(path.name.removesuffix(".jsonl") + TRACES)
 
 
 @contextmanager
@@ -277,11 +315,12 @@ def open_results(path: Path, settings: Mapping[str, Any]) -> Iterator[ResultsFil
         journal = Journal(path, None, durable=True)
     except OSError as error:
         raise InputError(f"-o {path}: {error.strerror or error}") from None
-    with journal:
+    with ExitStack() as stack:
+        stack.enter_context(journal)
         run, whole = _read(path) if path.stat().st_size else (EvaluationRun(path), 0)
         _compare(run, settings)
         journal.cut(whole)
-        results = ResultsFile(run, journal)
+        results = ResultsFile(run, journal, stack)
         results.settle(settings)
         yield results
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bpe import CHATML, chat_tokenizer, small_tokenizer
+from tiny import tiny_engine
 from traces import CANONICAL
 from typer.testing import CliRunner, Result
 
@@ -27,7 +28,6 @@ from mvspec.data.records import BadRecord, Fields, InputError, Record
 from mvspec.data.sources import Records, open_records
 from mvspec.runtime.evaluation.problem import EvaluationProblem
 from mvspec.runtime.evaluation.recorded import match_outputs
-from mvspec.trace import Trace
 from mvspec.view.records import view_of
 
 PLAIN = "<Think>\nHm. Yes.\n</Think>\n\nFour."
@@ -39,6 +39,7 @@ THOUGHT = [
 ]
 ASKED = mvspec.document(mvspec.user("2 + 2?"), *mvspec.parse(CANONICAL).messages)
 THINKING = mvspec.document(mvspec.user("2 + 2?"), *mvspec.parse(PLAIN).messages)
+RUN = tiny_engine().run(ASKED).trace
 
 ROWS: dict[str, tuple[dict[str, Any], mvspec.Document | tuple[str, str, int]]] = {
     "text": ({"output": CANONICAL}, mvspec.parse(CANONICAL)),
@@ -50,7 +51,7 @@ ROWS: dict[str, tuple[dict[str, Any], mvspec.Document | tuple[str, str, int]]] =
     "thoughts": ({"messages": THOUGHT}, THINKING),
     "pair": ({"prompt": CHAT[:1], "completion": CHAT[1:]}, ASKED),
     "words": ({"prompt": "2 + 2?", "completion": PLAIN}, THINKING),
-    "trace": ({"trace": json.loads(Trace(document=ASKED).model_dump_json())}, ASKED),
+    "trace": ({"trace": json.loads(RUN.model_dump_json(exclude_none=True))}, ASKED),
     "cut": ({"output": "<Think>\nHm"}, ("cut", "", 2)),
     "cut chat": (
         {"messages": [*CHAT, {"role": "assistant", "content": "<Think>\nHm"}]},

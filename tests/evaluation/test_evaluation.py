@@ -392,9 +392,11 @@ def test_results_of_before_are_read_and_those_of_after_refused(tmp_path: Path) -
     assert run.samples["b", 0, None].critical_path == 20
     with open_results(path, run.settings) as results:
         results.add(EvaluationSample("a", score=1.0))
-    assert len(read_run(path).samples) == 2
-    path.write_text(OLD_RESULTS.replace('"format": 1', '"format": 2'))
-    with pytest.raises(InputError, match=r"of format 2, and this mvspec reads 1: use the mvspec"):
+    again = read_run(path)
+    assert (len(again.samples), again.format) == (2, 2)
+    assert again.samples["b", 0, None].prompt_tokens == 47
+    path.write_text(OLD_RESULTS.replace('"format": 1', '"format": 3'))
+    with pytest.raises(InputError, match=r"of format 3, and this mvspec reads 1 and 2: use the"):
         read_run(path)
 
 
