@@ -234,7 +234,8 @@ def harness(context: typer.Context) -> None:
     before = sys.argv
     sys.argv = [registered.NAME, *context.args]
     try:
-        cli_evaluate()
+        with registered.killed_graders():
+            cli_evaluate()
     finally:
         sys.argv = before
 

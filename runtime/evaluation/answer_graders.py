@@ -7,14 +7,16 @@ import os
 import random
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
+from itertools import pairwise
 from string import ascii_uppercase
 from typing import Any
 
 from mvspec.data.records import InputError
 from mvspec.runtime.evaluation.grader_process import GraderVerdict
+from mvspec.runtime.evaluation.plain_answers import plain_latex, same_plainly
 
 
 def grade_mathematics(payload: Mapping[str, Any], text: str) -> GraderVerdict:
@@ -29,6 +31,8 @@ def grade_mathematics(payload: Mapping[str, Any], text: str) -> GraderVerdict:
 
     >>> grade_mathematics({"answer": "\\\\frac{1}{2}"}, "So it is \\\\boxed{0.5}.").score
     1.0
+    >>> grade_mathematics({"answer": "4"}, "\\\\boxed{3}. Wait, no: \\\\boxed{4}").score
+    1.0
     >>> grade_mathematics({"answer": "025"}, "The final answer is 26.").score
     0.0
     """
@@ -37,16 +41,111 @@ def grade_mathematics(payload: Mapping[str, Any], text: str) -> GraderVerdict:
     # Its own limits of time work by signals and take an answer that was stopped for a wrong one:
     # here whoever asks keeps the time, which math-verify warns of once.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    boxed = LatexExtractionConfig(boxed_match_priority=0)
+    config = LatexExtractionConfig(boxed_match_priority=0)
+
+    def read(answer: str) -> list[Any]:
+        return parse(f"$\\boxed{{{answer}}}$", [config], parsing_timeout=None)
+
+    def same(one: list[Any], other: list[Any]) -> bool:
+        return bool(verify(one, other, timeout_seconds=None))
+
     answer = str(payload["answer"])
-    gold = parse(f"$\\boxed{{{answer}}}$", [boxed], parsing_timeout=None)
+    boxes = list(boxed(text))
+    last = boxes[-1][2] if boxes else _tail(text)
+    known = same_plainly(answer, last, lambda one, other: same(read(one), read(other)))
+    if known is not None:
+        return GraderVerdict(float(known), extracted=last)
+    gold = read(answer)
     if not gold:
         raise ValueError(f"the reference answer {answer!r} cannot be read")
-    found = parse(text, [boxed, ExprExtractionConfig()], parsing_timeout=None)
+    found = read(last) if boxes else parse(
+        text, [config, ExprExtractionConfig()], parsing_timeout=None
+    )  # fmt: skip
     if not found:
         return GraderVerdict(0.0, note="no answer")
-    right = bool(verify(gold, found, timeout_seconds=None))
-    return GraderVerdict(float(right), extracted=str(found[-1]))
+    right = same(gold, found) or _same_set(gold[0], found[0])
+    if not right and len(boxes) > 1 and "," in answer:
+        # Several answers in a box each, with nothing but commas between them.
+        found = read(_row(text, boxes))
+        right = bool(found) and same(gold, found)
+    return GraderVerdict(float(right), extracted=str(found[-1]) if found else last)
+
+
+_BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")
+
+
+def boxed(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield start, end and content of every closed `\\boxed{...}` that is not empty.
+
+    >>> [content for _, _, content in boxed("\\\\boxed{\\\\boxed{1}} or \\\\fbox{2}, \\\\boxed{3")]
+    ['\\\\boxed{1}', '2']
+    """
+    at = 0
+    while found := _BOX.search(text, at):
+        at = found.end()
+        depth, index = 1, at
+        while depth and index < len(text):
+            escaped = text[index] == "\\"
+            depth += 0 if escaped else {"{": 1, "}": -1}.get(text[index], 0)
+            index += 1 + escaped
+        if not depth:
+            if text[at : index - 1].strip():
+                yield found.start(), index, text[at : index - 1].strip()
+            at = index
+
+
+def _row(text: str, boxes: Sequence[tuple[int, int, str]]) -> str:
+    """Return the last boxes that only a comma or `and` stands between, as one answer."""
+    row = [boxes[-1][2]]
+    for before, after in reversed(list(pairwise(boxes))):
+        if not re.fullmatch(
+            r"[\s,;$]*(?:and|or)?[\s,;$]*", plain_latex(text[before[1] : after[0]])
+        ):
+            break
+        row.insert(0, before[2])
+    return ", ".join(row)
+
+
+def _tail(text: str) -> str:
+    """Return what stands behind the last "answer is", or the last line."""
+    tail = re.split(r"(?i)\banswer\**\s*(?:is|:)\**:?", text[-2000:])[-1].strip()
+    return tail.splitlines()[-1].strip(" $*.") if tail else ""
+
+
+def _same_set(one: Any, other: Any) -> bool:
+    """Whether an interval and an inequality of one unknown are the same numbers."""
+    import sympy
+
+    if isinstance(one, sympy.Set) == isinstance(other, sympy.Set):
+        return False
+    inner, relation = (one, other) if isinstance(one, sympy.Set) else (other, one)
+    try:
+        return bool(relation.free_symbols and relation.as_set() == inner)
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return False
+
+
+_OPTION = r"\(?([A-Z])[).:]\s*(?=\S)"
+_OPTIONS = (re.compile(rf"(?m)^[ \t]*{_OPTION}"), re.compile(rf"(?:^|(?<=\s)){_OPTION}"))
+
+
+def options_in(question: str) -> list[str]:
+    """Return the options that stand in a question behind A), B), ...; [] for none.
+
+    >>> options_in("Which one? (A) this (B) that")
+    ['this', 'that']
+    """
+    for form in _OPTIONS:  # a line for each, else anywhere
+        marks = list(form.finditer(question))
+        for first in reversed([n for n, mark in enumerate(marks) if mark[1] == "A"]):
+            row = [marks[first]]
+            for mark in marks[first + 1 :]:
+                if mark[1] == ascii_uppercase[len(row)]:
+                    row.append(mark)
+            if len(row) > 1:
+                ends = [*(mark.start() for mark in row[1:]), len(question)]
+                return [question[m.end() : end].strip() for m, end in zip(row, ends, strict=True)]
+    return []
 
 
 _LETTER = r"[\s*({\[]*(?:\\(?:text|textbf|mathbf|mathrm|boxed)\{\s*)?[({\[]*([A-Z])(?![\w'])"
@@ -55,6 +154,9 @@ _FORMS = (
     re.compile(r"(?i:answer\**\s*(?:is|:)\**\s*(?:option|choice)?)[:\s]*\$?" + _LETTER),
 )
 _ALONE = re.compile(r"^[\s*($]*([A-Z])[\s*).:$]*$")
+
+
+END = 'End with a line "Answer: X", where X is the letter of the right option.'
 
 
 def shuffled(options: Sequence[str], right: int, seed: str) -> tuple[list[str], int]:
@@ -80,8 +182,7 @@ def listed(question: str, options: Sequence[str]) -> str:
     End with a line "Answer: X", where X is the letter of the right option.
     """
     lines = [f"{letter}) {text}" for letter, text in zip(ascii_uppercase, options, strict=False)]
-    end = 'End with a line "Answer: X", where X is the letter of the right option.'
-    return "\n".join([question.strip(), "", *lines, "", end])
+    return "\n".join([question.strip(), "", *lines, "", END])
 
 
 def letter_of(text: str, options: Sequence[str]) -> str:

@@ -8,13 +8,19 @@ likelihoods come from one forward of the model over the compiler's layout.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from functools import cached_property, partial
+from multiprocessing import get_context
 from typing import Any
 
 import torch
+from lm_eval.api.filter import FilterEnsemble
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Generate
@@ -32,6 +38,9 @@ NAME = "mvspec"
 
 HOLE = "answer"
 
+GRADING = 30.0
+"""Seconds that the harness's grading of an answer may take: sympy, or a regex, may never end."""
+
 Pair = tuple[Any, list[int], list[int]]
 
 
@@ -46,6 +55,8 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
         adaptive: let the model decide when to fork; else plain text is generated, without tags.
         max_gen_toks: tokens of an answer, where the task does not say.
         max_depth: blocks inside blocks.
+        add_bos_token: begin every text with the tokenizer's first token, or never; by default as
+            the tokenizer itself does, like the harness's own model.
         batch_size: texts of one forward for likelihoods, and requests at once.
         device, dtype: as `TorchEngine.load`.
         seed: of the random streams.
@@ -64,6 +75,7 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
         adaptive: bool = True,
         max_gen_toks: int = 1024,
         max_depth: int | None = None,
+        add_bos_token: bool | None = None,
         batch_size: int | str = 8,
         device: str | None = None,
         dtype: str | None = None,
@@ -82,6 +94,7 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
         self.adaptive = adaptive
         self.max_gen_toks = max_gen_toks
         self.max_depth = max_depth
+        self.add_bos_token = add_bos_token
         self.seed = seed
 
     # Tokens
@@ -114,17 +127,38 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
         special = [re.escape(t.content) for t in added if t.special and t.content not in tags]
         return re.compile("|".join(sorted(special, key=len, reverse=True)) or r"(?!)")
 
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """The ids that the tokenizer puts before and behind a text, such as BOS."""
+        text, encode = "a", self.vocabulary.backend.encode
+        bare = encode(text, add_special_tokens=False).ids
+        whole = encode(text, add_special_tokens=True).ids
+        if self.add_bos_token is not None:
+            return [self.prefix_token_id] * self.add_bos_token, []
+        starts = (n for n in range(len(whole)) if whole[n : n + len(bare)] == bare)
+        at = next(starts, 0)
+        return whole[:at], whole[at + len(bare) :]
+
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Return the ids of a text: a template's control tokens are live, our tags never."""
-        ids: list[int] = []
+        """Return the ids of a text: a template's control tokens are live, our tags never.
+
+        Args:
+            add_special_tokens: put the tokenizer's own tokens, such as BOS, around it; by default
+                where the text does not begin with them, as the harness's own model does.
+        """
+        first = self.tokenizer.decode([self.prefix_token_id])
+        if add_special_tokens is None:
+            add_special_tokens = self.add_bos_token is not False and not string.startswith(first)
+        before, behind = self._around if add_special_tokens else ([], [])
+        ids = list(before)
         at = 0
         for found in self._control.finditer(string):
             ids += self.vocabulary.encode_outside(string[at : found.start()])
             ids.append(self.vocabulary.backend.token_to_id(found.group()))
             at = found.end()
-        return ids + self.vocabulary.encode_outside(string[at:])
+        return ids + self.vocabulary.encode_outside(string[at:]) + behind
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
@@ -236,3 +270,98 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
         limits = Limits(**{name: value for name, value in given.items() if value is not None})
         plan = ExecutionPlan(ops=(ask, Adaptive(thread=0)), form=self.engine.syntax.name)
         return plan.verify(), Options(sampling, limits)
+
+
+class GradingTimeout(Exception):
+    """What graded an answer was killed."""
+
+
+def killable(work: Callable[[], Any], seconds: float) -> Any:
+    """Return what `work` does, in a child that is killed when it takes too long.
+
+    A fork, since a task's graders are functions that cannot be sent to a process.
+
+    Raises:
+        GradingTimeout: it took too long, or died.
+        Exception: what `work` raises.
+    """
+    context = get_context("fork")
+    mine, other = context.Pipe(duplex=False)
+
+    def child() -> None:
+        try:
+            found: tuple[bool, Any] = True, work()
+        except Exception as error:
+            found = False, error
+        other.send(found)
+
+    process = context.Process(target=child, daemon=True)
+    process.start()
+    other.close()
+    try:
+        well, found = mine.recv() if mine.poll(seconds) else (None, None)
+    except EOFError:
+        well = found = None
+    finally:
+        process.kill()
+        process.join()
+        mine.close()
+    if well is None:
+        raise GradingTimeout
+    if not well:
+        raise found
+    return found
+
+
+@contextmanager
+def killed_graders(seconds: float = GRADING) -> Iterator[None]:
+    """Let the harness's graders and filters of written answers be killed when they hang.
+
+    An answer whose grading was killed counts as wrong, and is told of on standard error.
+    """
+    grade, filter_all = ConfigurableTask.process_results, FilterEnsemble.apply
+
+    def told(what: str, name: Any) -> None:
+        print(
+            f"mvspec: {what} of {name} took more than {seconds:g} s: it counts as wrong",
+            file=sys.stderr,
+        )
+
+    def process_results(task: Any, doc: Any, results: Any) -> Any:
+        if task.OUTPUT_TYPE != "generate_until":
+            return grade(task, doc, results)
+        try:
+            return killable(lambda: grade(task, doc, results), seconds)
+        except GradingTimeout:
+            told("grading an answer", task.config.task)
+            return dict.fromkeys(task._metric_fn_list, 0.0)
+
+    def apply(ensemble: Any, instances: Any) -> None:
+        def filtered(some: Sequence[Any]) -> list[Any]:
+            filter_all(ensemble, some)
+            return [each.filtered_resps[ensemble.name] for each in some]
+
+        written = [each for each in instances if each.request_type == "generate_until"]
+        if not written:
+            filter_all(ensemble, instances)
+            return
+        try:
+            found = killable(lambda: filtered(instances), seconds + len(instances) / 100)
+        except GradingTimeout:
+            found = []
+            for each in instances:
+                try:
+                    found += killable(partial(filtered, [each]), seconds)
+                except GradingTimeout:
+                    told(f"the filter {ensemble.name}", each.task_name)
+                    nothing = copy(each)
+                    nothing.resps = [""] * len(each.resps)
+                    found += filtered([nothing])
+        for each, answers in zip(instances, found, strict=True):
+            each.filtered_resps[ensemble.name] = answers
+
+    ConfigurableTask.process_results, FilterEnsemble.apply = process_results, apply
+    try:
+        yield
+    finally:
+        ConfigurableTask.process_results, FilterEnsemble.apply = grade, filter_all

@@ -11,7 +11,7 @@ from typing import Any
 
 from mvspec.data.columns import COLUMNS
 from mvspec.data.records import InputError
-from mvspec.runtime.evaluation.answer_graders import listed, shuffled
+from mvspec.runtime.evaluation.answer_graders import END, boxed, listed, options_in, shuffled
 from mvspec.runtime.evaluation.problem import BadProblem, ProblemColumns
 from mvspec.runtime.evaluation.sandbox import unpacked_tests
 
@@ -51,23 +51,10 @@ def read_maths(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
     if columns.find(*ANSWER) is not None:
         return question, {"answer": columns.text(*ANSWER).strip()}
     solution = columns.text(*ANSWER, "solution")
-    answer = _boxed(solution)
-    if answer is None:
+    found = [content for _, _, content in boxed(solution)]
+    if not found and len(solution) >= 40:
         raise BadProblem("column solution boxes no answer: add a column answer")
-    return question, {"answer": answer}
-
-
-def _boxed(text: str) -> str | None:
-    """Return what the last `\\boxed{...}` of a text holds; short text is its own answer."""
-    at = text.rfind("\\boxed{")
-    if at < 0:
-        return text.strip() if len(text) < 40 else None
-    depth = 0
-    for index in range(at + 6, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if not depth:
-            return text[at + 7 : index].strip()
-    return None
+    return question, {"answer": found[-1] if found else solution.strip()}  # short: its own answer
 
 
 def read_aime(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
@@ -82,7 +69,8 @@ def read_choice(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
     """Return a question with shuffled options, and the right one's `letter`.
 
     The options are those of `choices` or `options`, with `answer` the right one's letter, number
-    (from 0) or text; or `Correct Answer` and `Incorrect Answer 1` to `3`.
+    (from 0) or text; or `Correct Answer` and `Incorrect Answer 1` to `3`. Where none of these
+    columns is there, they stand in the question, which stays as it is.
     """
     question = columns.text("question", "problem")
     if columns.find("correct answer") is not None:
@@ -90,6 +78,9 @@ def read_choice(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
         options = [columns.text("correct answer")]
         options += [str(each) for each in wrong if each is not None]
         right = 0
+    elif columns.find("choices", "options") is None and (options := options_in(question)):
+        letter = ascii_uppercase[_right(columns.need(*ANSWER, "answer_index", "label"), options)]
+        return f"{question.strip()}\n\n{END}", {"options": options, "letter": letter}
     else:
         options = [str(each) for each in columns.items("choices", "options")]
         right = _right(columns.need(*ANSWER, "answer_index", "label"), options)
@@ -110,7 +101,8 @@ def _right(answer: Any, options: list[str]) -> int:
     elif answer in options:
         number = options.index(answer)
     else:
-        letter = str(answer).strip().strip("().").upper()
+        letter = str(answer).strip().strip("()[].:$ ").upper()
+        letter = re.sub(r"^(?:ANSWER:? ?\(?|\\(?:BOXED|TEXT)\{)|\}$", "", letter)
         number = ascii_uppercase.find(letter) if len(letter) == 1 else -1
     if not 0 <= number < len(options):
         raise BadProblem(f"the answer {answer!r} is none of the {len(options)} options")

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from scripted import scripted_engine
-from tiny import tiny_engine
+from tiny import chat, tiny_engine
+from tokenizers.processors import TemplateProcessing
 
 from mvspec.errors import Unsupported
 from mvspec.law.tags import Tag
@@ -127,9 +128,86 @@ def test_tags_of_a_task_are_plain_characters(tasks: Path) -> None:
     assert model.vocabulary.tag_ids[Tag.PARALLEL] not in ids
     assert ids[0] == engine.tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert ids[-1] == engine.tokenizer.eos_token_id
-    chat = model.apply_chat_template([{"role": "user", "content": "Hi"}])
-    assert chat == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    rendered = model.apply_chat_template([{"role": "user", "content": "Hi"}])
+    assert rendered == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     assert lm_eval.api.registry.get_model("mvspec") is harness.MvspecLM
     model.engine.capabilities = replace(model.engine.capabilities, options=frozenset())
     with pytest.raises(Unsupported, match="pretrained=FOLDER"):
         model._loglikelihood_tokens([(None, [1], [2])])
+
+
+def with_bos(begins: bool) -> Any:
+    """A tokenizer with a BOS, which it puts before texts or not."""
+    tokenizer = chat()
+    tokenizer.add_special_tokens({"bos_token": "<|endoftext|>"})
+    if begins:
+        id = tokenizer.bos_token_id
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", id)]
+        )
+    return tokenizer
+
+
+@pytest.mark.parametrize("begins", [True, False])
+@pytest.mark.parametrize("add", [None, True, False])
+def test_likelihoods_are_the_harness_own_models(begins: bool, add: bool | None) -> None:
+    """With BOS where it has one: of choices, of an empty context, of a rendered chat, rolling."""
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    if add and not begins:
+        pytest.skip("transformers' fast tokenizers do not begin with BOS on demand")
+    engine = tiny_engine("Llama", with_bos(begins))
+    ours = harness.MvspecLM(engine=engine, add_bos_token=add)
+    theirs = HFLM(
+        pretrained=engine.model.model, tokenizer=with_bos(begins), add_bos_token=add, device="cpu"
+    )
+    pairs = [
+        ("So the sum is", " 5"),
+        ("", "Both agree"),
+        ("a b ", "c"),
+        ("<|endoftext|>1:", " a b"),
+    ]
+    asked = [Instance("loglikelihood", {}, pair, n) for n, pair in enumerate(pairs)]
+    for (one, greedy), (other, theirs_is) in zip(
+        ours.loglikelihood(asked), theirs.loglikelihood(asked), strict=True
+    ):
+        assert one == pytest.approx(float(other), abs=1e-4)
+        assert greedy == bool(theirs_is)
+    rolling = [Instance("loglikelihood_rolling", {}, ("Both agree: it is 5.",), 0)]
+    found, wanted = ours.loglikelihood_rolling(rolling), theirs.loglikelihood_rolling(rolling)
+    assert found == [pytest.approx(float(each), abs=1e-4) for each in wanted]
+
+
+HANGS = """\
+def grade(doc, results):
+    if results[0] == " 5":
+        9 ** 9 ** 9
+    return {"exact_match": 1.0}
+"""
+SLOW = """\
+filter_list:
+  - name: slow
+    filter:
+      - {function: regex, regex_pattern: "^(?: ?[0-9a-z]+)+\\\\.$"}
+      - {function: take_first}
+"""
+
+
+def test_a_grader_and_a_filter_that_hang_are_killed(
+    tasks: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    says = {"So the sum is": " 5. And so on.", "Both agree:": f" {'a' * 50}!."}
+    file = tasks / "write.yaml"
+    (tasks / "grading.py").write_text(HANGS)
+    hangs = file.read_text().replace("mvspec_write", "mvspec_hangs")
+    (tasks / "hangs.yaml").write_text(hangs + "process_results: !function grading.grade\n")
+    slow = file.read_text().replace("mvspec_write", "mvspec_slow").replace("toks: 12", "toks: 60")
+    (tasks / "slow.yaml").write_text(slow + SLOW)
+    with harness.killed_graders(1.0):
+        found = evaluate(tasks, scripted_engine(says), "mvspec_hangs", "mvspec_slow")
+    assert found["results"]["mvspec_hangs"]["exact_match,none"] == 0.5
+    assert found["results"]["mvspec_slow"]["exact_match,slow"] == 0.0
+    errors = capsys.readouterr().err
+    assert "grading an answer of mvspec_hangs took more than 1 s: it counts as wrong" in errors
+    assert "the filter slow of mvspec_slow took more than 1 s" in errors
