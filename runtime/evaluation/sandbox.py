@@ -19,9 +19,9 @@ import re
 import selectors
 import shutil
 import signal
+import site
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 import zlib
@@ -91,7 +91,7 @@ class CodeOutcome:
 
 
 def _libraries() -> list[str]:
-    return sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    return [path for path in site.getsitepackages() if os.path.isdir(path)]
 
 
 @cache
@@ -156,9 +156,9 @@ def refusal() -> str:
     except (SandboxFailure, ImportError, OSError, RuntimeError) as error:
         return (
             f"a model's code runs in bubblewrap alone, which fails here ({error}): have bubblewrap "
-            "0.7 or later and libseccomp (apt install bubblewrap libseccomp2) on a Linux that lets "
-            "this user make namespaces (user.max_user_namespaces, "
-            "kernel.apparmor_restrict_unprivileged_userns)"
+            "0.7 or later and libseccomp (apt install bubblewrap libseccomp2; pip install "
+            "'mvspec[eval]') on a Linux that lets this user make namespaces "
+            "(user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns)"
         )
     return ""
 
@@ -373,20 +373,29 @@ def _failure(code: str, test: Mapping[str, Any], payload: Mapping[str, Any]) -> 
     function = str(payload["function"])
     limits = {"seconds": payload["seconds"], "megabytes": payload["megabytes"]}
     if function:
-        lines = [line for line in str(test["input"]).split("\n") if line.strip()]
-        given = [json.loads(line) for line in lines]
+        given, wanted = call_of(test)
         outcome = run_code(code, function=function, arguments=given, **limits)
+        same = outcome.value == wanted
     else:
         outcome = run_code(code, str(test["input"]), **limits)
+        same = _same(outcome.out, str(test["output"]))
     if outcome.status != "ok":
         return outcome.reason or outcome.status
-    return "" if _same(outcome, str(test["output"]), function) else "another result"
+    return "" if same else "another result"
 
 
-def _same(outcome: CodeOutcome, expected: str, function: str) -> bool:
-    if function:
-        return bool(outcome.value == json.loads(expected))
-    found, wanted = (text.strip().split("\n") for text in (outcome.out, expected))
+def call_of(test: Mapping[str, Any]) -> tuple[list[Any], Any]:
+    """Return the arguments, one a line of the input, and the value of a function's test.
+
+    Raises:
+        ValueError: one of them is not JSON.
+    """
+    lines = [line for line in str(test["input"]).split("\n") if line.strip()]
+    return [json.loads(line) for line in lines], json.loads(str(test["output"]))
+
+
+def _same(out: str, expected: str) -> bool:
+    found, wanted = (text.strip().split("\n") for text in (out, expected))
     return len(found) == len(wanted) and all(map(_same_line, found, wanted))
 
 

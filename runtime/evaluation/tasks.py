@@ -13,7 +13,7 @@ from mvspec.data.columns import COLUMNS
 from mvspec.data.records import InputError
 from mvspec.runtime.evaluation.answer_graders import END, boxed, listed, options_in, shuffled
 from mvspec.runtime.evaluation.problem import BadProblem, ProblemColumns
-from mvspec.runtime.evaluation.sandbox import unpacked_tests
+from mvspec.runtime.evaluation.sandbox import call_of, unpacked_tests
 
 _ROOM = "mvspec.runtime.evaluation"
 
@@ -149,6 +149,14 @@ def read_code(columns: ProblemColumns) -> tuple[str, dict[str, Any]]:
         found = re.findall(r"def\s+(\w+)\s*\(", str(starter))
         function = found[-1] if found else ""
     kept = [{"input": test["input"], "output": test["output"]} for test in tests]
+    for number, test in enumerate(kept if function else (), 1):
+        try:
+            call_of(test)
+        except ValueError as error:
+            raise BadProblem(
+                f"test {number} of the function {function}: input (a line an argument) and output "
+                f"are JSON ({error})"
+            ) from None
     how = (
         f"Complete this code:\n\n```python\n{str(starter).rstrip()}\n```"
         if function

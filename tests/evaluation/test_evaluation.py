@@ -261,6 +261,16 @@ def test_starter_code_names_the_function() -> None:
         ("ifeval", {"prompt": "P", "instruction_id_list": ["a:b"], "kwargs": []}, "kwargs for 0"),
         ("livecodebench", {"question": "P", "tests": []}, "or there is none"),
         ("livecodebench", {"question": "P", "tests": "=="}, "neither JSON nor packed"),
+        (
+            "livecodebench",
+            {"question": "P", "function": "f", "tests": [{"input": "1\n{", "output": "2"}]},
+            "test 1 of the function f: input (a line an argument) and output are JSON",
+        ),
+        (
+            "livecodebench",
+            {"question": "P", "function": "f", "tests": [{"input": "1", "output": "two"}]},
+            "test 1 of the function f: input (a line an argument) and output are JSON",
+        ),
     ],
 )
 def test_rows_that_are_no_problem(
