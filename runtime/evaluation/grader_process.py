@@ -82,14 +82,15 @@ class _Worker:
         return self._pipe
 
     def close(self) -> None:
-        if self._process is not None:
-            self._process.terminate()  # it ends the programs that it runs, and waits for them
-            self._process.join(1.0)
-            self._process.kill()
-            self._process.join()
-        if self._pipe is not None:
-            self._pipe.close()
-        self._process = self._pipe = None
+        process, pipe = self._process, self._pipe
+        self._process = self._pipe = None  # first: two threads may close it at once
+        if process is not None:
+            process.terminate()  # it ends the programs that it runs, and waits for them
+            process.join(1.0)
+            process.kill()
+            process.join()
+        if pipe is not None:
+            pipe.close()
 
 
 def _work(pipe: Connection, first: str) -> None:

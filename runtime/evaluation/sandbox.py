@@ -284,7 +284,7 @@ def _read(
     return None
 
 
-def _end(process: subprocess.Popen[bytes], results: bytes, late: bool) -> int:
+def _end(process: subprocess.Popen[bytes], results: bytearray, late: bool) -> int:
     """End a sandbox and all that is in it, leave no zombie, and return bubblewrap's status."""
     if late:
         process.kill()
