@@ -111,6 +111,8 @@ def _walls() -> tuple[str, ...]:
     ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
     python = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
     prefix = Path(python).parents[1]
+    command += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(_SCRATCH)]
+    command += ["--tmpfs", "/tmp", "--chdir", "/tmp"]  # before what may stand in it
     seen = [python, f"{prefix}/lib", f"{prefix}/lib64", "/usr/lib", "/usr/lib64", "/lib", "/lib64"]
     seen += ["/etc/ld.so.cache", *_libraries()]
     parents = {parent for path in seen for parent in Path(path).parents}
@@ -120,8 +122,6 @@ def _walls() -> tuple[str, ...]:
         linked = os.path.islink(path)
         command += ["--symlink", os.readlink(path)] if linked else ["--ro-bind-try", path]
         command.append(path)
-    command += ["--proc", "/proc", "--dev", "/dev", "--perms", "1777", "--size", str(_SCRATCH)]
-    command += ["--tmpfs", "/tmp", "--chdir", "/tmp"]
     for path in ("/proc", "/dev", "/"):
         command += ["--remount-ro", path]
     script = Path(__file__).with_name("confined.py").read_text("utf-8")

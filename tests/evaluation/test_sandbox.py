@@ -98,6 +98,23 @@ def test_what_an_honest_program_may_do(program: str) -> None:
     assert (found.score, found.note) == (1.0, "")
 
 
+@pytest.mark.usefixtures("walls")
+def test_packages_of_an_environment_wherever_it_stands(tmp_path: Path) -> None:
+    """A program sees the environment's packages, and not what stands beside it."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "e"], check=True)
+    packages = next((tmp_path / "e").glob("lib/python*/site-packages"))
+    (packages / "planted.py").write_text("value = 42")
+    (tmp_path / "e" / "secret").write_text("7")
+    code = f"import os, planted; print(planted.value, os.listdir({str(tmp_path / 'e')!r}))"
+    call = f"from {GRADER.partition(':')[0]} import *; print(run_code({code!r}))"
+    path = os.pathsep.join(map(str, sys.path))
+    done = subprocess.run(
+        [tmp_path / "e" / "bin" / "python", "-c", call], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": path}, check=False,
+    )  # fmt: skip
+    assert "out=\"42 ['lib']\\n\"" in done.stdout, done.stdout + done.stderr
+
+
 # Programs that try more
 
 
