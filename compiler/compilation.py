@@ -92,6 +92,7 @@ class CompilationCounts:
         padding: tokens that fill rows up.
         parallelism: the sum of the records' degrees of parallelism, before truncation.
         left: records that do not meet the conditions.
+        without_block: of the compiled records.
     """
 
     records: int = 0
@@ -103,6 +104,7 @@ class CompilationCounts:
     padding: int = 0
     parallelism: float = 0.0
     left: int = 0
+    without_block: int = 0
 
     def __add__(self, other: CompilationCounts) -> CompilationCounts:
         return CompilationCounts(
@@ -175,7 +177,10 @@ class ShardWriter:
             entries.append(([encodable(record.name)], layout))
             cut = len(layout) < len(stages.layout)
             counts += CompilationCounts(
-                records=1, truncated=int(cut), parallelism=stages.metrics.parallelism
+                records=1,
+                truncated=int(cut),
+                parallelism=stages.metrics.parallelism,
+                without_block=not stages.metrics.blocks,
             )
         if self.options.pack:
             entries = self._pack(entries, pad_id(tokenizer))

@@ -124,6 +124,9 @@ def compilation_table(result: Compilation, folder: Path, *, packed: bool) -> Tab
     table.add_row("records", f"{counts.records:,}")
     if counts.left:
         table.add_row("left out by --where", f"{counts.left:,}")
+    if counts.without_block:
+        share = f"{counts.without_block:,} ({counts.without_block / counts.records:.0%})"
+        table.add_row("  without a block", share, style="dim")
     if counts.truncated:
         table.add_row("  truncated", f"{counts.truncated:,}", style="yellow")
     bad = f"{counts.quarantined:,}" + (f" (see {QUARANTINE})" if counts.quarantined else "")

@@ -108,7 +108,7 @@ def put(row: Any, path: RowPath, value: Any) -> Any:
     """Return a row with another value at a path; the row stays as it was."""
     if not path:
         return value
-    made = row.copy()
+    made = json.loads(row) if isinstance(row, str) else row.copy()
     inside = row[path[0]] if len(path) > 1 else None
     made[path[0]] = put(inside, path[1:], value)
     return made

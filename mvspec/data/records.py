@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -214,13 +215,12 @@ class Record:
         value, error = self._decoded
         if error is not None:
             return "unread", (), value, error
-        if self.encoding == "text":
-            return "text", (), value, None
         try:
-            kind, path, value = found(value, self.fields, self.folder)
-            if self.encoding == "value" and kind in ("document", "trace", "apr"):
-                value = _filled(value)
-            return kind, path, value, None
+            if self.encoding == "text":
+                kind, path, value = recognised(value) or ("text", (), value)
+            else:
+                kind, path, value = found(value, self.fields, self.folder)
+            return kind, path, _filled(value) if kind in ("trace", "apr") else value, None
         except RowError as missing:
             return "unread", (), "", not_a_document(missing)
         except Exception as error:
@@ -311,6 +311,8 @@ class Record:
         form = self.form
         if self.kind == "trace":
             text, form = written(self.value)
+        elif self.kind == "text":
+            refuse_packed(text, form)
         document, diagnostics, cut = read_text(text, form, recover=recover, name=self.name)
         return Reading(document, diagnostics, cut, {"": text})
 
@@ -321,6 +323,7 @@ class Record:
 
         def body(text: str, address: str) -> Iterable[Node]:
             texts[address] = text
+            refuse_packed(text, self.fields.form, address)
             document, wrong, cut = read_text(text, self.fields.form, recover=recover)
             diagnostics.extend(replace(each, address=address) for each in wrong)
             cuts.extend([cut] if wrong else [])
@@ -367,9 +370,8 @@ class Record:
         fields = self.fields
         if fields.prompt_field is not None:
             prompt = stepped(self._decoded[0], fields.prompt_field)[1]
-            if isinstance(prompt, str):
-                prompt = [{"role": "user", "content": prompt}]
-            if not is_chat(prompt):
+            prompt = _messages(prompt, "user")
+            if not prompt:
                 why = f"field {fields.prompt_field!r} is not a string"
                 raise RowError("", "not-a-string", why)
             turns = [replace(turn, loss=False) for turn in chat_turns(prompt, fields.prompt_field)]
@@ -478,7 +480,7 @@ def found(row: Any, fields: Fields, folder: str | None = None) -> Found:
             return "chat", ("messages",), [*pair[0], *pair[1]]
         for name in (*columns(value, *COLUMNS["text"]), *COLUMNS["text"]):
             if isinstance(value.get(name), str):
-                return "text", (name,), value[name]
+                return recognised(value[name], (name,)) or ("text", (name,), value[name])
         if isinstance(value.get("settings"), dict):
             return "settings", (), value  # the first line of an evaluation
         why = f"the row is an object: name the text's field with --field: there is {listed(value)}"
@@ -509,10 +511,12 @@ def recognised(value: Any, path: RowPath = ()) -> Found | None:
         return None
     if is_trace(value):
         return "trace", path, value
+    for name in COLUMNS["chat"]:
+        chat = _unpacked(value.get(name))
+        if isinstance(chat, list) and is_chat(chat):
+            return "chat", (*path, name), chat
     messages = _unpacked(value.get("messages"))
     if isinstance(messages, list):
-        if is_chat(messages):
-            return "chat", (*path, "messages"), messages
         # The name of a row is no part of the document that stands in it.
         others = {key: each for key, each in value.items() if key != "id"}
         return "document", path, others | {"messages": messages}
@@ -553,6 +557,31 @@ def referred(value: Any, folder: str | None) -> Any:
     return row["trace"]
 
 
+_PACKED = re.compile(
+    r'\s*(?:\{(?:\s*"\w+"\s*:\s*(?:"[^"]*"|[\w.-]+)\s*,)*\s*"(?:messages|conversations?)"\s*:\s*\[\s*\{'
+    r'|\{\s*"role"\s*:\s*"\w+"\s*,\s*"(?:body|content)"\s*:'
+    r'|\[\s*\{\s*"(?:role|from)"\s*:)'
+)
+_BEGINNING = 4096
+
+
+def refuse_packed(text: str, form: str, address: str = "") -> None:
+    """Refuse JSON of a document or a chat, or the beginning of it, as an assistant's words.
+
+    Raises:
+        RowError: it is that.
+    """
+    if form in (JSON, APR.name) or text[:64].lstrip()[:1] not in ("{", "[", '"'):
+        return
+    if _PACKED.match(text[:_BEGINNING]) or recognised(text):
+        raise RowError(
+            address,
+            "not-a-document",
+            "the text is a document or a chat as JSON, or its beginning, and no assistant's words: "
+            "put all of it into a column of its own, such as document or messages",
+        )
+
+
 def is_trace(value: Any) -> bool:
     """Whether an object of JSON means to be a trace of a run."""
     return isinstance(value, dict) and {"thread_ids", "token_texts"} <= current_names(value).keys()
@@ -578,12 +607,17 @@ def written(value: dict[str, Any]) -> tuple[str, str]:
 
 def _unpacked(value: Any) -> Any:
     """Return what JSON text of an object or a list holds; everything else as it is."""
-    if isinstance(value, str) and value[:64].lstrip()[:1] in ("{", "["):
+    if isinstance(value, str) and value[:64].lstrip()[:1] in ("{", "[", '"'):
         try:
-            return json.loads(value)
+            found = json.loads(value)
         except (ValueError, RecursionError):
             return value
+        return _unpacked(found) if isinstance(found, dict | list) or _packs(found) else value
     return value
+
+
+def _packs(value: Any) -> bool:
+    return isinstance(value, str) and value[:64].lstrip()[:1] in ("{", "[")
 
 
 def _filled(value: Any) -> Any:
@@ -595,10 +629,10 @@ def _filled(value: Any) -> Any:
 
 def _messages(value: Any, role: str) -> list[Any]:
     """Return one half of a pair as messages of a chat; [] for what is none."""
-    value = _unpacked(value)
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    return value if is_chat(value) else []
+    chat = _unpacked(value)
+    if is_chat(chat):
+        return list(chat)
+    return [{"role": role, "content": value}] if isinstance(value, str) else []
 
 
 def encoded(value: Any) -> str:

@@ -330,7 +330,10 @@ class Document(Node):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Document:
-        """Read JSON text.
+        """Read JSON text; also what a table of Arrow makes of it.
+
+        A table gives every node the fields of all and fills in null, and may hold a node as JSON
+        text: null is absent there, and JSON text of a node is the node.
 
         Raises:
             VerifyError: it is not JSON or breaks an invariant; the message says where.
@@ -338,4 +341,29 @@ class Document(Node):
         try:
             return cls.model_validate_json(text)
         except ValidationError as error:
+            try:
+                found = json.loads(text)
+                own = _untabled(found)
+                if own != found:
+                    return cls.model_validate(own)
+            except ValidationError as other:
+                raise verify_error(other) from None
+            except (ValueError, RecursionError):
+                pass
             raise verify_error(error) from None
+
+
+_HOLD_NODES = frozenset({"messages", "body", "goal", "outlines", "paths", "conclusion"})
+
+
+def _untabled(value: Any, node: bool = False) -> Any:
+    """Return a value of JSON without nulls in objects, and JSON text of nodes as nodes."""
+    if node and isinstance(value, str):
+        value = json.loads(value)
+    if isinstance(value, list):
+        return [_untabled(each, node) for each in value]
+    if not isinstance(value, dict):
+        return value
+    found = {key: _untabled(each, key in _HOLD_NODES) for key, each in value.items()}
+    found = {key: each for key, each in found.items() if each is not None}
+    return found or (None if value else found)
