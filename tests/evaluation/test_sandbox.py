@@ -377,8 +377,8 @@ ATTACKS = {
     ),
     "a deep recursion": Attack("def f(n): return f(n + 1)\nf(0)", "RecursionError|status 139"),
     "a deep recursion in native code": Attack(
-        "class A:\n    __getattr__ = lambda self, name: getattr(self, name)\n"
-        "x = []\nfor _ in range(100_000): x = [x]\nrepr(x)",
+        "class A:\n    def __getattr__(self, name): return getattr(self, name)\n"
+        "sys.setrecursionlimit(10**9); A().x",
         "RecursionError|status 139",
     ),
     "a crash": Attack("ctypes.string_at(0)", "status 139"),
