@@ -149,8 +149,8 @@ def fixed_row(record: Record, diagnostics: Iterable[Diagnostic]) -> dict[str, An
     """Return a record's row with its texts repaired, all else as it was."""
     errors = [each for each in diagnostics if each.severity == "error"]
     if record.kind == "trace":
-        text = apply(record.read(recover=True).texts[""], tuple(errors))
-        return output_row(record, text) if errors else record.row or {}
+        mended = apply(record.read(recover=True).texts[""], tuple(errors))
+        return output_row(record, mended) if errors else record.row or {}
     if record.kind != "chat":
         return output_row(record, apply(record.text, tuple(errors)), record.form)
     row: Any = record.row if record.row is not None else {"id": record.name, "messages": []}

@@ -465,6 +465,8 @@ def found(row: Any, fields: Fields, folder: str | None = None) -> Found:
     Raises:
         RowError: nothing that is a record.
     """
+    if isinstance(row, dict) and row.keys() <= {"format", "settings"} and row.get("settings"):
+        return "settings", (), row  # of an evaluation: they hold no field
     path, value = stepped(row, fields.field)
     if known := recognised(referred(value, folder), path):
         return known
@@ -481,8 +483,6 @@ def found(row: Any, fields: Fields, folder: str | None = None) -> Found:
         for name in (*columns(value, *COLUMNS["text"]), *COLUMNS["text"]):
             if isinstance(value.get(name), str):
                 return recognised(value[name], (name,)) or ("text", (name,), value[name])
-        if isinstance(value.get("settings"), dict):
-            return "settings", (), value  # the first line of an evaluation
         why = f"the row is an object: name the text's field with --field: there is {listed(value)}"
         raise RowError("", "missing-field", why)
     other = {dict: "an object", list: "a list", bool: "a boolean", type(None): "null"}.get(

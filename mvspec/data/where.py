@@ -13,7 +13,9 @@ from typing import Any
 from mvspec.data.records import BadRecord, InputError, Record
 from mvspec.data.sources import PATIENCE
 
-_CONDITION = re.compile(r"\s*([^<>=!]*[^<>=!\s])\s*(==|!=|<=|>=|=|<|>)\s*(.*?)\s*", re.DOTALL)
+_CONDITION = re.compile(
+    r"\s*([^<>=!]*[^<>=!\s])\s*(==|!=|<=|>=|=|<|>)\s*(?![<>=])(.*?)\s*", re.DOTALL
+)
 _COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge,
 }  # fmt: skip
@@ -85,7 +87,7 @@ class RowCondition:
         if isinstance(value, str) != isinstance(other, str) or not isinstance(
             value, int | float | str
         ):
-            kinds = {dict: "an object", list: "a list", str: "a text"}
+            kinds: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
             raise record.bad(
                 "not-comparable",
                 f"field {self.field!r} is {kinds.get(type(value), 'a number')}, and --where "

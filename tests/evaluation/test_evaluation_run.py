@@ -8,16 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 from scripted import scripted_engine
 from served_model import save_model
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import mvspec as mv
 from mvspec.cli import app
+from mvspec.compiler.dataset import CompiledDataset
+from mvspec.compiler.vocabulary import load_tokenizer
 from mvspec.errors import MvspecError
 from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Sampling, TorchEngine
@@ -28,7 +31,10 @@ from mvspec.runtime.evaluation.evaluation import (
     run_engine,
 )
 from mvspec.runtime.evaluation.generation import AnswerGenerator, prompt_of
-from mvspec.runtime.evaluation.results import read_run
+from mvspec.runtime.evaluation.results import EvaluationSample, read_run
+from mvspec.runtime.tasks.arithmetic import TINY, arithmetic_model
+from mvspec.runtime.tasks.problem import problems
+from mvspec.trace import Trace
 
 PARALLEL, SEQUENTIAL = prompt_of("parallel"), prompt_of("sequential")
 TURN = "<|im_end|>\n<|im_start|>assistant\n"
@@ -204,3 +210,144 @@ def test_a_killed_run_goes_on(tmp_path: Path) -> None:
     assert {key: each.output for key, each in before.samples.items()}.items() <= {
         key: each.output for key, each in whole.samples.items()
     }.items()
+
+
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the arithmetic model has answered twice: run.jsonl with its traces."""
+    folder = tmp_path_factory.mktemp("sampled")
+    (folder / "sum_checks.py").write_text(
+        "def check(row, text):\n    return text.strip().endswith(f'Answer: {row[\"answer\"]}')\n"
+    )
+    found = islice(problems("test", 0, TINY), 8)
+    rows = [
+        {"id": f"p{n}", "question": each.question, "answer": each.answer}
+        for n, each in enumerate(found)
+    ]
+    (folder / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.syspath_prepend(str(folder))
+        result = command(
+            "eval", "own", "sums.jsonl", "--checker", "sum_checks:check", "-o", "run.jsonl",
+            "--model", arithmetic_model(), "--samples", 2, "--temperature", 1.3,
+            "--max-tokens", 120,
+        )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def trace_of(folder: Path, sample: EvaluationSample) -> Trace:
+    assert isinstance(sample.trace, dict)
+    with (folder / sample.trace["file"]).open("rb") as file:
+        file.seek(sample.trace["offset"])
+        row = json.loads(file.readline())
+    assert (row["id"], row["sample"]) == sample.key[:2]
+    return Trace.from_dict(row["trace"])
+
+
+def test_rejection_sampling_is_two_commands(sampled: Path, tmp_path: Path) -> None:
+    result = command("compile", sampled / "run.jsonl", "--where", "score=1",
+                     "--tokenizer", arithmetic_model(), "-o", tmp_path / "set")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    samples = read_run(sampled / "run.jsonl").samples.values()
+    right = [each for each in samples if each.score == 1]
+    assert 0 < len(right) < len(samples) == 16
+    counts = dict(line.rsplit(maxsplit=1) for line in result.stdout.splitlines()[2:])
+    assert counts["left out by --where"] == str(16 - len(right))
+    data = CompiledDataset(tmp_path / "set", load_tokenizer(str(arithmetic_model())))
+    assert [data.records(n) for n in range(len(data))] == [[each.id] for each in right]
+    for layout, sample in zip(data, right, strict=True):
+        trace = trace_of(sampled, sample)
+        assert layout == trace.layout
+        assert layout.input_ids.tolist() == list(trace.ids)
+        assert "".join(trace.token_texts).startswith(f"<|im_start|>user\n{sample.question}")
+        assert trace.text.startswith(sample.output)
+        assert sample.output.endswith(sample.gold)
+        assert sample.prompt == [{"role": "user", "content": f"{sample.question} {PARALLEL}"}]
+        assert layout.loss_mask[-1]  # the end of a turn that was drawn
+
+
+def test_results_without_their_traces_say_what_to_do(sampled: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "run.jsonl"
+    alone.write_bytes((sampled / "run.jsonl").read_bytes())
+    commands: list[tuple[object, ...]] = [
+        ("compile", alone, "--tokenizer", arithmetic_model(), "-o", tmp_path / "o"),
+        ("check", alone, "--json"),
+    ]
+    for arguments in commands:
+        result = command(*arguments)
+        assert result.exit_code == 1
+    entries = (tmp_path / "o" / "quarantine.jsonl").read_text().splitlines()
+    assert {json.loads(each)["code"] for each in entries} == {"missing-trace"}
+    assert "keep it beside the results, or take their text with --field output" in entries[0]
+    checked = [json.loads(line) for line in result.stdout.splitlines()]
+    assert {each["diagnostics"][0]["code"] for each in checked} == {"missing-trace"}
+    assert command("check", alone, "--field", "output").exit_code == 0
+    # Together in a folder, each run is read once.
+    (tmp_path / "both").mkdir()
+    for name in ("run.jsonl", "run.traces.jsonl"):
+        (tmp_path / "both" / name).write_bytes((sampled / name).read_bytes())
+    assert len(list(mv.read(tmp_path / "both"))) == 16
+
+
+def test_a_run_that_is_taken_up_is_read_once(sampled: Path, tmp_path: Path) -> None:
+    """Its settings come again, and samples that were graded or asked for again."""
+    for name in ("run.jsonl", "run.traces.jsonl", "sums.jsonl", "sum_checks.py"):
+        (tmp_path / name).write_bytes((sampled / name).read_bytes())
+    lines = (tmp_path / "run.jsonl").read_text("utf-8").splitlines()
+    ungraded = json.dumps(json.loads(lines[3]) | {"score": None})
+    torn = [lines[0], *lines[1:3], ungraded, lines[0], *lines[4:], lines[3]]
+    (tmp_path / "run.jsonl").write_text("\n".join(torn) + "\n", "utf-8")
+    found = list(mv.read(tmp_path / "run.jsonl"))
+    assert [each.row for each in found] == [
+        json.loads(line) for line in [*lines[1:3], *lines[4:], lines[3]]
+    ]
+    assert all(each.kind == "trace" for each in found)
+
+
+def test_recorded_runs_keep_their_traces(sampled: Path, tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.syspath_prepend(str(sampled))
+        result = command(
+            "eval", "own", sampled / "sums.jsonl", "--checker", "sum_checks:check",
+            "--outputs", sampled / "run.jsonl", "-o", "again.jsonl",
+        )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    before, after = read_run(sampled / "run.jsonl"), read_run(tmp_path / "again.jsonl")
+    assert len(after.samples) == 16
+    outputs = sorted((each.id, each.output, each.score) for each in before.samples.values())
+    assert sorted((each.id, each.output, each.score) for each in after.samples.values()) == outputs
+    ids = sorted(trace_of(sampled, each).ids for each in before.samples.values())
+    assert sorted(trace_of(tmp_path, each).ids for each in after.samples.values()) == ids
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        {"file": "../run.traces.jsonl", "offset": 0},
+        {"file": "/etc/passwd", "offset": 0},
+        {"file": "run.traces.jsonl", "offset": 1},
+        {"file": "run.traces.jsonl", "offset": -1},
+        {"file": "run.traces.jsonl", "offset": True},
+        {"file": "run.traces.jsonl", "offset": 10**9},
+        {"file": "sums.jsonl", "offset": 0},
+        {"file": "", "offset": 0},
+        {"file": 3, "offset": 0},
+    ],
+)
+def test_a_reference_to_no_trace_is_a_located_error(
+    sampled: Path, reference: dict[str, Any]
+) -> None:
+    (sampled / "bad.jsonl").write_text(json.dumps({"id": "a", "trace": reference}) + "\n")
+    (record,) = mv.read(sampled / "bad.jsonl").read()
+    (sampled / "bad.jsonl").unlink()
+    reading = record.read()
+    assert reading.document is None
+    assert reading.diagnostics[0].code == "missing-trace"
+    assert "\n" not in reading.diagnostics[0].message

@@ -393,6 +393,12 @@ def test_rows_are_what_they_hold(tmp_path: Path) -> None:
         "", *["ok"] * 4, "cut", "ok", "ok", "unread", "unread", "unread",
     ]  # fmt: skip
     assert [view.right for view in views[3:8]] == [None, True, False, True, None]
+    assert [view.asked for view in views[4:8]] == [
+        [("extracted", "4")],
+        [("question", "Why?")],
+        [],
+        [],
+    ]
     assert views[3].fields == []
     assert [view.label for view in views[4:7]] == ["aime", "", "own"]
     assert views[4].name == "p1 sample 2"
