@@ -59,8 +59,12 @@ def fit(
     return [*losses.rows, [found["validation/loss"], 0.0]]
 
 
-def run(arguments: list[str]) -> None:
-    """Run `mvspec train`."""
+def run(arguments: list[str], said: Path | None = None) -> None:
+    """Run `mvspec train`; what it says goes to a file, where one is given."""
+    if said is not None:
+        file = os.open(said, os.O_WRONLY | os.O_CREAT)
+        os.dup2(file, 1)
+        os.dup2(file, 2)
     training_cli.main(arguments)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import zipfile
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch.distributed.checkpoint.api import CheckpointException
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
@@ -67,6 +69,11 @@ class WholeCheckpoints(TorchCheckpointIO):
         Raises:
             CheckpointError: it is not there, or not what `save_checkpoint` wrote.
         """
+        if Path(path).is_dir():
+            raise CheckpointError(
+                f"{path} is a checkpoint of shards: go on with the strategy that wrote it "
+                "(ModelParallelStrategy), or export it and start from the folder"
+            )
         try:
             return super().load_checkpoint(path, map_location, weights_only)
         except FileNotFoundError:
@@ -91,7 +98,10 @@ def is_whole(path: Path) -> bool:
 
 
 class Checkpoints(ModelCheckpoint):
-    """Keeps the newest checkpoint of a run, and one of its end.
+    """Keeps the newest checkpoint of a run, and one of its end, Ctrl-C and SIGTERM included.
+
+    A signal lets the step, or a validation, come to its end: only there a run can go on as if it
+    had not been stopped. A second Ctrl-C does not wait.
 
     Args:
         dirpath: where they go.
@@ -111,21 +121,69 @@ class Checkpoints(ModelCheckpoint):
         # Lightning keeps the one that a run was resumed from: each kill would leave one more.
         return previous != current and Path(previous).parent == Path(str(self.dirpath))
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the signals that end a run; Lightning gives them back."""
+        super().on_train_start(trainer, pl_module)
+        self._stopped: int | None = None
+
+        def stop(number: int, frame: Any) -> None:
+            if number == signal.SIGINT and self._stopped is not None:
+                raise KeyboardInterrupt
+            launcher = trainer.strategy.launcher
+            if number == signal.SIGTERM and self._stopped is None and launcher is not None:
+                launcher.kill(number)  # a terminal reaches all processes, SIGTERM this one alone
+            self._stopped = number
+            # What a handler prints may meet a print that it has interrupted.
+            os.write(2, b"stopping after this step, with a checkpoint; Ctrl-C again: at once\n")
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup, or a shell's background
+                trainer._signal_connector._register_signal(number, stop)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save where it is time, or where a signal ends the run.
+
+        Raises:
+            SystemExit: a signal ends it.
+        """
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.fit_loop._should_accumulate():
+            return
+        if trainer.strategy.reduce_boolean_decision(self._stopped is not None, all=False):
+            path = self._save_here(trainer)
+            number = self._stopped or signal.SIGTERM
+            rank_zero_info(
+                f"stopped by {signal.Signals(number).name} after step {trainer.global_step:,}: "
+                f"{path} has everything; the same command goes on there, with --ckpt_path last"
+            )
+            raise SystemExit(128 + number)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the last step too, wherever it falls."""
         super().on_train_end(trainer, pl_module)
+        self._save_here(trainer)
+
+    def _save_here(self, trainer: Trainer) -> str:
+        """Save the step where the run stands, unless it is saved; return the file."""
         path = self.format_checkpoint_name({"step": torch.tensor(trainer.global_step)})
         # All ranks save, or none: one may already see what another has written.
         if not trainer.strategy.broadcast(Path(path).exists()):
-            trainer.save_checkpoint(path)
-            before = self.best_model_path
+            before, self.best_model_path = self.best_model_path, path
+            trainer.save_checkpoint(path)  # with its own name, for a run that goes on to remove it
             if (
                 self.save_top_k == 1
                 and before
                 and self._should_remove_checkpoint(trainer, before, path)
             ):
                 trainer.strategy.remove_checkpoint(before)
-            self.best_model_path = path
+        return path
 
 
 EXPORTED = "mvspec"
@@ -138,9 +196,15 @@ _PREFIX = "network.model."
 
 
 def recipe(
-    model: Any, tokenizer: Any, *, source: Any, lora: LoraAdapters | None, new_tags: list[int]
+    model: Any,
+    tokenizer: Any,
+    *,
+    source: Any,
+    lora: LoraAdapters | None,
+    new_tags: list[int],
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return what a folder needs beside the weights, as plain values."""
+    """Return what a folder needs beside the weights, and a run that goes on, as plain values."""
     with tempfile.TemporaryDirectory() as folder:
         save_tokenizer(tokenizer, Path(folder))
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
@@ -154,6 +218,7 @@ def recipe(
         "source": os.fspath(source) if known else None,
         "lora": asdict(lora) if lora else None,
         "new_tags": list(new_tags),
+        "settings": settings,
     }
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,7 +17,6 @@ from mvspec.compiler.layout import Layout, best_fit, concatenate
 from mvspec.compiler.vocabulary import pad_id
 from mvspec.errors import LimitExceeded, VerifyError
 from mvspec.training.batch import Batch, BatchRow
-from mvspec.training.errors import CheckpointError
 from mvspec.training.parallel import DataRanks
 
 
@@ -84,13 +82,6 @@ class RowSchedule:
 
     def __len__(self) -> int:
         return int(self._per_epoch.sum())
-
-    def key(self) -> str:
-        """Return a text that is the same for the same order."""
-        each = [self.sizes, self.seed, self.shuffle, [counts.tolist() for counts, _ in self.stages]]
-        order = np.concatenate([which for _, which in self.stages]).tobytes()
-        digest = hashlib.sha256(json.dumps(each).encode() + order).hexdigest()
-        return f"order {digest[:12]} of {len(self):,} rows"
 
     def order(self, epoch: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """Return the set and the row of everything in an epoch, in order: both [rows]."""
@@ -266,6 +257,22 @@ class LayoutSource:
         return records(index) if records else [f"{self.name}[{index}]"]
 
 
+def described_content(documents: LayoutSequence) -> str:
+    """Return how many rows a set has and a digest of what they hold, wherever it lies.
+
+    The digest is the manifest's, or else one of all lengths and of up to 512 rows.
+    """
+    lowering = getattr(documents, "manifest", {}).get("lowering", "")
+    content = getattr(documents, "content", None)
+    if content is None:
+        digest = hashlib.sha256(_of_documents(documents, "lengths", len).tobytes())
+        for index in np.unique(np.linspace(0, len(documents) - 1, 512).astype(int)):
+            for array in vars(documents[int(index)]).values():
+                digest.update(np.ascontiguousarray(array).tobytes())
+        content = digest.hexdigest()
+    return f"{len(documents):,} rows{lowering and ' of '}{lowering}, sha256 {content[:16]}"
+
+
 def _of_documents(
     documents: LayoutSequence, name: str, each: Callable[[Layout], int]
 ) -> NDArray[np.int64]:
@@ -338,32 +345,13 @@ class BatchLoader:
         self.epoch = epoch
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the loader stands, and in what order of which data."""
-        return {
-            "epoch": self.epoch, "handed": self.handed, "batches": len(self), "order": self._order,
-        }  # fmt: skip
+        """Return where the loader stands."""
+        return {"epoch": self.epoch, "handed": self.handed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where a loader stood.
-
-        Raises:
-            CheckpointError: it stood in the middle of another order: other data, stages, seed,
-                or rows of a step.
-        """
-        self.epoch, handed = state["epoch"], state["handed"]
-        batches = state.get("batches", len(self))  # of its own epoch; older ones do not say
-        if state["order"] != self._order and 0 < handed < batches:
-            raise CheckpointError(
-                "the checkpoint stands in the middle of an epoch over other data, stages, seed or "
-                f"rows of a step ({state['order']}, now {self._order}): use the same, or start "
-                "from an exported model"
-            )
-        self._resumed = self.epoch, handed
-
-    @property
-    def _order(self) -> str:
-        rows = self.batch_size * self.ranks
-        return f"{self.schedule.key()}, {rows} rows a step"
+        """Go on from where a loader of the same order stood."""
+        self.epoch = state["epoch"]
+        self._resumed = self.epoch, state["handed"]
 
     def __iter__(self) -> Iterator[Batch]:
         return _Epochs(self)
@@ -435,6 +423,8 @@ class _Epochs:
         return batch
 
 
+_OF_THE_ORDER = ("length", "pack", "too_long", "seed", "shuffle")
+
 Given = str | os.PathLike[str] | Sequence[Layout]
 
 
@@ -493,6 +483,7 @@ class LayoutData(LightningDataModule):
         self._sources: dict[str, list[LayoutSource]] = {}
         self._loader: BatchLoader | None = None
         self._resumed: dict[str, Any] | None = None
+        self._settings: dict[str, Any] | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -540,7 +531,7 @@ class LayoutData(LightningDataModule):
             VerifyError: there is none.
         """
         if stage == "fit":
-            self._loader = self._resumed = None
+            self._loader = self._resumed = self._settings = None
         splits = {"fit": ("train", "validation"), "validate": ("validation",)}.get(stage, ("test",))
         if not self.sources(splits[0]):
             raise VerifyError(f"data.{splits[0]}", "there is no set to read: give one")
@@ -549,6 +540,21 @@ class LayoutData(LightningDataModule):
                 for note in source.notes:
                     if self.trainer is None or self.trainer.is_global_zero:
                         print(f"mvspec: {source.name}: {note}", flush=True)
+
+    def settings(self) -> dict[str, Any]:
+        """Return what decides which rows each step trains on, as plain values."""
+        if self._settings is None:
+            content = {
+                each.name: described_content(each.documents) for each in self.sources("train")
+            }
+            named = isinstance(self._given["train"], Mapping)
+            self._settings = {
+                "train": content if named else next(iter(content.values()), None),
+                "stages": [asdict(stage) for stage in self.stages],
+                "batch_size": self.batch_size * DataRanks.of(self.trainer).count,
+                **{name: getattr(self, name) for name in _OF_THE_ORDER},
+            }
+        return self._settings
 
     def train_dataloader(self) -> BatchLoader:
         """Return the batches of training."""

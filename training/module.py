@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, NoReturn
@@ -12,11 +12,13 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
 from mvspec.compiler.models import position_limit
+from mvspec.compiler.vocabulary import fingerprint
 from mvspec.errors import VerifyError
 from mvspec.runtime import TorchEngine
 from mvspec.training.batch import Batch
@@ -26,10 +28,22 @@ from mvspec.training.loss import check_loss
 from mvspec.training.network import ATTENTIONS, LossNetwork
 from mvspec.training.optimizer import Optimizer
 from mvspec.training.parallel import DataRanks, gradient_norm, parallelize, scale_gradients
+from mvspec.training.precision import SLOW, has_bfloat16
+from mvspec.training.progress import ProgressLines
+from mvspec.training.resume import (
+    all_steps,
+    begin_epoch,
+    changed_settings,
+    check_names,
+    config_settings,
+    restart_epoch,
+    run_settings,
+)
 from mvspec.training.weights import (
     LoraAdapters,
     build_model,
     extend_tokenizer,
+    frozen_digest,
     load_config,
     own_copy,
     save_model,
@@ -123,8 +137,12 @@ class LanguageModel(LightningModule):
         lora: train adapters, and the new tags' embeddings, instead of all weights.
         optimizer: its settings, and the learning rate's schedule.
         seed: of fresh weights and of dropout.
+        resume_changing: names of settings, such as "model.optimizer.lr" or "data", in which the
+            run may differ from the one whose checkpoint it goes on with.
 
     Raises:
+        CheckpointError: the run goes on with a checkpoint of other settings, or one that is not
+            known here.
         Unsupported: the model's attention is not the mask's, the tokenizer lacks tags, or the
             loss is not installed.
         NotFinite: the loss or a gradient is not finite; the message names the documents.
@@ -146,6 +164,7 @@ class LanguageModel(LightningModule):
         lora: LoraAdapters | None = None,
         optimizer: Optimizer = _ADAMW,
         seed: int = 0,
+        resume_changing: str | Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.source = model
@@ -164,6 +183,13 @@ class LanguageModel(LightningModule):
         self.lora = lora
         self.optimizer = optimizer
         self.seed = seed
+        self.resume_changing = check_names(resume_changing)
+        self.tokenizer_key = fingerprint(self.tokenizer)
+        self.frozen_key: str | None = None
+        self.last_loss = math.nan
+        self.steps: float = math.inf
+        """Of the whole run, those that were made and those to come."""
+        self._changed: set[str] | None = None  # of a run that goes on
         self.network: LossNetwork | None = None
         self._step = StepLoss()
         self._evaluated: list[tuple[Tensor, int]] = []
@@ -179,9 +205,22 @@ class LanguageModel(LightningModule):
         """Let checkpoints appear whole or not at all; Lightning calls it."""
         self._step = StepLoss()
         self._evaluated.clear()
+        self._changed = None
         strategy = self.trainer.strategy
+        precision = str(self.trainer.precision)
+        if (
+            strategy.root_device.type == "cpu"
+            and (precision.startswith("bf16") or self.weights_dtype == "bfloat16")
+            and not has_bfloat16("cpu")
+        ):
+            what = f"precision {precision}" if precision.startswith("bf16") else "dtype bfloat16"
+            rank_zero_info(f"{what} as asked, but {SLOW}: float32 is faster")
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = WholeCheckpoints()
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Return what says how far training is, where no bar can; Lightning calls it."""
+        return [ProgressLines()] if ProgressLines.needed() else []
 
     def configure_model(self) -> None:
         """Build the network where it is used; Lightning calls it."""
@@ -202,6 +241,8 @@ class LanguageModel(LightningModule):
         )
         if not self.lora:  # adapters stay in float32 beside weights in half precision
             network.to(torch_dtype(self.weights_dtype))
+        else:
+            self.frozen_key = frozen_digest(network)
         network.train()
         if self.gradient_checkpointing:
             network.base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -231,11 +272,43 @@ class LanguageModel(LightningModule):
         optimizer = self.optimizer.build(
             network.parameters(), fused=fused, inner=network.layers.parameters()
         )
-        rates = self.optimizer.rates(optimizer, self.trainer.estimated_stepping_batches)
+        self._groups = [
+            {name: group[name] for name in ("lr", "weight_decay", "betas") if name in group}
+            for group in optimizer.param_groups
+        ]
+        self.steps = self.trainer.estimated_stepping_batches
+        rates = self.optimizer.rates(optimizer, self.steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": rates, "interval": "step"},
         }
+
+    def on_train_start(self) -> None:
+        """Let a run that goes on have its own settings, not the checkpoint's; Lightning calls it.
+
+        The rate of a step is a function of settings, step and the steps of the whole run.
+        """
+        if self._changed is None:
+            return
+        if any(name.startswith("data.") for name in self._changed):
+            restart_epoch(self.trainer)
+        self.steps = all_steps(self.trainer)
+        scheduler: Any = self.trainer.lr_scheduler_configs[0].scheduler
+        rate = self.optimizer.rate(self.steps)
+        groups = self.trainer.optimizers[0].param_groups
+        before = [group["lr"] for group in groups]
+        for group, own in zip(groups, self._groups, strict=True):
+            group |= own | {"initial_lr": own["lr"], "lr": own["lr"] * rate(scheduler.last_epoch)}
+        scheduler.base_lrs = [own["lr"] for own in self._groups]
+        scheduler.lr_lambdas = [rate] * len(groups)
+        scheduler._last_lr = [group["lr"] for group in groups]
+        for old, new in zip(before, scheduler._last_lr, strict=True):
+            if old != new:
+                rank_zero_info(
+                    f"step {self.trainer.global_step:,} of {self.steps:,}: the learning rate goes "
+                    f"on at {new:.4g}, where it was {old:.4g}"
+                )
+                break
 
     # Steps
 
@@ -278,6 +351,7 @@ class LanguageModel(LightningModule):
             clip=self.optimizer.clip,
             number=trainer.global_step,
         )
+        self.last_loss = loss
         found = {
             "train/loss": loss,
             "train/gradient_norm": norm,
@@ -287,7 +361,7 @@ class LanguageModel(LightningModule):
         self.log("loss", loss, prog_bar=True, logger=False)
         # Lightning itself would log after the step's checkpoint, and a kill lose the row.
         step = trainer.global_step
-        if (step + 1) % trainer.log_every_n_steps == 0:
+        if step == 0 or (step + 1) % trainer.log_every_n_steps == 0:
             for logger in trainer.loggers:
                 logger.log_metrics(found, step=step)
 
@@ -302,6 +376,7 @@ class LanguageModel(LightningModule):
             source=self.source,
             lora=self.lora,
             new_tags=self.new_tags,
+            settings=run_settings(self.trainer, self),
         )
         if self.lora:
             trained = {name for name, p in self.named_parameters() if p.requires_grad}
@@ -309,14 +384,35 @@ class LanguageModel(LightningModule):
             checkpoint["state_dict"] = {name: state[name] for name in state if name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the weights of adapters alone, where only they are kept; Lightning calls it.
+        """Compare its run with this one, and take weights of adapters alone; Lightning calls it.
 
         Raises:
-            CheckpointError: it is of a format that is not known here.
+            CheckpointError: it is of a format that is not known here, or of a run with other
+                settings, each of which is named.
         """
-        if EXPORTED in checkpoint:
-            kept_recipe(checkpoint)
+        if EXPORTED in checkpoint and self._trainer is not None:
+            kept = kept_recipe(checkpoint)
+            fitting = self.trainer.state.fn == "fit"
+            self._changed = self._differences(kept, fitting=fitting)
+            if any(name.startswith("data.") for name in self._changed):
+                begin_epoch(checkpoint)
         self.strict_loading = not self.lora
+
+    def _differences(self, kept: Mapping[str, Any], *, fitting: bool) -> set[str]:
+        path = self.trainer.ckpt_path or "the checkpoint"
+        if "settings" not in kept:
+            rank_zero_info(
+                f"{path} is of an older mvspec, which kept no settings: none is compared"
+            )
+            return set()
+        configs = kept["config"], self.built().base.config.to_dict()
+        old, new = (
+            config_settings(config) | {"transformers": config.get("transformers_version")} | own
+            for config, own in zip(
+                configs, (kept["settings"], run_settings(self.trainer, self)), strict=True
+            )
+        )
+        return changed_settings(old, new, self.resume_changing, checkpoint=path, training=fitting)
 
     @contextmanager
     def engine(self, **options: Any) -> Iterator[TorchEngine]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -275,6 +276,19 @@ def _adapted(model: Any, lora: LoraAdapters, new_tags: list[int]) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         raise Unsupported(f"lora: {str(error).partition(chr(10))[0]}") from None
+
+
+def frozen_digest(model: nn.Module) -> str:
+    """Return a digest of the weights that are not trained, from up to 512 numbers of each.
+
+    The same in float32 and in bfloat16.
+    """
+    digest = hashlib.sha256()
+    for each in model.parameters():
+        if not each.requires_grad:
+            some = each.detach().flatten()[:: max(1, each.numel() // 512)]
+            digest.update(some.to(torch.bfloat16).float().numpy().tobytes())
+    return f"frozen weights of sha256 {digest.hexdigest()[:16]}"
 
 
 def _name(model: Any, module: Any) -> str:

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning_utilities.core.rank_zero import rank_zero_info
 
 import mvspec.training
 from mvspec.data.records import InputError
@@ -22,6 +23,7 @@ from mvspec.training.checkpoint import export, newest_checkpoint
 from mvspec.training.data import LayoutData
 from mvspec.training.errors import CheckpointError
 from mvspec.training.module import LanguageModel
+from mvspec.training.precision import machine_precision
 
 CONFIGS = Path(mvspec.training.__file__).parent / "configs"
 """Configurations that come with the package."""
@@ -43,6 +45,27 @@ class TrainingCLI(LightningCLI):
         found = LightningCLI.subcommands()
         del found["predict"]
         return found
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """Let what a resumed run changes on purpose be named beside `ckpt_path`."""
+        parser.add_argument(
+            "--resume_changing",
+            type=str | list[str],
+            default="",
+            help="settings in which the run may differ from its checkpoint's, with commas",
+        )
+        parser.link_arguments("resume_changing", "model.resume_changing")
+
+    def instantiate_trainer(self, **more: Any) -> Trainer:
+        """Make the trainer, with the machine's precision where none is given; a line says which."""
+        if self._get(self.config, "trainer.precision") is None:
+            kind = str(self._get(self.config, "trainer.accelerator"))
+            if kind in ("auto", "gpu"):
+                gpu = "mps" if MPSAccelerator.is_available() else "cpu"
+                kind = "cuda" if CUDAAccelerator.is_available() else gpu
+            more["precision"], why = machine_precision(kind)
+            rank_zero_info(f"precision {why}")
+        return super().instantiate_trainer(**more)
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Read configurations and arguments; what is wrong in them is told without the usage."""

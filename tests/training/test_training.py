@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import multiprocessing
+import os
 import signal
 import socket
 import time
@@ -34,7 +35,6 @@ from mvspec.runtime import TorchEngine
 from mvspec.training import (
     Batch,
     BatchRow,
-    CheckpointError,
     LanguageModel,
     LayoutData,
     Optimizer,
@@ -58,6 +58,10 @@ CONFIG: dict[str, Any] = {
 
 # Processes that are forked from one that has imported it all, and has no thread yet.
 PROCESSES = multiprocessing.get_context("forkserver")
+# Python 3.11's does not hand its path on, and passes over what it cannot import.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 PROCESSES.set_forkserver_preload(["ranks"])
 
 
@@ -309,20 +313,6 @@ def test_what_there_is_to_do(
     model = ["--model.model", str(CONFIG), "--model.tokenizer", str(compiled / "tokenizer")]
     with pytest.raises(VerifyError, match=r"^data\.test: there is no set to read: give one"):
         main(["test", "--config", "tiny", *model])
-
-
-def test_a_checkpoint_of_other_settings_is_refused(compiled: Path, tmp_path: Path) -> None:
-    main(["fit", "--config", str(config(compiled, tmp_path, trainer__max_epochs=1))])
-    before = final_weights(tmp_path)
-    for field, value, says in (
-        ("model", CONFIG | {"intermediate_size": 32}, "size mismatch for .*mlp"),
-        ("optimizer", {"muon": 0.01}, ".*different number of parameter groups"),
-    ):
-        path = config(compiled, tmp_path, **{f"model__{field}": value})
-        with pytest.raises(CheckpointError, match=rf"of other settings of model \({says}.*dirpath"):
-            main(["fit", "--config", str(path)])
-    for name, tensor in final_weights(tmp_path).items():
-        assert torch.equal(tensor, before[name]), name
 
 
 def test_a_config_is_given_whole() -> None:

@@ -17,7 +17,7 @@ from traces import CANONICAL
 import mvspec
 from mvspec.compiler import Layout, compile_document, concatenate, dense_mask
 from mvspec.errors import LimitExceeded, VerifyError
-from mvspec.training import Batch, BatchRow, CheckpointError, LayoutData, MixtureStage
+from mvspec.training import Batch, BatchRow, LayoutData, MixtureStage
 from mvspec.training.data import BatchLoader, LayoutSource, RowSchedule
 from mvspec.tree.ir import Message
 
@@ -140,10 +140,6 @@ def test_a_loader_goes_on_where_it_stood_however_far_workers_read_ahead() -> Non
     assert [names([batch]) for batch in resumed] == wanted[3:]
     resumed.set_epoch(1)
     assert len(list(resumed)) == 6
-    # Other rows, and so few batches that the third is beyond the last.
-    for other in (loader(12, 2), loader(11, 8)):
-        with pytest.raises(CheckpointError, match="middle of an epoch over other data"):
-            other.load_state_dict(killed.state_dict())
 
 
 def test_an_iterator_that_came_to_its_end_starts_with_the_next_epoch() -> None:

@@ -293,6 +293,7 @@ def test_checkpoints_of_before_are_read_and_those_of_after_refused(tmp_path: Pat
     old.parent.mkdir()
     kept = torch.load(path, weights_only=True)
     assert kept["mvspec"].pop("format") == 1  # 447e7af said none, and wrote the rest
+    assert kept["mvspec"].pop("settings")["model.seed"] == 0
     assert set(kept["mvspec"]) == {
         "config", "generation", "tokenizer", "source", "lora", "new_tags"
     }  # fmt: skip
@@ -472,8 +473,8 @@ def test_generations_while_training(tmp_path: Path) -> None:
     with logger.path.open(newline="") as file:
         written = list(csv.DictReader(file))
     steps = [int(row["step"]) for row in written]
-    assert steps == list(range(19, run.global_step, 20))  # a row a step
-    for step, row in zip(steps, written, strict=True):
+    assert steps == [0, *range(19, run.global_step, 20)]  # a row a step, and the first
+    for step, row in zip(steps[1:], written[1:], strict=True):
         assert row["train/loss"]
         assert row["speed/tokens_per_second"]
         assert bool(row["generate/tokens"]) == (step % 40 == 39)
