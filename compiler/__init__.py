@@ -8,7 +8,7 @@ from mvspec.compiler.models import check_model
 from mvspec.compiler.plan import ExecutionPlan, PlanCost, plan_cost
 from mvspec.compiler.planning import plan_document, plan_layout, replay_plan
 from mvspec.compiler.segments import Segment, document_segments
-from mvspec.compiler.stages import Stages, compile_document, compile_stages
+from mvspec.compiler.stages import Stages, compile_document, compile_rows, compile_stages
 from mvspec.compiler.tokens import Tokens, lower
 from mvspec.compiler.traced import trace_layout
 from mvspec.compiler.vocabulary import Vocabulary, add_tags
@@ -30,6 +30,7 @@ __all__ = [
     "block_mask",
     "check_model",
     "compile_document",
+    "compile_rows",
     "compile_stages",
     "concatenate",
     "dense_mask",

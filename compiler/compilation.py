@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from mvspec.compiler.chat_template import TemplateSettings, asking, settings_of, with_settings
 from mvspec.compiler.dataset import (
     FORMAT,
     MANIFEST,
@@ -28,11 +29,11 @@ from mvspec.compiler.dataset import (
 from mvspec.compiler.layout import Layout, best_fit, concatenate
 from mvspec.compiler.lowerings import find_lowering
 from mvspec.compiler.stages import Stages
-from mvspec.compiler.traced import record_stages, record_trace, trace_stages
+from mvspec.compiler.traced import record_rows, record_trace, trace_stages
 from mvspec.compiler.vocabulary import (
     Vocabulary,
     fingerprint,
-    load_tokenizer,
+    load_asking,
     load_vocabulary,
     pad_id,
     save_tokenizer,
@@ -145,11 +146,13 @@ class ShardWriter:
         folder: where shards go.
         tokenizer: what `load_tokenizer` takes.
         options: what decides their contents.
+        settings: what the chat template is rendered with, as JSON.
     """
 
     folder: Path
     tokenizer: str
     options: CompilationOptions
+    settings: str
 
     def __call__(self, shard: Shard) -> tuple[float, CompilationCounts]:
         """Write a shard; return its share of the input and its counts.
@@ -169,18 +172,18 @@ class ShardWriter:
                     if not all(condition.holds(record) for condition in conditions):
                         counts += CompilationCounts(left=1)
                         continue
-                    stages = self._compile(record, vocabulary)
-                    layout = self._fit(stages.layout, record)
+                    rows = self._compile(record, vocabulary)
+                    layouts = [self._fit(stages.layout, record) for stages in rows]
             except BadRecord as error:
                 bad.append(error.entry)
                 continue
-            entries.append(([encodable(record.name)], layout))
-            cut = len(layout) < len(stages.layout)
+            entries += [([encodable(record.name)], layout) for layout in layouts]
+            cut = any(len(each) < len(row.layout) for each, row in zip(layouts, rows, strict=True))
             counts += CompilationCounts(
                 records=1,
                 truncated=int(cut),
-                parallelism=stages.metrics.parallelism,
-                without_block=not stages.metrics.blocks,
+                parallelism=rows[-1].metrics.parallelism,
+                without_block=not rows[-1].metrics.blocks,
             )
         if self.options.pack:
             entries = self._pack(entries, pad_id(tokenizer))
@@ -206,12 +209,12 @@ class ShardWriter:
         return record
 
     def _tokenizer(self) -> Any:
-        return load_tokenizer(self.tokenizer, tags=self.options.tags)
+        return load_asking(self.tokenizer, self.settings, tags=self.options.tags)
 
-    def _compile(self, record: Record, vocabulary: Vocabulary) -> Stages:
+    def _compile(self, record: Record, vocabulary: Vocabulary) -> list[Stages]:
         options = self.options
         try:
-            return record_stages(
+            return record_rows(
                 record, vocabulary, options.lowering, forced_loss=options.forced_loss
             )
         except BadRecord:
@@ -263,12 +266,16 @@ class Compilation:
         tokens: compiled by this run.
         seconds: that it took, once the tokenizer was there.
         resumed: shards that were there before.
+        settings: what the chat template was rendered with.
+        ended: whether there is a token that ends turns.
     """
 
     counts: CompilationCounts
     tokens: int
     seconds: float
     resumed: int
+    settings: TemplateSettings
+    ended: bool
 
 
 def compile_records(
@@ -280,6 +287,7 @@ def compile_records(
     workers: int = 1,
     overwrite: bool = False,
     advance: Callable[[float], object] = lambda cost: None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Compilation:
     """Compile records into a folder; the files are the same for any number of workers.
 
@@ -293,6 +301,7 @@ def compile_records(
         workers: processes.
         overwrite: throw away what an earlier call left there.
         advance: called with the size of the records that are done, as they are.
+        chat_template_kwargs: the chat template's own arguments, as `enable_thinking`.
 
     Raises:
         InputError: the input, the tokenizer, the options or the folder will not do.
@@ -301,25 +310,34 @@ def compile_records(
     loaded = load_vocabulary(tokenizer, tags=options.tags).source
     check(records, loaded, options)
     try:
+        asked = asking(loaded, chat_template_kwargs, freeze=True)
+    except Unsupported as error:
+        raise InputError(str(error)) from None
+    settings = settings_of(asked) or TemplateSettings()
+    try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"-o {folder}: {error.strerror or error}") from None
     with exclusive(folder):
-        _begin(folder, configuration(records, loaded, options), overwrite=overwrite)
+        if not overwrite:
+            settings = _same_clock(folder, settings)
+        wanted = configuration(records, loaded, options) | {"template": settings.to_dict()}
+        _begin(folder, wanted, overwrite=overwrite)
         if options.tags:
-            save_tokenizer(loaded, folder / "tokenizer")
+            save_tokenizer(with_settings(loaded, settings), folder / "tokenizer")
         before = {int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.arrow")}
         shards = _missing(records, options.shard, before, advance)
         tokens = 0
         started = perf_counter()
-        writer = ShardWriter(folder, tokenizer, options)
+        writer = ShardWriter(folder, tokenizer, options, json.dumps(settings.to_dict()))
         for cost, counts in ordered_map(
             writer, shards, workers, batch=1, mended=writer.without_deadly
         ):
             advance(cost)
             tokens += counts.tokens
         counts = _finish(folder)
-    return Compilation(counts, tokens, perf_counter() - started, len(before))
+    seconds = perf_counter() - started
+    return Compilation(counts, tokens, seconds, len(before), settings, ends_turns(loaded))
 
 
 def check(records: Records, tokenizer: Any, options: CompilationOptions) -> None:
@@ -376,6 +394,19 @@ def configuration(records: Records, tokenizer: Any, options: CompilationOptions)
         "input": hashlib.sha256(source).hexdigest(),
         "complete": False,
     }
+
+
+def ends_turns(tokenizer: Any) -> bool:
+    """Whether a template or an end-of-text token can end turns."""
+    return bool(getattr(tokenizer, "chat_template", None) or getattr(tokenizer, "eos_token", None))
+
+
+def _same_clock(folder: Path, settings: TemplateSettings) -> TemplateSettings:
+    """Return settings with the clock of a data set that is taken up again."""
+    if settings.clock is None or not (folder / MANIFEST).exists():
+        return settings
+    before = read_manifest(folder).get("template") or {}
+    return replace(settings, clock=before.get("clock") or settings.clock)
 
 
 def _begin(folder: Path, wanted: dict[str, Any], *, overwrite: bool) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from mvspec.compiler.chat_template import TemplateSettings, settings_of
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.vocabulary import fingerprint
 from mvspec.data.resume import digest, json_text, replaced, write_json
@@ -80,6 +81,14 @@ class CompiledDataset:
                 str(folder),
                 "the data set was compiled with another tokenizer: use that one, or compile again",
             )
+        if tokenizer is not None and self.template is not None:
+            named = settings_of(tokenizer)
+            if named is not None and dict(named.arguments) != dict(self.template.arguments):
+                raise VerifyError(
+                    str(folder),
+                    f"the chat template was rendered with {self.template}, and the model's folder "
+                    f"names {named}: compile it again with that folder's tokenizer",
+                )
         self._ends = list(accumulate(shard["rows"] for shard in self.manifest["shards"]))
         self._shards: dict[int, list[pa.RecordBatch]] = {}
 
@@ -101,6 +110,12 @@ class CompiledDataset:
 
     def __iter__(self) -> Iterator[Layout]:
         return (self[index] for index in range(len(self)))
+
+    @property
+    def template(self) -> TemplateSettings | None:
+        """What the chat template was rendered with; None before version 0.2."""
+        found = self.manifest.get("template")
+        return None if found is None else TemplateSettings(**found)
 
     @property
     def content(self) -> str | None:

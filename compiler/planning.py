@@ -11,9 +11,10 @@ import numpy as np
 
 from mvspec.compiler.layout import Layout, lay_out
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Join, Op
-from mvspec.compiler.segments import Segment, document_segments
+from mvspec.compiler.segments import NO_CONTEXT, Segment, document_segments
 from mvspec.compiler.tokens import id_array
 from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.data.chat import ChatContext
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
@@ -32,6 +33,8 @@ def plan_document(
     syntax: Syntax = MULTIVERSE,
     template: bool | None = None,
     limits: Limits | None = None,
+    context: ChatContext = NO_CONTEXT,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> ExecutionPlan:
     """Lower a document to a plan.
 
@@ -44,6 +47,8 @@ def plan_document(
         syntax: the surface form; `UNTAGGED` for a model that was never taught the tags.
         template: see `mvspec.compiler.document_segments`.
         limits: of an adaptive plan.
+        context: what a chat says beside the document, as its tools.
+        chat_template_kwargs: the chat template's own arguments, as `enable_thinking`.
 
     Raises:
         Unsupported: the tokenizer is refused.
@@ -71,8 +76,10 @@ def plan_document(
     """
     if isinstance(document, Message):
         document = Document(messages=(document,))
-    vocabulary = Vocabulary.of(tokenizer, tagged=syntax.tagged)
-    parts = document_segments(document, vocabulary.source, syntax=syntax, template=template)
+    vocabulary = Vocabulary.of(tokenizer, tagged=syntax.tagged).asking(chat_template_kwargs)
+    parts = document_segments(
+        document, vocabulary.source, syntax=syntax, template=template, context=context
+    )
     leads = _take_leads(parts)
     static = bool(document.holes)
     answered = bool(document.messages) and document.messages[-1].role == "assistant"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.lowerings import UNFORCED, find_lowering, flatten, multiverse
-from mvspec.compiler.segments import NO_CONTEXT, Segment, document_segments
+from mvspec.compiler.segments import NO_CONTEXT, Segment, rewriting, row_segments
 from mvspec.compiler.tokens import Tokens, tokens_of_segments
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.data.chat import ChatContext
@@ -70,18 +71,24 @@ def segments_of(
     syntax: Syntax = MULTIVERSE,
     template: bool | None = None,
     context: ChatContext = NO_CONTEXT,
-) -> list[Segment]:
-    """Cut a document into the segments that a lowering tokenises."""
+    ended: bool = False,
+) -> list[list[Segment]]:
+    """Cut a document into the segments that a lowering tokenises, row by row."""
     find_lowering(lowering)
     if lowering == "autoregressive":
         document = flatten(document)
-    return document_segments(
+    return row_segments(
         document, vocabulary.source, syntax=syntax, template=template,
-        forced=lowering not in UNFORCED, context=context,
+        forced=lowering not in UNFORCED, context=context, ended=ended,
     )  # fmt: skip
 
 
-def compile_stages(
+def uses_template(vocabulary: Vocabulary) -> bool | None:
+    """Return whether records are rendered with a chat template, as engines render requests."""
+    return bool(getattr(vocabulary.source, "chat_template", None)) or None
+
+
+def compile_rows(
     document: Document | Message,
     tokenizer: Any,
     lowering: str = "multiverse",
@@ -90,26 +97,56 @@ def compile_stages(
     template: bool | None = None,
     forced_loss: bool = False,
     context: ChatContext = NO_CONTEXT,
-) -> Stages:
-    """Compile a document and keep what lies on the way; arguments as of `compile_document`.
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    ended: bool = False,
+) -> list[Stages]:
+    """Compile a document to the rows that teach it, and keep what lies on the way.
+
+    It is one row but where the chat template writes earlier turns anew (it drops their thoughts,
+    for example): then it is one for each turn with loss, as a run asks for it.
+
+    Args:
+        document, tokenizer, lowering, syntax, template, forced_loss, context,
+            chat_template_kwargs: as of `compile_document`.
+        ended: whether turns that no template is around end with the tokenizer's end-of-text token.
 
     Raises:
-        Unsupported: as `compile_document`.
+        Unsupported: as `compile_document`; or nothing would teach the model to stop.
     """
     function = find_lowering(lowering)
     if forced_loss and lowering != "multiverse":
         raise Unsupported(f"lowering {lowering!r} has no loss on forced tokens")
-    vocabulary = Vocabulary.of(tokenizer, tagged=syntax.tagged)
-    parts = segments_of(
-        document, vocabulary, lowering, syntax=syntax, template=template, context=context
-    )
-    tokens = tokens_of_segments(parts, vocabulary)
-    given = tokens
-    if tokens.unlearned is not None:
-        learned = ~tokens.unlearned
-        given = replace(tokens, free=tokens.free & learned, forced=tokens.forced & learned)
-    layout = multiverse(given, forced_loss=True) if forced_loss else function(given)
-    return Stages(lowering, parts, tokens, layout)
+    vocabulary = Vocabulary.of(tokenizer, tagged=syntax.tagged).asking(chat_template_kwargs)
+    made = []
+    rows = segments_of(
+        document, vocabulary, lowering, syntax=syntax, template=template, context=context,
+        ended=ended,
+    )  # fmt: skip
+    for parts in rows:
+        tokens = tokens_of_segments(parts, vocabulary)
+        given = tokens
+        if tokens.unlearned is not None:
+            learned = ~tokens.unlearned
+            given = replace(tokens, free=tokens.free & learned, forced=tokens.forced & learned)
+        layout = multiverse(given, forced_loss=True) if forced_loss else function(given)
+        made.append(Stages(lowering, parts, tokens, layout))
+    return made
+
+
+def compile_stages(document: Document | Message, tokenizer: Any, *args: Any, **how: Any) -> Stages:
+    """Compile a document to its one row, and keep what lies on the way; as `compile_rows`.
+
+    Raises:
+        Unsupported: as `compile_document`.
+    """
+    rows = compile_rows(document, tokenizer, *args, **how)
+    if len(rows) > 1:
+        raise Unsupported(
+            f"the chat template writes earlier turns anew, so the conversation is {len(rows)} rows "
+            f"and not one ({rewriting(rows[0].segments, rows[-1].segments)}): use compile_rows, or "
+            "let only its last turn carry loss: context=ChatContext(no_loss=...)"
+        )
+    return rows[0]
 
 
 def compile_document(
@@ -121,6 +158,7 @@ def compile_document(
     template: bool | None = None,
     forced_loss: bool = False,
     context: ChatContext = NO_CONTEXT,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Layout:
     """Compile a document to its layout.
 
@@ -134,9 +172,11 @@ def compile_document(
         forced_loss: let forced tokens carry loss where their flat predecessor is their parent
             (`multiverse` only).
         context: what a chat says beside the document: tools, and turns without loss.
+        chat_template_kwargs: the chat template's own arguments, as `enable_thinking`.
 
     Raises:
-        Unsupported: the tokenizer, the template or a hole stands in the way.
+        Unsupported: the tokenizer, the template or a hole stands in the way; or the conversation
+            is several rows (`compile_rows`).
 
     >>> import mvspec
     >>> from mvspec.compiler import add_tags
@@ -154,5 +194,5 @@ def compile_document(
     """
     return compile_stages(
         document, tokenizer, lowering, syntax=syntax, template=template,
-        forced_loss=forced_loss, context=context,
+        forced_loss=forced_loss, context=context, chat_template_kwargs=chat_template_kwargs,
     ).layout  # fmt: skip

@@ -9,6 +9,7 @@ from tokenizers.decoders import DecodeStream
 
 from mvspec.compiler.stages import compile_stages
 from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.data.chat import ChatContext
 from mvspec.errors import Unsupported
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.tree.ir import Document, Parallel, Path, Text
@@ -35,7 +36,8 @@ def lay_tokens(document: Document, vocabulary: Vocabulary) -> RecordView:
     Raises:
         Unsupported: the tokenizer, its template or a hole stands in the way.
     """
-    stages = compile_stages(document, vocabulary)
+    silent = ChatContext(no_loss=frozenset(range(len(document.messages))))
+    stages = compile_stages(document, vocabulary, context=silent)  # what is shown teaches nothing
     tokens, positions = stages.tokens, stages.layout.position_ids
     view = RecordView(unit="tokens", text="".join(part.text for part in stages.segments))
     stream = DecodeStream(skip_special_tokens=False)

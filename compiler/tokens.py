@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mvspec.compiler.segments import Segment, document_segments
+from mvspec.compiler.segments import Segment, TemplatedChat, document_segments
 from mvspec.compiler.vocabulary import TAGS, Vocabulary
-from mvspec.errors import Unsupported
+from mvspec.errors import MvspecError, Unsupported
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.syntax import Syntax
 from mvspec.law.automaton import TagReader
 from mvspec.law.metrics import Metrics
 from mvspec.law.tags import Tag
 from mvspec.law.threads import SurfaceLaw
+from mvspec.tree.builder import message
 from mvspec.tree.ir import Document, Message
 
 Ids = NDArray[np.int32]
@@ -128,6 +129,32 @@ def tokens_of_segments(parts: Sequence[Segment], vocabulary: Vocabulary) -> Toke
     learned = [part.loss for part in parts]
     unlearned = None if all(learned) else ~np.repeat(np.array(learned), lengths)
     return Tokens(array, authors == "model", authors == "engine", tags, ends, unlearned)
+
+
+class EndToken(NamedTuple):
+    """Token by which a chat template ends a turn.
+
+    Args:
+        id: of the token that ends it.
+        lead: what the template writes between the answer and that.
+    """
+
+    id: int
+    lead: str
+
+
+def turn_end(vocabulary: Vocabulary) -> EndToken | None:
+    """Return how the tokenizer's chat template ends a turn; None where nothing is known of it."""
+    source = vocabulary.source
+    if not getattr(source, "chat_template", None):
+        return None
+    try:
+        asked = (message("user", "x"), message("assistant", "x"))
+        text = TemplatedChat(asked, source).end(1).text
+    except MvspecError:
+        return None
+    ids = vocabulary.encode(text)
+    return EndToken(ids[-1], vocabulary.decode(ids[:-1])) if ids else None
 
 
 def _events(

@@ -16,7 +16,7 @@ import numpy as np
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.lowerings import UNFORCED, find_lowering, multiverse, shared
 from mvspec.compiler.segments import Segment
-from mvspec.compiler.stages import Stages, compile_stages
+from mvspec.compiler.stages import Stages, compile_rows, uses_template
 from mvspec.compiler.tokens import Tokens, tags_of_ids
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.data.records import Record
@@ -69,10 +69,10 @@ def _bounds(*columns: Any) -> list[int]:
     return [int(place) for place in np.unique(np.concatenate([[0, n], *changes]))]
 
 
-def record_stages(
+def record_rows(
     record: Record, vocabulary: Vocabulary, lowering: str, *, forced_loss: bool = False
-) -> Stages:
-    """Compile a record: a run by its own tokens, everything else by its document.
+) -> list[Stages]:
+    """Compile a record to its rows: a run by its own tokens, everything else by its document.
 
     Raises:
         BadRecord: it has no document, or is no trace.
@@ -83,10 +83,11 @@ def record_stages(
         if record.kind == "text" and not record.text and isinstance(refused, str) and refused:
             raise record.bad("no-answer", f"the sample was refused: {refused}")
         document, context = record.needed()
-        return compile_stages(
-            document, vocabulary, lowering, forced_loss=forced_loss, context=context
-        )
-    return trace_stages(record_trace(record, vocabulary), vocabulary, lowering, forced_loss)
+        return compile_rows(
+            document, vocabulary, lowering, template=uses_template(vocabulary),
+            forced_loss=forced_loss, context=context, ended=True,
+        )  # fmt: skip
+    return [trace_stages(record_trace(record, vocabulary), vocabulary, lowering, forced_loss)]
 
 
 def record_trace(record: Record, vocabulary: Vocabulary) -> Trace:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Callable
-from copy import deepcopy
+from collections.abc import Callable, Mapping
+from copy import copy, deepcopy
 from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
+from mvspec.compiler.chat_template import TemplateSettings, asking, bare_template, with_settings
 from mvspec.data.records import InputError
 from mvspec.errors import Unsupported
 from mvspec.law.tags import Tag
@@ -130,6 +131,19 @@ class Vocabulary:
     @cached_property
     def _fingerprints(self) -> dict[int, str]:
         return {}
+
+    def asking(self, arguments: Mapping[str, Any] | None) -> Vocabulary:
+        """Return it with a tokenizer whose chat template is rendered with these arguments.
+
+        Raises:
+            Unsupported: the template knows no such argument, or names others.
+        """
+        source = asking(self.source, arguments)
+        if source is self.source:
+            return self
+        made = copy(self)
+        made.source = source
+        return made
 
     def grow(self) -> None:
         """Read the size again, after tokens were added to the tokenizer."""
@@ -310,6 +324,18 @@ def load_tokenizer(name: str, *, tags: bool = False) -> Any:
     return tokenizer
 
 
+@cache
+def load_asking(name: str, settings: str, *, tags: bool = False) -> Any:
+    """Load a tokenizer once in a process, with a chat template that names settings.
+
+    Args:
+        name, tags: as of `load_tokenizer`.
+        settings: a `TemplateSettings` as JSON.
+    """
+    found = TemplateSettings(**json.loads(settings))
+    return with_settings(load_tokenizer(name, tags=tags), found)
+
+
 def _load(name: str) -> Any:
     path = Path(name)
     file = path if path.is_file() else path / "tokenizer.json"
@@ -359,7 +385,8 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 def fingerprint(tokenizer: Any) -> str:
     """Return the sha256 of a tokenizer's serialised JSON.
 
-    Padding and truncation are settings of a call and do not count; the chat template does.
+    Padding and truncation are settings of a call and do not count; the chat template does, but
+    for the line that names its arguments.
 
     >>> from tokenizers import models
     >>> len(fingerprint(Tokenizer(models.BPE())))
@@ -370,7 +397,7 @@ def fingerprint(tokenizer: Any) -> str:
         backend = deepcopy(backend)
         backend.no_padding()
         backend.no_truncation()
-    template = json.dumps(getattr(tokenizer, "chat_template", None))
+    template = json.dumps(bare_template(tokenizer))
     return hashlib.sha256((backend.to_str() + template).encode()).hexdigest()
 
 

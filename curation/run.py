@@ -8,13 +8,14 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from mvspec.compiler.chat_template import TemplateSettings
 from mvspec.curation.chain import ChainFields, ReasoningChain, read_chain
 from mvspec.curation.client import UNIT, ModelClient, RateLimit, SpendingLimit, TokenPrice
 from mvspec.curation.estimate import CurationEstimate, estimate
@@ -224,6 +225,7 @@ class CurationRun:
         fields: where records keep what.
         task: one of `TASKS`.
         local: ask a model in this process, `curation.model` being its folder or hub name.
+        template: arguments of that model's chat template, as `enable_thinking`.
         base_url: another address of the service.
         price, budget: what tokens cost, and what may be spent in all runs on the folder.
         concurrency: requests on their way at once.
@@ -242,6 +244,7 @@ class CurationRun:
     fields: ChainFields = field(default_factory=ChainFields)
     task: str = "documents"
     local: bool = False
+    template: Mapping[str, Any] = field(default_factory=dict)
     base_url: str | None = None
     price: TokenPrice | None = None
     budget: float | None = None
@@ -311,9 +314,13 @@ class CurationRun:
         return open_records(self.inputs, split=self.split, hub=True, rows=True, short=True)
 
     def _task(self) -> ChainTask:
+        curation = self.curation
+        if self.template:  # they decide answers as the model does
+            asked = f"{curation.model} ({TemplateSettings(self.template)})"
+            curation = replace(curation, model=asked)
         if self.task == "documents":
-            return CurationTask(self.curation, self.sample)
-        return (BranchTask if self.task == "branches" else PromptingTask)(self.curation)
+            return CurationTask(curation, self.sample)
+        return (BranchTask if self.task == "branches" else PromptingTask)(curation)
 
     def _check(self) -> None:
         """Refuse a run that has no key, or a budget that nothing can be counted against."""
@@ -323,6 +330,8 @@ class CurationRun:
                 "the service's price list has them for this model (mvspec holds no list: it would "
                 "be out of date)"
             )
+        if self.template and not self.local:
+            raise InputError("--template-arg is of a model's chat template: give --local")
         if self.batch and self.local:
             raise InputError("--batch is of the service: leave out --local")
         if not self.local and not key_of():
@@ -380,8 +389,9 @@ class CurationRun:
             except ImportError as error:
                 raise InputError(f"--local needs: pip install 'mvspec[engine]' ({error})") from None
             engine = TorchEngine.load(
-                self.curation.model or None, max_concurrent_requests=self.concurrency
-            )
+                self.curation.model or None, max_concurrent_requests=self.concurrency,
+                chat_template_kwargs=self.template,
+            )  # fmt: skip
             yield LocalProvider(engine)
             return
         async with self._gemini() as gemini:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mvspec.compiler.token_rules import TokenRules
+from mvspec.compiler.tokens import turn_end
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.law.automaton import TagAutomaton, TagOrText
 from mvspec.law.tags import Tag
@@ -43,10 +44,22 @@ class Lexicon:
         vocabulary: checked; with the tags where the form is tagged.
         size: the width of the model's logits.
         ends: ids that end a turn.
+        lead: what the chat template writes between an answer and the end of its turn.
     """
 
-    def __init__(self, vocabulary: Vocabulary, size: int, ends: Collection[int]) -> None:
+    @classmethod
+    def of_chat(cls, vocabulary: Vocabulary, size: int, ends: Collection[int]) -> Lexicon:
+        """Return that of a model which ends its turns as its chat template does, too."""
+        end = turn_end(vocabulary)
+        return cls(vocabulary, size, ends) if end is None else cls(
+            vocabulary, size, {*ends, end.id}, end.lead
+        )  # fmt: skip
+
+    def __init__(
+        self, vocabulary: Vocabulary, size: int, ends: Collection[int], lead: str = ""
+    ) -> None:
         self.vocabulary = vocabulary
+        self.lead = lead
         self.backend: Any = vocabulary.backend
         self.size = size
         self.ends = frozenset(ends)

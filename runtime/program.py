@@ -6,9 +6,11 @@ import os
 import runpy
 import sys
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mvspec.compiler.chat_template import asking, settings_of
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.planning import replay_plan
 from mvspec.errors import MvspecError, VerifyError
@@ -29,6 +31,7 @@ def run(
     *,
     options: Options | None = None,
     limits: Limits | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     **sampling: Any,
 ) -> Result:
     """Run a document or a plan, paths in parallel.
@@ -43,6 +46,8 @@ def run(
             default SmolLM2-135M-Instruct, fetched once.
         options: how it is run; instead of them, `limits` and the fields of `Sampling`:
             `temperature`, `top_p`, `top_k`, `min_p`, `repetition_penalty`, `stop`, `seed`.
+        chat_template_kwargs: the chat template's own arguments, as `enable_thinking`; an engine
+            that is given has them itself.
 
     Returns:
         The values by hole name (`result["name"]`), the `.document` and the `.trace`.
@@ -63,7 +68,8 @@ def run(
         options = Options(Sampling(**sampling), limits or Limits())
     if isinstance(document, str | os.PathLike):
         document = load_program(document)
-    return engine_of(engine, model).run(document, options)
+    runner = engine_of(engine, model, chat_template_kwargs=chat_template_kwargs)
+    return runner.run(document, options)
 
 
 def engine_of(
@@ -71,6 +77,7 @@ def engine_of(
     model: str | os.PathLike[str] | None = None,
     *,
     requests: int | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     **load: Any,
 ) -> Engine:
     """Return an engine: as given, at a URL, or in this process with a model.
@@ -79,6 +86,7 @@ def engine_of(
         engine: an engine, or the URL of a server; `MVSPEC_API_KEY` is its key.
         model: folder or hub name, where there is no engine; None for the default one.
         requests: how many there are at once; by default the engine's own number.
+        chat_template_kwargs: the chat template's own arguments, as `enable_thinking`.
         load: of `TorchEngine.load`.
 
     Raises:
@@ -88,11 +96,19 @@ def engine_of(
         from mvspec.runtime.serving.engine import SGLangEngine
 
         key = os.environ.get("MVSPEC_API_KEY")
-        return SGLangEngine(engine, api_key=key, max_requests=max(requests or 0, 256))
+        return SGLangEngine(
+            engine, api_key=key, max_requests=max(requests or 0, 256),
+            chat_template_kwargs=chat_template_kwargs,
+        )  # fmt: skip
     if engine is not None:
+        asking(engine.tokenizer, chat_template_kwargs)  # checked
+        if chat_template_kwargs and settings_of(engine.tokenizer) is None:
+            raise VerifyError("chat_template_kwargs", "give them to the engine when it is made")
         return engine
     if requests is not None:
         load["max_concurrent_requests"] = requests
+    if chat_template_kwargs:
+        load["chat_template_kwargs"] = chat_template_kwargs
     return TorchEngine.load(model, **load)
 
 

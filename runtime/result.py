@@ -100,6 +100,8 @@ def _written(
         elif token.id not in request.lexicon.ends:
             own.append(token.id)
     text = request.lexicon.vocabulary.decode(own)
+    if tokens and tokens[-1].id in request.lexicon.ends:  # the template's part of the end
+        text = text.removesuffix(request.lexicon.lead)
     diagnostics: tuple[Diagnostic, ...] = ()
     if not request.lexicon.vocabulary.tagged:
         turn = message("assistant", text)

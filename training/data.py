@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from mvspec.compiler.chat_template import TemplateSettings, adopt, settings_of
 from mvspec.compiler.layout import Layout, best_fit, concatenate
 from mvspec.compiler.vocabulary import pad_id
 from mvspec.errors import LimitExceeded, VerifyError
@@ -511,6 +512,7 @@ class LayoutData(LightningDataModule):
             from mvspec.compiler.dataset import CompiledDataset
 
             documents = CompiledDataset(given, self.tokenizer)
+            self._adopt(os.fspath(given), documents.template)
             name = os.fspath(given) if name == split else name
         else:
             documents = given
@@ -523,6 +525,17 @@ class LayoutData(LightningDataModule):
             too_long=self.too_long,
             seed=self.seed,
         )
+
+    def _adopt(self, name: str, settings: TemplateSettings | None) -> None:
+        """Let the model's chat template be rendered, from now on, as it was for this data."""
+        if self.tokenizer is None or settings is None:
+            return
+        own = settings_of(self.tokenizer)
+        if own is None:
+            adopt(self.tokenizer, settings)
+        elif own.clock != settings.clock and (self.trainer is None or self.trainer.is_global_zero):
+            print(f"mvspec: {name}: its prompts say it is {settings.clock or 'any time'}, and the "
+                  f"model will be asked as at {own.clock or 'any time'}", flush=True)  # fmt: skip
 
     def setup(self, stage: str) -> None:
         """Open the sets that a stage reads, so that a fault shows before the model is loaded.

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from lightning_utilities.core.rank_zero import rank_zero_info
 from torch import Tensor
 
+from mvspec.compiler.chat_template import asking
 from mvspec.compiler.models import position_limit
 from mvspec.compiler.vocabulary import fingerprint
 from mvspec.errors import VerifyError
@@ -139,6 +140,8 @@ class LanguageModel(LightningModule):
         seed: of fresh weights and of dropout.
         resume_changing: names of settings, such as "model.optimizer.lr" or "data", in which the
             run may differ from the one whose checkpoint it goes on with.
+        chat_template_kwargs: the chat template's own arguments, as {"enable_thinking": False},
+            for layouts in memory; compiled sets bring theirs.
 
     Raises:
         CheckpointError: the run goes on with a checkpoint of other settings, or one that is not
@@ -165,11 +168,13 @@ class LanguageModel(LightningModule):
         optimizer: Optimizer = _ADAMW,
         seed: int = 0,
         resume_changing: str | Sequence[str] = (),
+        chat_template_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.source = model
         self.tokenizer = own_copy(tokenizer, model)
         self.new_tags = extend_tokenizer(self.tokenizer, model, add=add_tags)
+        self.tokenizer = asking(self.tokenizer, chat_template_kwargs)
         self.weights_dtype = dtype
         if attention is not None and attention not in ATTENTIONS:
             raise VerifyError("attention", f"{attention!r} is not one of {', '.join(ATTENTIONS)}")

@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,9 @@ from transformers import (
     AutoTokenizer,
 )
 
+from mvspec.compiler.chat_template import asking
 from mvspec.compiler.models import check_model, load_weights
+from mvspec.compiler.tokens import turn_end
 from mvspec.compiler.vocabulary import Vocabulary, add_tags, load_tokenizer, save_tokenizer
 from mvspec.data.records import InputError
 from mvspec.errors import Unsupported, VerifyError
@@ -312,6 +314,15 @@ def save_model(model: Any, tokenizer: Any, folder: str | os.PathLike[str]) -> No
         model = model.merge_and_unload()
     check_served(model.config, tokenizer)
     target.mkdir(parents=True, exist_ok=True)
+    end = turn_end(Vocabulary.of(tokenizer))
+    generation = getattr(model, "generation_config", None)
+    if end is not None and generation is not None:  # what it was taught to end a turn with
+        ends = generation.eos_token_id
+        known = [ends] if isinstance(ends, int) else list(ends or ())
+        if end.id not in known:
+            generation.eos_token_id = [*known, end.id]
+    with suppress(Unsupported):  # a clock that nobody stopped before now stops
+        tokenizer = asking(tokenizer, None, freeze=True)
     save_tokenizer(tokenizer, target)
     try:
         model.save_pretrained(target)

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mvspec.cli.console import compiling_bar, plain_table, print_table, tell
-from mvspec.cli.options import Field, Form, Lowering, Tokenizer, Workers, needs
+from mvspec.cli.options import (
+    Field,
+    Form,
+    Lowering,
+    TemplateArgs,
+    Tokenizer,
+    Workers,
+    as_given,
+    needs,
+    template_arguments,
+)
 from mvspec.forms.multiverse import MULTIVERSE
 
 if TYPE_CHECKING:
@@ -67,6 +77,7 @@ def compile(
         ),
     ] = None,
     shard: Annotated[int, typer.Option(min=1, help="Records of a file, and of packing.")] = 256,
+    template_arg: TemplateArgs = None,
     workers: Workers = 1,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a data set that was made otherwise.")
@@ -92,10 +103,12 @@ def compile(
         raise typer.BadParameter(
             f"{stage!r} is not one of {', '.join(STAGES)}", param_hint="--emit"
         )
+    arguments = template_arguments(template_arg)
     fields = Fields(form, field, prompt_field, instruction)
     records = open_records(inputs, fields, split=split, hub=True, short=True)
     if output is None:
-        loaded = load_vocabulary(tokenizer, tags=add_tags)
+        with as_given():
+            loaded = load_vocabulary(tokenizer, tags=add_tags).asking(arguments)
         bad = print_stage(stage, records, loaded, lowering, where or (), forced_loss=forced_loss)
         raise typer.Exit(1 if bad else 0)
     with needs("compile", "compile -o"):
@@ -106,8 +119,13 @@ def compile(
     with compiling_bar(records.size) as advance:
         result = compile_records(
             records, tokenizer, output, options,
-            workers=workers, overwrite=overwrite, advance=advance,
+            workers=workers, overwrite=overwrite, advance=advance, chat_template_kwargs=arguments,
         )  # fmt: skip
+    if not result.ended:
+        tell(
+            "mvspec: nothing teaches the model to stop: the tokenizer has no chat template and no "
+            "eos_token (a folder with tokenizer_config.json names one)"
+        )
     print_table(compilation_table(result, output, packed=pack))
     if where and not result.counts.records + result.counts.quarantined:
         tell("no row meets --where: the data set is empty")
@@ -132,6 +150,10 @@ def compilation_table(result: Compilation, folder: Path, *, packed: bool) -> Tab
     bad = f"{counts.quarantined:,}" + (f" (see {QUARANTINE})" if counts.quarantined else "")
     table.add_row("quarantined", bad, style="red" if counts.quarantined else "")
     table.add_row("rows", f"{counts.rows:,}")
+    if result.settings.arguments:
+        table.add_row("chat template", str(result.settings))
+    if result.settings.clock:
+        table.add_row("the template's now", result.settings.clock)
     table.add_row("tokens", f"{counts.tokens:,}")
     table.add_row("  with loss", f"{counts.loss_tokens:,}")
     mean = record["mean_parallelism"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mvspec.cli.console import plain_table, print_table, tell
-from mvspec.cli.options import from_options, needs
+from mvspec.cli.options import TemplateArgs, from_options, needs, template_arguments
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -104,6 +104,7 @@ def curate(
     local: Annotated[
         bool, typer.Option("--local", help="Ask a model in this process; no key is needed.")
     ] = False,
+    template_arg: TemplateArgs = None,
     base_url: Annotated[str | None, typer.Option(help="Another address of the service.")] = None,
     sample: Annotated[int, typer.Option(min=0, help="Records that report.html shows.")] = 20,
 ) -> None:
@@ -133,6 +134,7 @@ def curate(
         curation=curation,
         fields=ChainFields(field, question_field, answer_field),
         price=None if price is None else TokenPrice.parse(price),
+        template=template_arguments(template_arg),
     )
     if output is None or dry_run:
         import asyncio

@@ -12,7 +12,16 @@ import typer
 from typer.core import TyperGroup
 
 from mvspec.cli.console import plain_table, print_table, sample_bar, tell
-from mvspec.cli.options import Json, Model, as_given, from_options, needs, numbers
+from mvspec.cli.options import (
+    Json,
+    Model,
+    TemplateArgs,
+    as_given,
+    from_options,
+    needs,
+    numbers,
+    template_arguments,
+)
 from mvspec.cli.stats import counter_of
 from mvspec.shown import visible
 
@@ -95,6 +104,7 @@ def run(
         int | None, typer.Option(min=0, help="Blocks inside blocks; 0 for plain generation.")
     ] = None,
     structure: Annotated[bool, typer.Option(help="Hold the model to the grammar.")] = True,
+    template_arg: TemplateArgs = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests on their way at once.")] = 16,
     group: Annotated[
         str, typer.Option(help="Column that accuracies are told apart by.")
@@ -123,9 +133,10 @@ def run(
     """Ask a model a task's problems, or grade recorded outputs; resumes where it stopped."""
     given = locals()
     recorded = field is not None or outputs is not None
-    if recorded and (model or engine or cap or samples > 1):
+    if recorded and (model or engine or cap or samples > 1 or template_arg):
         raise typer.BadParameter(
-            "recorded outputs are graded as they are: leave out --model, --engine, --cap, --samples"
+            "recorded outputs are graded as they are: leave out --model, --engine, --cap, "
+            "--samples, --template-arg"
         )
     if engine and model:
         raise typer.BadParameter("the server has its model: give one", param_hint="--engine")
@@ -168,9 +179,11 @@ def run(
         with as_given():
             sampling, limits = from_options(Sampling, given), from_options(Limits, given)
             options = Options(sampling, limits, structure)
-        generation = AnswerGenerator(
-            engine_of(engine, model, requests=concurrency), prompt_of(prompt), options
-        )
+            asked = engine_of(
+                engine, model, requests=concurrency,
+                chat_template_kwargs=template_arguments(template_arg),
+            )  # fmt: skip
+        generation = AnswerGenerator(asked, prompt_of(prompt), options)
         asking = AskedSamples(samples, caps, concurrency)
         run = run_engine(evaluation, generation, asking, output or Path(), tell, sample_bar)
     raise typer.Exit(_shown([run], as_json, plot) or int(problem > 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ __all__ = [
     "Lowering",
     "Model",
     "OnlyRecords",
+    "TemplateArgs",
     "Timeline",
     "Tokenizer",
     "Workers",
@@ -33,6 +35,7 @@ __all__ = [
     "known_form",
     "needs",
     "numbers",
+    "template_arguments",
 ]
 
 
@@ -77,6 +80,14 @@ Model = Annotated[
     str | None,
     typer.Option(help="Folder or hub name of a model; by default a small one, fetched once."),
 ]
+TemplateArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--template-arg",
+        metavar="NAME=JSON",
+        help="Argument of the chat template, as enable_thinking=false; repeatable.",
+    ),
+]
 Timeline = Annotated[
     Path | None, typer.Option(help="Draw threads over steps to this .svg or .png file.")
 ]
@@ -94,6 +105,29 @@ def apart(output: Path | None, inputs: list[str], option: str) -> None:
             raise InputError(f"{option} {output}: it is read too: name another file")
         if source.is_dir() and target.is_relative_to(source) and is_readable(target):
             raise InputError(f"{option} {output}: {name} is read, and it stands in there")
+
+
+def template_arguments(given: list[str] | None) -> dict[str, Any]:
+    """Return the arguments of a chat template that an option names.
+
+    Raises:
+        InputError: one has no name or no value of JSON, or is given twice.
+    """
+    found: dict[str, Any] = {}
+    for each in given or ():
+        name, there, text = each.partition("=")
+        if not there or not name.isidentifier():
+            raise InputError(f"--template-arg {each}: expected NAME=JSON: enable_thinking=false")
+        if name in found:
+            raise InputError(f"--template-arg {each}: {name} is given twice")
+        try:
+            found[name] = json.loads(text)
+        except (ValueError, RecursionError):
+            raise InputError(
+                f"--template-arg {each}: {text!r} is not JSON: true, false, null, a number, or a "
+                f"text in quotes: {name}='\"{text}\"'"
+            ) from None
+    return found
 
 
 T = TypeVar("T")

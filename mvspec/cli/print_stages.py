@@ -14,7 +14,7 @@ from mvspec.compiler.layout import Layout
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, plan_cost
 from mvspec.compiler.planning import plan_document, replay_plan
 from mvspec.compiler.segments import NO_CONTEXT, Segment
-from mvspec.compiler.stages import Stages, compile_stages, segments_of
+from mvspec.compiler.stages import Stages, compile_rows, segments_of, uses_template
 from mvspec.compiler.traced import record_trace, trace_stages
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.data.chat import ChatContext
@@ -52,19 +52,21 @@ def emit(
     Raises:
         MvspecError: the document cannot be compiled that far.
     """
+    vocabulary = Vocabulary.of(tokenizer)
+    how: dict[str, Any] = {"template": uses_template(vocabulary), "context": context}
     if stage == "ir":
         yield tree_rich(document, None)
     elif stage == "segments":
-        yield from segment_lines(
-            segments_of(document, Vocabulary.of(tokenizer), lowering, context=context)
-        )
+        for row in segments_of(document, vocabulary, lowering, ended=True, **how):
+            yield from segment_lines(row)
     elif stage == "plan":
-        yield from plan_lines(plan_document(document, tokenizer))
+        yield from plan_lines(plan_document(document, tokenizer, **how))
     else:
-        stages = compile_stages(
-            document, tokenizer, lowering, forced_loss=forced_loss, context=context
+        rows = compile_rows(
+            document, tokenizer, lowering, forced_loss=forced_loss, ended=True, **how
         )
-        yield from layout_lines(stages, tokenizer)
+        for stages in rows:
+            yield from layout_lines(stages, tokenizer)
 
 
 def emit_record(

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mvspec.cli.console import tell
-from mvspec.cli.options import Json, Model, Timeline, as_given, from_options, needs
+from mvspec.cli.options import (
+    Json,
+    Model,
+    TemplateArgs,
+    Timeline,
+    as_given,
+    from_options,
+    needs,
+    template_arguments,
+)
 from mvspec.data.records import InputError
 from mvspec.errors import MvspecError
 
@@ -49,6 +59,7 @@ def run(
     max_depth: Annotated[int | None, typer.Option(min=0, help="Blocks inside blocks.")] = None,
     share: Annotated[int, typer.Option(min=0, help="Paths read each other after so many.")] = 0,
     structure: Annotated[bool, typer.Option(help="Hold the model to the grammar.")] = True,
+    template_arg: TemplateArgs = None,
     live: Annotated[bool, typer.Option(help="Show the paths while they are written.")] = False,
     trace: Annotated[Path | None, typer.Option(help="Append the trace to this .jsonl.")] = None,
     timeline: Timeline = None,
@@ -69,6 +80,7 @@ def run(
         result = run_file(
             program, model, options,
             engine=engine, live=live, trace=trace, timeline=timeline, quiet=as_json,
+            chat_template_kwargs=template_arguments(template_arg),
         )  # fmt: skip
     if as_json:
         print(json.dumps(jsonable(result)))
@@ -84,6 +96,7 @@ def run_file(
     trace: Path | None = None,
     timeline: Path | None = None,
     quiet: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Result:
     """Run a file and print the result.
 
@@ -95,6 +108,7 @@ def run_file(
         trace: a JSONL file that the trace is appended to, also after Ctrl-C.
         timeline: an .svg or .png file that the timeline is drawn to.
         quiet: print nothing.
+        chat_template_kwargs: the chat template's own arguments.
 
     Raises:
         MvspecError: as `mvspec.run`.
@@ -109,7 +123,7 @@ def run_file(
         _check_trace(trace)
     program = load_program(path)
     errors = Console(stderr=True)
-    runner = load_engine(model, errors, engine)
+    runner = load_engine(model, errors, engine, chat_template_kwargs)
     result = run_live(runner, program, options, errors, live=live and not quiet, trace=trace)
     if trace is not None:
         result.trace.save(trace)
@@ -129,17 +143,22 @@ def _check_trace(path: Path) -> None:
         raise InputError(f"{path}: cannot be written")
 
 
-def load_engine(model: str | None, console: Console, url: str | None = None) -> Engine:
+def load_engine(
+    model: str | None,
+    console: Console,
+    url: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Engine:
     """Return an engine; a model is loaded behind a status line, without progress bars."""
     from mvspec.runtime.program import engine_of
 
     if url is not None:
-        return engine_of(url)
+        return engine_of(url, chat_template_kwargs=chat_template_kwargs)
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     with console.status("loading the model"):
-        return engine_of(model=model)
+        return engine_of(model=model, chat_template_kwargs=chat_template_kwargs)
 
 
 def run_live(

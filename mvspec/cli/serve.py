@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mvspec.cli.options import as_given, needs
+from mvspec.cli.options import TemplateArgs, as_given, needs, template_arguments
 from mvspec.law.limits import Limits
 
 
@@ -16,6 +16,7 @@ def serve(
         list[str] | None,
         typer.Argument(metavar="[-- FLAGS]", help="SGLang's own flags, such as --port 30000."),
     ] = None,
+    template_arg: TemplateArgs = None,
     native: Annotated[
         bool, typer.Option("--native", help="Let the model fork in every request that can.")
     ] = False,
@@ -46,7 +47,8 @@ def serve(
     with needs("sglang", "serve"):
         from mvspec.runtime.serving.launch import ServerLaunch
     with as_given():
-        launch = ServerLaunch(model, flags or [], Limits(**chosen) if native else None)
+        limits = Limits(**chosen) if native else None
+        launch = ServerLaunch(model, flags or [], limits, template_arguments(template_arg))
     for note in launch.notes:
         typer.echo(f"mvspec: {note}", err=True)
     launch.execute()

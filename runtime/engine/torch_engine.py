@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mvspec.compiler.chat_template import asking
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.vocabulary import Vocabulary, has_tags
 from mvspec.errors import VerifyError
@@ -43,6 +44,7 @@ class TorchEngine(Engine):
         max_kv_bytes: how many bytes a request's keys and values may take; by default what the
             memory holds.
         graphs: launch small steps on a GPU as CUDA graphs, as docs/run.md says.
+        chat_template_kwargs: the chat template's own arguments, as `enable_thinking`.
 
     Attributes:
         scheduler: has the requests that run and that wait.
@@ -61,6 +63,7 @@ class TorchEngine(Engine):
         max_batched_tokens: int | None = None,
         max_kv_bytes: int | None = None,
         graphs: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         sizes = {
             "max_concurrent_requests": max_concurrent_requests,
@@ -73,14 +76,14 @@ class TorchEngine(Engine):
         self.model = model if isinstance(model, EngineModel) else EngineModel(model, graphs=graphs)
         tokens = max_batched_tokens or (256 if self.model.device.type == "cpu" else 4096)
         self.scheduler = RequestScheduler(self.model, max_concurrent_requests, tokens)
-        self.tokenizer = tokenizer
+        tokenizer = self.tokenizer = asking(tokenizer, chat_template_kwargs)
         self.max_kv_bytes = max_kv_bytes
         tagged = has_tags(tokenizer)
         self.syntax = MULTIVERSE if tagged else UNTAGGED
         self.vocabulary = Vocabulary.of(tokenizer, tagged=tagged)
         eos = getattr(tokenizer, "eos_token_id", None)
         ends = self.model.ends or frozenset([] if eos is None else [eos])
-        self.lexicon = Lexicon(self.vocabulary, self.model.size, ends)
+        self.lexicon = Lexicon.of_chat(self.vocabulary, self.model.size, ends)
         self.capabilities = Capabilities(
             "TorchEngine",
             self.model.name,
@@ -105,8 +108,8 @@ class TorchEngine(Engine):
             model: a folder or a hub name; by default SmolLM2-135M-Instruct, fetched once.
             device: by default the GPU where there is one, else the CPU.
             dtype: by default float32 on the CPU, bfloat16 on a GPU.
-            sizes: max_concurrent_requests, max_batched_tokens, max_kv_bytes and graphs, as in the
-                constructor.
+            sizes: max_concurrent_requests, max_batched_tokens, max_kv_bytes, graphs and
+                chat_template_kwargs, as in the constructor.
 
         Raises:
             ModelError: it cannot be fetched or loaded, or does not fit into the memory.

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from mvspec.compiler.chat_template import settings_of
 from mvspec.compiler.plan import Extend
 from mvspec.data.records import crash
 from mvspec.errors import LimitExceeded, MvspecError, RequestFailed, Unsupported, VerifyError
@@ -65,6 +66,8 @@ class AnswerGenerator:
         """Return what decides an answer."""
         sampling = asdict(self.options.sampling)
         sampling.pop("logprobs")
+        settings = settings_of(self.engine.tokenizer)
+        arguments = dict(settings.arguments) if settings else {}
         return {
             "engine": type(self.engine).__name__,
             "model": self.engine.capabilities.model,
@@ -72,6 +75,7 @@ class AnswerGenerator:
             "sampling": sampling,
             "limits": self.options.limits.model_dump(exclude_unset=True),
             "structure": self.options.structure,
+            **({"template": arguments} if arguments else {}),
         }
 
     def ask(self, problem: EvaluationProblem) -> Document:

@@ -11,6 +11,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+from mvspec.compiler.chat_template import asking
 from mvspec.compiler.plan import ExecutionPlan
 from mvspec.compiler.vocabulary import Vocabulary, has_tags, load_tokenizer
 from mvspec.errors import MvspecError, Unsupported, VerifyError
@@ -38,6 +39,7 @@ class SGLangEngine(Engine):
         api_key: of the server.
         timeout: seconds that the server may be silent.
         max_requests: how many requests of one call are sent at once.
+        chat_template_kwargs: the chat template's own arguments, as `enable_thinking`.
 
     Raises:
         MvspecError: the server cannot be reached, or is none of SGLang.
@@ -52,6 +54,7 @@ class SGLangEngine(Engine):
         api_key: str | None = None,
         timeout: float = 600.0,
         max_requests: int = 256,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         self.endpoint: HttpEndpoint | LocalEndpoint
         if isinstance(server, str):
@@ -65,7 +68,7 @@ class SGLangEngine(Engine):
         if max_requests < 1:
             raise VerifyError("max_requests", f"{max_requests} is not at least 1")
         self.max_requests = max_requests
-        self.tokenizer = tokenizer or self._load()
+        self.tokenizer = asking(tokenizer or self._load(), chat_template_kwargs)
         tagged = has_tags(self.tokenizer)
         self.vocabulary = Vocabulary.of(self.tokenizer, tagged=tagged)
         self.syntax: Syntax = MULTIVERSE if tagged else UNTAGGED

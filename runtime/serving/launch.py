@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from mvspec.compiler.chat_template import asking
 from mvspec.compiler.models import check_weights
-from mvspec.compiler.vocabulary import Vocabulary, load_tokenizer
+from mvspec.compiler.vocabulary import Vocabulary, load_tokenizer, save_tokenizer
 from mvspec.data.records import InputError
 from mvspec.errors import MvspecError, Unsupported, VerifyError
 from mvspec.law.limits import Limits
@@ -25,6 +28,8 @@ class ServerLaunch:
         model: folder or hub name.
         flags: SGLang's own, passed on.
         adaptive: limits of requests that fork by themselves; None where only plans fork.
+        chat_template_kwargs: the chat template's own arguments. The server then has a tokenizer of
+            its own, in a folder of the system's temporary ones, which names them.
 
     Attributes:
         command: what is executed.
@@ -36,7 +41,13 @@ class ServerLaunch:
         Unsupported: a flag or the tokenizer that fork and join do not work with.
     """
 
-    def __init__(self, model: str, flags: Sequence[str], adaptive: Limits | None = None) -> None:
+    def __init__(
+        self,
+        model: str,
+        flags: Sequence[str],
+        adaptive: Limits | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
         found = importlib.util.find_spec("sglang")
         if found is None or not found.submodule_search_locations:
             raise InputError("serve needs SGLang beside mvspec: pip install 'mvspec[sglang]'")
@@ -68,7 +79,15 @@ class ServerLaunch:
             except VerifyError as error:
                 raise InputError(f"the model {error}") from None
         self.notes: list[str] = []
-        self._check_tags(given.get("--tokenizer-path", model), adaptive)
+        tokenizer = self._checked(given.get("--tokenizer-path", model), adaptive)
+        asked = asking(tokenizer, chat_template_kwargs)
+        if asked is not tokenizer:
+            for name in ("--tokenizer-path", "--chat-template"):
+                if name in given:
+                    raise InputError(f"--template-arg is of the model's own template: not {name}")
+            folder = tempfile.mkdtemp(prefix="mvspec-tokenizer-")
+            save_tokenizer(asked, Path(folder))
+            flags = [*flags, "--tokenizer-path", folder]
         self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, *flags]
         incremental = "--incremental-streaming-output"
         if incremental not in given and _streams_deltas(Path(found.submodule_search_locations[0])):
@@ -79,7 +98,8 @@ class ServerLaunch:
         if adaptive is not None:
             self.environment[ADAPTIVE_LIMITS] = adaptive.model_dump_json(exclude_unset=True)
 
-    def _check_tags(self, name: str, adaptive: Limits | None) -> None:
+    def _checked(self, name: str, adaptive: Limits | None) -> Any:
+        """Return the tokenizer, which plans can be made for."""
         try:
             tokenizer = load_tokenizer(name)
         except MvspecError as error:
@@ -88,12 +108,13 @@ class ServerLaunch:
         missing = [tag for tag in Tag if backend.token_to_id(tag.value) is None]
         if not missing:
             Vocabulary.of(tokenizer)
-            return
+            return tokenizer
         lacks = f"the tokenizer of {name} lacks {', '.join(missing)}"
         if adaptive is not None:
             raise Unsupported(f"--native: {lacks}: only a model that was taught the tags forks")
         self.notes.append(f"{lacks}: this server runs untagged plans, and its model never forks")
         Vocabulary.of(tokenizer, tagged=False)
+        return tokenizer
 
     def execute(self) -> None:
         """Become the server: its signals and its exit status are this process's."""

@@ -11,6 +11,7 @@ from copy import copy
 from functools import partial
 from typing import Any
 
+from mvspec.compiler.chat_template import check_request
 from mvspec.compiler.planning import plan_document
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import MvspecError, ParseError
@@ -61,7 +62,12 @@ class OpenAIFrontend:
         Raises:
             ValueError: the request is at fault; SGLang answers with status 400.
         """
-        vocabulary = self._vocabulary(serving.tokenizer_manager.tokenizer)
+        tokenizer = serving.tokenizer_manager.tokenizer
+        try:
+            check_request(tokenizer, request.chat_template_kwargs or {})
+        except MvspecError as error:
+            raise ValueError(str(error)) from None
+        vocabulary = self._vocabulary(tokenizer)
         contents = [_content(each) for each in request.messages]
         if vocabulary is None or not TAG.search(request.model_dump_json()):
             return original(serving, request, raw)
@@ -103,12 +109,14 @@ class _Rendering:
         self.made: tuple[Any, Any] = None, None
         self._render = render
         self._request = request
+        self._messages = list(request.messages)
         self._decode = vocabulary.decode
 
     def apply_chat_template(self, chat: Sequence[dict[str, str]], **_: Any) -> str:
         """Return the chat as text; the server adds the beginning of the answer."""
-        for each, mark in zip(self._request.messages, chat, strict=True):
-            each.content = mark["content"]
+        self._request.messages = self._messages[: len(chat)]
+        for each, given in zip(self._request.messages, chat, strict=True):
+            each.content = given["content"]
         self.made = self._render()
         adapted = self.made[0]
         text = adapted.text if adapted.input_ids is None else self._decode(adapted.input_ids)

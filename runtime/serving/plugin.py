@@ -95,7 +95,7 @@ class SGLangPlugin:
             tokenizer, config = scheduler.tokenizer, scheduler.model_config
             vocabulary = Vocabulary.of(tokenizer, tagged=has_tags(tokenizer))
             ends = set(config.hf_eos_token_id or ()) | {tokenizer.eos_token_id}
-            lexicon = Lexicon(vocabulary, config.vocab_size, ends - {None})
+            lexicon = Lexicon.of_chat(vocabulary, config.vocab_size, ends - {None})
             self.forks = ForkScheduler(adapter, lexicon)
             self.processor = LogitsProcessor(config.vocab_size)
             self._tags = frozenset(vocabulary.tag_ids.values())

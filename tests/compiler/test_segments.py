@@ -234,20 +234,13 @@ END = "{% endfor %}"
             "writes the user message 2 times",
         ),
         (f"{LOOP}{{{{ message.content[:9] }}}}{END}", "writes the user message 0 times"),
-        (f"{LOOP}{{{{ message.content | upper }}}}{END}", "writes the user message 0 times"),
+        (f"{LOOP}{{{{ message.content | reverse }}}}{END}", "writes the user message 0 times"),
         (
-            "{{ messages[1].content }}{{ messages[0].content }}",
-            "writes the assistant message 0 times",
+            "{% for m in messages | reverse %}{{ m.content }}<|im_end|>{% endfor %}",
+            "writes the user message behind the answer",
         ),
-        (
-            "{{ messages[0].content }}{{ messages[1].content }}{{ messages[0].content }}",
-            "writes the user message 2 times",
-        ),
-        (
-            "{{ raise_exception('roles must alternate') }}",
-            "refuses the turns user, assistant: roles must alternate",
-        ),
-        ("{{ messages[7].content.x }}", "refuses the turns user, assistant"),
+        ("{{ raise_exception('roles must alternate') }}", "the turns user: roles must alternate"),
+        ("{{ messages[7].content.x }}", "refuses the turns user"),
         (None, "no chat template"),
     ],
 )
@@ -266,10 +259,20 @@ def test_a_bare_tokenizer_has_no_template() -> None:
         compile_document(document, small_tokenizer())
 
 
-def test_a_template_that_trims_its_messages_trims_none_of_ours() -> None:
+def test_a_template_that_trims_its_messages_trims_what_it_is_asked_with() -> None:
     trimming = chat_tokenizer(CHATML.replace("message.content", "message.content | trim"))
     document = mvspec.document(mvspec.user("  How? \n"), mvspec.assistant(" So.\n"))
-    assert document_segments(document, trimming) == document_segments(document, CHAT)
+    trimmed = mvspec.document(mvspec.user("How?"), mvspec.assistant(" So.\n"))
+    assert document_segments(document, trimming) == document_segments(trimmed, CHAT)
+
+
+def test_an_answer_whose_end_is_trimmed_later_stays_a_block() -> None:
+    trimming = chat_tokenizer(CHATML.replace("message.content", "message.content | trim"))
+    document = mvspec.document(mvspec.user("How?"), NESTED, mvspec.user("And?"))
+    parts = document_segments(document, trimming)
+    text = "".join(part.text for part in parts)
+    assert f"assistant\n{mvspec.render(NESTED).strip()}<|im_end|>\n" in text
+    assert len(lower(document, trimming).tags) == len(lower(document, CHAT).tags)
 
 
 def test_the_end_of_turn_may_be_any_special_token() -> None:

@@ -30,7 +30,7 @@ import mvspec as mv  # noqa: E402
 from mvspec.cli import app  # noqa: E402
 from mvspec.compiler import Layout, Vocabulary, add_tags  # noqa: E402
 from mvspec.compiler.dataset import CompiledDataset  # noqa: E402
-from mvspec.compiler.traced import record_stages  # noqa: E402
+from mvspec.compiler.traced import record_rows  # noqa: E402
 from mvspec.compiler.vocabulary import save_tokenizer  # noqa: E402
 from mvspec.data.records import BadRecord, Record  # noqa: E402
 from mvspec.law.limits import Limits  # noqa: E402
@@ -103,7 +103,7 @@ def test_a_row_is_the_layout_of_its_run(
     vocabulary = Vocabulary.of(engine.tokenizer, tagged=which != "plain")
     lowering = f"shared({share})" if share else "multiverse"
     for value in (row(trace), row(trace, vocabulary=""), of_version_1(trace)):
-        stages = record_stages(record(value), vocabulary, lowering)
+        stages = record_rows(record(value), vocabulary, lowering)[0]
         assert same(stages.layout, trace.layout)
         assert stages.metrics == trace.metrics
     drawn = np.array(trace.authors) == "model"
@@ -208,7 +208,7 @@ def test_tokens_that_were_added_since_change_nothing(tmp_path: Path) -> None:
     add_tags(grown)
     vocabulary = Vocabulary.of(grown)
     assert vocabulary.fingerprint != trace.vocabulary
-    assert same(record_stages(record(row(trace)), vocabulary, "multiverse").layout, trace.layout)
+    assert same(record_rows(record(row(trace)), vocabulary, "multiverse")[0].layout, trace.layout)
 
 
 BLOCK = mv.parallel(mv.branch("a", "A", mv.gen("a", 5)), mv.branch("b", "B"), conclusion="So.")
@@ -265,7 +265,7 @@ def test_what_cannot_be_laid_out_says_why(kind: str) -> None:
     made, how, why = REFUSED[kind]
     vocabulary = Vocabulary.of(chat())
     with pytest.raises(mv.MvspecError, match=why) as stop:
-        record_stages(record(made()), vocabulary, **({"lowering": "multiverse"} | how))
+        record_rows(record(made()), vocabulary, **({"lowering": "multiverse"} | how))
     assert "\n" not in str(stop.value)
 
 
@@ -277,7 +277,7 @@ def test_other_lowerings_keep_the_ids(lowering: str) -> None:
     vocabulary = Vocabulary.of(chat())
     assert trace.finish == "end"
     assert len(trace.threads) == 5
-    layout = record_stages(record(row(trace)), vocabulary, lowering).layout
+    layout = record_rows(record(row(trace)), vocabulary, lowering)[0].layout
     if lowering != "tree":
         assert sorted(layout.input_ids.tolist()) == sorted(trace.ids)
     by_rule = mv.compiler.layout_from_ids(
@@ -292,7 +292,7 @@ def test_a_trace_keeps_its_prompt() -> None:
     value = record(row(ENGINES["dice"].run(ask("So.")).trace))
     asked = Record(value.place, value.data, "json", mv.data.records.Fields(instruction="Think."))
     with pytest.raises(mv.MvspecError, match="--instruction would change it"):
-        record_stages(asked, Vocabulary.of(chat()), "multiverse")
+        record_rows(asked, Vocabulary.of(chat()), "multiverse")
     with pytest.raises(BadRecord, match="refused: too long"):
-        record_stages(record({"id": "a", "output": "", "error": "too long"}),
+        record_rows(record({"id": "a", "output": "", "error": "too long"}),
                       Vocabulary.of(chat()), "multiverse")  # fmt: skip
