@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from mvspec.compiler.chat_template import TemplateSettings, asking, bare_template, with_settings
 from mvspec.data.records import InputError
-from mvspec.errors import Unsupported
+from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.tags import Tag
 
 TAGS = tuple(Tag)
@@ -374,12 +374,19 @@ def load_vocabulary(name: str, *, tags: bool = False) -> Vocabulary:
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
-    """Write a tokenizer so that `load_tokenizer(folder)` reads it back."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if isinstance(tokenizer, Tokenizer):
-        tokenizer.save(str(folder / "tokenizer.json"))
-    else:
-        tokenizer.save_pretrained(str(folder))
+    """Write a tokenizer so that `load_tokenizer(folder)` reads it back.
+
+    Raises:
+        MvspecError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if isinstance(tokenizer, Tokenizer):
+            tokenizer.save(str(folder / "tokenizer.json"))
+        else:
+            tokenizer.save_pretrained(str(folder))
+    except Exception as error:  # of tokenizers, which has no class of its own
+        raise MvspecError(f"{folder}: the tokenizer was not written: {error}") from error
 
 
 def fingerprint(tokenizer: Any) -> str:

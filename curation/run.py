@@ -34,6 +34,7 @@ from mvspec.curation.store import CurationStore
 from mvspec.curation.tasks import BranchTask, CurationTask, PromptingTask
 from mvspec.data.records import BadRecord, InputError, Record
 from mvspec.data.sources import PATIENCE, Records, open_records
+from mvspec.disk import append_line
 
 TASKS = ("documents", "branches", "prompting")
 
@@ -431,5 +432,4 @@ def _log(folder: Path, started: float, run: TaskRun) -> None:
         "dollars_in_doubt": client.budget.doubtful / UNIT,
         "stopped": client.stopped,
     }
-    with (folder / RUNS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry) + "\n")
+    append_line(folder / RUNS, json.dumps(entry))

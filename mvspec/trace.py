@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from mvspec.disk import append_line
 from mvspec.errors import Diagnostic, LimitExceeded, VerifyError
 from mvspec.law.metrics import Metrics
 from mvspec.law.threads import Chain, law_of_threads
@@ -246,8 +247,7 @@ class Trace(BaseModel):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Append the trace to a JSONL file, a line each."""
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(self.model_dump_json(exclude_none=True) + "\n")
+        append_line(path, self.model_dump_json(exclude_none=True))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Trace:

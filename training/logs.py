@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from mvspec.data.records import InputError
+from mvspec.disk import append_line, naming
 from mvspec.errors import VerifyError
 from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Result, Sampling
@@ -83,7 +84,7 @@ class MetricsLogger(Logger):
             self._columns += sorted(new)
             self._rewrite(rows)
             self._at = self.path.stat().st_size
-        with self.path.open("r+", newline="", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("r+", newline="", encoding="utf-8") as file:
             file.truncate(self._at)
             file.seek(self._at)
             csv.DictWriter(file, self._columns).writerow(self._row)
@@ -105,7 +106,7 @@ class MetricsLogger(Logger):
     def _rewrite(self, rows: list[dict[str, str]]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".csv.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with naming(temporary), temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self._columns)
             writer.writeheader()
             writer.writerows(rows)
@@ -393,9 +394,10 @@ class Generations(Callback):
     def _write(self, trainer: Trainer, lines: Sequence[dict[str, Any]]) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "generations.jsonl").open("a", encoding="utf-8") as file:
-            for line in lines:
-                file.write(json.dumps({"step": trainer.global_step} | line) + "\n")
+        for line in lines:
+            append_line(
+                folder / "generations.jsonl", json.dumps({"step": trainer.global_step} | line)
+            )
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 for index, line in enumerate(lines):

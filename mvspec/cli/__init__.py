@@ -107,7 +107,10 @@ class MvspecGroup(TyperGroup):
             raise typer.Exit(2 if isinstance(error, InputError) else 1) from None
         except OSError as error:
             # A folder that is not there, a full disk: the command's surroundings, not its records.
-            what = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            # Whoever writes a file names it (mvspec/disk.py): what has no name was printed.
+            unnamed = "" if error.errno is None or sys.stdout.isatty() else "standard output"
+            name = error.filename or unnamed
+            what = f"{name}: {error.strerror}" if name else str(error)
             tell(f"mvspec: {what}")
             discard_stdout()
             raise typer.Exit(2) from None

@@ -16,6 +16,7 @@ from mvspec.cli.console import tell
 from mvspec.cli.options import Field, Form, Inputs, Lowering, OnlyRecords, apart, needs
 from mvspec.data.records import BadRecord, Fields, InputError, Record
 from mvspec.data.sources import open_records
+from mvspec.disk import naming
 from mvspec.errors import MvspecError
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.shown import visible
@@ -89,7 +90,8 @@ def show(
             unread = True
             tell(str(error) if isinstance(error, BadRecord) else f"{item.name}: {error}")
     if html:
-        html.write_text(PAGE.format("".join(page)), "utf-8")
+        with naming(html):
+            html.write_text(PAGE.format("".join(page)), "utf-8")
     if mask and drawn:
         write_pictures(mask, drawn, vocabulary)
     raise typer.Exit(1 if unread else 0)

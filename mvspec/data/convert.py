@@ -12,6 +12,7 @@ from typing import Any
 
 from mvspec.data.columns import COLUMNS, PAIR, columns
 from mvspec.data.records import InputError, Record, RowPath
+from mvspec.disk import naming
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS, JSON, render
 
@@ -57,9 +58,10 @@ def convert_records(
     partial = output.with_name(output.name + ".partial") if output else None
     written = 0
     with (
+        naming(partial or "standard output"),
         partial.open("w", encoding="utf-8", newline="")
         if partial
-        else nullcontext(sys.stdout) as file
+        else nullcontext(sys.stdout) as file,
     ):
         for record in records:
             try:

@@ -6,7 +6,6 @@ appear whole or not at all, with `replaced`. Settings are compared with `differi
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mvspec.data.records import InputError
+from mvspec.disk import naming, write_whole
 
 fcntl: Any
 try:
@@ -46,11 +46,15 @@ def replaced(path: Path, mode: str = "w", *, keep_empty: bool = True) -> Iterato
     """Give a file that takes the place of `path` whole; an empty one may take it away instead."""
     temporary = path.with_name(f".{path.name}.tmp")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
-    with temporary.open(mode, **text) as file:  # type: ignore[call-overload]
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-        empty = file.tell() == 0
+    try:
+        with naming(temporary), temporary.open(mode, **text) as file:  # type: ignore[call-overload]
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            empty = file.tell() == 0
+    except OSError:
+        temporary.unlink(missing_ok=True)  # a full disk needs its place
+        raise
     if empty and not keep_empty:
         temporary.unlink()
         path.unlink(missing_ok=True)
@@ -71,7 +75,7 @@ def json_text(value: Any) -> str:
 
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal digits."""
-    with path.open("rb") as stream:
+    with naming(path), path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -156,7 +160,8 @@ class Journal:
 
     def cut(self, size: int) -> None:
         """Cut off what a killed run left behind the first bytes."""
-        os.ftruncate(self._descriptor, size)
+        with naming(self.path):
+            os.ftruncate(self._descriptor, size)
         self._size = size
 
     def close(self) -> None:
@@ -173,13 +178,7 @@ class Journal:
             OSError: the disk is full, or the file cannot be written; what it held stays.
         """
         line = (json.dumps(row, ensure_ascii=ascii) + "\n").encode(errors="backslashreplace")
-        try:
-            if os.write(self._descriptor, line) < len(line):
-                raise OSError(errno.ENOSPC, "the disk is full")
-            if self.durable:
-                os.fsync(self._descriptor)
-        except OSError:
-            os.ftruncate(self._descriptor, self._size)
-            raise
+        with naming(self.path):
+            write_whole(self._descriptor, line, self._size, durable=self.durable)
         self._size += len(line)
         return self._size - len(line)

@@ -290,7 +290,7 @@ def _file(path: Path, place: str, layout: str, *, inside: bool) -> InputPart:
             raise InputError(reason) from None
         return InputPart(lambda start: iter((_unreadable(place, reason),)), lambda: [place])
     if layout == TABLE:
-        return _table(path, place, size)
+        return _table(path, place, size, inside=inside)
 
     def records(start: int) -> Iterator[Record]:
         with _opened(path) as stream:
@@ -424,23 +424,35 @@ def _unreadable(place: str, reason: str) -> Record:
     return Record(place, "", error=Diagnostic(0, 0, 1, 1, "unreadable", reason))
 
 
-def _table(path: Path, place: str, size: int) -> InputPart:
+def _table(path: Path, place: str, size: int, *, inside: bool) -> InputPart:
     pa = _pyarrow(path)
     pq = pa.parquet
     try:
         count = pq.read_metadata(path).num_rows
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: not Parquet: {error}") from None
+        reason = f"{path}: not Parquet: {error}"
+        if not inside:
+            raise InputError(reason) from None
+        return InputPart(lambda start: iter((_unreadable(place, reason),)), lambda: [place])
 
     def records(start: int) -> Iterator[Record]:
         at = 0
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
-                for index in range(max(0, start - at), batch.num_rows):
-                    row = batch.slice(index, 1).to_pylist()[0]
-                    where = f"{place}[{at + index}]"
-                    yield Record(where, row, "value", size=size / count, folder=str(path.parent))
-                at += batch.num_rows
+        try:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=256):
+                    for index in range(max(0, start - at), batch.num_rows):
+                        where = f"{place}[{at + index}]"
+                        try:
+                            row = batch.slice(index, 1).to_pylist()[0]
+                        except ValueError as error:  # bytes that are no UTF-8
+                            yield _unreadable(where, f"{where}: {error}")
+                            continue
+                        yield Record(
+                            where, row, "value", size=size / count, folder=str(path.parent)
+                        )
+                    at += batch.num_rows
+        except (pa.ArrowException, *_BROKEN) as error:
+            yield _unreadable(f"{place}[{at}]", f"{place}: {' '.join(str(error).split())}")
 
     return InputPart(records, lambda: [place, size, digest(path)], size, count)
 

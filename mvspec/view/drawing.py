@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvspec.data.records import InputError
+from mvspec.disk import naming
 from mvspec.errors import Unsupported
 
 if TYPE_CHECKING:
@@ -163,7 +164,8 @@ class Drawing:
                     axes.text(x, y, text, size=7.9, parse_math=False, **style)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a letter that the font lacks is drawn as a box
-            figure.savefig(file, format="png", dpi=200)
+            with naming(file):
+                figure.savefig(file, format="png", dpi=200)
 
 
 def _painted(look: str) -> tuple[str, float]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mvspec.disk import naming
 from mvspec.errors import Unsupported
 from mvspec.shown import visible
 from mvspec.view.drawing import (
@@ -248,7 +249,8 @@ def write_pictures(
             f"<h2>{escape(visible(title))}</h2>\n{layout_html(layout, tokenizer)}"
             for title, layout in layouts
         )
-        path.write_text(_PAGE.format(body), "utf-8")
+        with naming(path):
+            path.write_text(_PAGE.format(body), "utf-8")
     elif len(layouts) == 1:
         layout_png(layouts[0][1], path, layouts[0][0])
     else:

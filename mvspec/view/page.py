@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from mvspec.data.records import InputError
+from mvspec.disk import naming
 from mvspec.shown import visible
 
 MARK = '<meta name="generator" content="mvspec view">'
@@ -69,7 +70,8 @@ class RecordPage:
     def __enter__(self) -> RecordPage:
         self.file = self.partial.open("w", encoding="utf-8", newline="\n")
         head, self.tail = _frame(self.title)
-        self.file.write(head)
+        with naming(self.partial):
+            self.file.write(head)
         return self
 
     def add(self, searched: str, rest: str, index: list[Any]) -> None:
@@ -78,7 +80,8 @@ class RecordPage:
         self.group += (searched, rest)
         self.weight += len(searched) + len(rest)
         if self.weight >= GROUP:
-            self._flush()
+            with naming(self.partial):
+                self._flush()
 
     def _flush(self) -> None:
         if self.group:
@@ -101,14 +104,15 @@ class RecordPage:
     ) -> None:
         if self.file is None:
             return
-        if kind is None:
-            self._flush()
-            self._part("index", json.dumps(self.index, separators=(",", ":")))
-            self.file.write(self.tail)
-        self.file.close()
-        if kind is None:
-            os.replace(self.partial, self.path)
-        else:
+        try:
+            with naming(self.partial), self.file:
+                if kind is None:
+                    self._flush()
+                    self._part("index", json.dumps(self.index, separators=(",", ":")))
+                    self.file.write(self.tail)
+            if kind is None:
+                os.replace(self.partial, self.path)
+        finally:
             self.partial.unlink(missing_ok=True)
 
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
+from mvspec.disk import naming
 from mvspec.shown import visible
 from mvspec.trace import Trace, TracedThread
 from mvspec.view.drawing import (
@@ -468,6 +469,7 @@ def write_timeline(path: str | os.PathLike[str] | None, trace: Trace) -> None:
         return
     file = check_picture(path, ".svg")
     if file.suffix.lower() == ".svg":
-        file.write_text(timeline_svg(trace), "utf-8")
+        with naming(file):
+            file.write_text(timeline_svg(trace), "utf-8")
     else:
         timeline_drawing(trace).write_png(file)

@@ -9,6 +9,7 @@ from typing import Any
 
 from mvspec.data.records import InputError
 from mvspec.data.resume import check_file
+from mvspec.disk import naming
 from mvspec.runtime.evaluation.results import EvaluationRun
 from mvspec.runtime.evaluation.summary import problems_of, summarise
 
@@ -85,7 +86,8 @@ def write_plot(path: Path, panels: Sequence[PlotPanel], note: str = "") -> None:
         if note:
             figure.supxlabel(note, fontsize=7, color="#475569", parse_math=False)
         metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}
-        figure.savefig(path, dpi=160, metadata=metadata)
+        with naming(path):
+            figure.savefig(path, dpi=160, metadata=metadata)
 
 
 def _draw(axes: Any, panel: PlotPanel) -> None:
