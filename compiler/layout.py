@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from mvspec.errors import VerifyError
 from mvspec.law.threads import SurfaceLaw
+from mvspec.shown import SCREEN, screen
 
 Int = NDArray[np.int32]
 
@@ -110,6 +111,22 @@ class Layout:
             hide_lo=np.concatenate([self.hide_lo, extra]),
             hide_hi=np.concatenate([self.hide_hi, extra]),
         )
+
+    def __repr__(self) -> str:
+        documents = len(np.unique(self.document_ids[self.document_ids >= 0]))
+        return (
+            f"<Layout: {len(self):,} tokens of {documents:,} documents, "
+            f"{np.count_nonzero(self.loss_mask):,} with loss, {self.depth} deep>"
+        )
+
+    def __str__(self) -> str:
+        rows = []
+        for name in self.__dataclass_fields__:
+            array = getattr(self, name)
+            with np.printoptions(threshold=8, edgeitems=4, linewidth=SCREEN[1]):
+                told = str(array).replace("\n", "\n" + " " * 15)
+            rows.append(f"{name:14} {told}")
+        return screen("\n".join([repr(self), *rows]))
 
     def _repr_html_(self) -> str:
         from mvspec.view.layout_page import layout_html

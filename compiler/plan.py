@@ -26,7 +26,7 @@ from mvspec.errors import MvspecError, Unsupported, VerifyError
 from mvspec.forms import FORMS, JSON
 from mvspec.law.limits import Limits
 from mvspec.law.threads import LawThread, StructuralLaw
-from mvspec.shown import as_html
+from mvspec.shown import REPR_LIMIT, as_html, excerpt
 from mvspec.tree.ir import Document, Gen
 from mvspec.tree.node import verify_error
 
@@ -142,6 +142,9 @@ class ExecutionPlan(BaseModel):
     ops: tuple[Op, ...]
     form: str = "multiverse"
     document: Document | None = None
+
+    def __repr__(self) -> str:
+        return excerpt(super().__repr__(), REPR_LIMIT)
 
     def __str__(self) -> str:
         return "\n".join(["%0 = start", *map(str, self.ops)])

@@ -344,9 +344,9 @@ def _load(name: str) -> Any:
         try:
             return Tokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises no narrower class
-            raise InputError(f"--tokenizer {name}: not a tokenizer: {error}") from None
+            raise InputError(f"tokenizer {name}: not a tokenizer: {error}") from None
     if path.is_dir() and not configured:
-        raise InputError(f"--tokenizer {name}: no tokenizer.json in this folder")
+        raise InputError(f"tokenizer {name}: no tokenizer.json in this folder")
     from transformers import AutoTokenizer
 
     try:
@@ -354,7 +354,7 @@ def _load(name: str) -> Any:
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
-            f"--tokenizer {name}: not a tokenizer.json, its folder, or a name on the hub "
+            f"tokenizer {name}: not a tokenizer.json, its folder, or a name on the hub "
             f"that can be reached ({reason})"
         ) from None
 

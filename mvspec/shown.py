@@ -82,6 +82,25 @@ def _picture(character: str) -> str:
     return f"\\U{code:08x}" if code > 0xFFFF else f"\\u{code:04x}"
 
 
+SCREEN = 24, 100
+"""Lines and columns of what `print` and `repr` show of a value, however large it is."""
+
+
+REPR_LIMIT = 2_000
+"""Characters of a `repr`, which has no lines."""
+
+
+def screen(text: str) -> str:
+    """Return as much of a text as a screen shows, and how much is left out."""
+    height, width = SCREEN
+    lines = text.split("\n")
+    shown = [each if len(each) <= width else each[: width - 1] + "…" for each in lines]
+    if len(shown) > height:
+        left = len(shown) - height + 1
+        shown = [*shown[: height - 1], f"… ({left:,} more lines)"]
+    return "\n".join(shown)
+
+
 def excerpt(text: str, limit: int | None) -> str:
     """Return at most `limit` characters of `text`, made visible, and how many are left out."""
     if limit is None or len(text) <= limit:

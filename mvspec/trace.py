@@ -24,7 +24,7 @@ from mvspec.disk import append_line
 from mvspec.errors import Diagnostic, LimitExceeded, VerifyError
 from mvspec.law.metrics import Metrics
 from mvspec.law.threads import Chain, law_of_threads
-from mvspec.shown import as_html, as_layout, as_plan
+from mvspec.shown import REPR_LIMIT, as_html, as_layout, as_plan, excerpt, screen, visible
 from mvspec.tree.ir import Document
 from mvspec.tree.node import verify_error
 
@@ -225,6 +225,18 @@ class Trace(BaseModel):
             at = self.threads[at.parent]
         return tuple(reversed(links))
 
+    def __repr__(self) -> str:
+        several = [f"{len(self)} tokens, {self.prompt} of the prompt"]
+        several += [f"{len(self.threads)} threads"] if len(self.threads) > 1 else []
+        several += [f"{len(self.holes)} holes"] if self.holes else []
+        return (
+            f"<Trace of {excerpt(self.model, 60) or 'a model'}: {'; '.join(several)}; "
+            f"{len(self.forward_seconds)} forwards, {self.seconds:.2f} s, {self.finish}>"
+        )
+
+    def __str__(self) -> str:
+        return screen(f"{self!r}\n{visible(self.text)}".rstrip())
+
     def _repr_html_(self) -> str:
         return as_html(self)
 
@@ -306,6 +318,21 @@ class Result:
             known = ", ".join(self.values) or "none"
             raise VerifyError(f"hole {hole!r}", f"the document has no such hole: it has {known}")
         return self.values[hole]
+
+    def __repr__(self) -> str:
+        values = excerpt(repr(dict(self.values)), REPR_LIMIT)
+        wrong = f", {len(self.diagnostics)} diagnostics" if self.diagnostics else ""
+        return f"<Result: values {values}{wrong}, {self.trace!r}>"
+
+    def __str__(self) -> str:
+        lines = [repr(self.trace)]
+        lines += [f"{name}: {excerpt(str(value), 400)}" for name, value in self.values.items()]
+        lines += [f"{name}: {problem}" for name, problem in self.errors.items()]
+        lines += [f"malformed: {each.message}" for each in self.diagnostics]
+        if len(lines) == 1:  # no holes: the turn itself
+            turn = self.document and self.document.messages[-1]
+            lines.append(visible(self.text) if turn is None else str(turn))
+        return screen("\n".join(lines))
 
     def _repr_html_(self) -> str:
         return as_html(self)

@@ -89,7 +89,7 @@ class Collator:
             found = documents.manifest["lowering"]
             if found != lowering:
                 raise VerifyError(
-                    name, f"it was compiled with --lowering {found}, not {lowering}: compile it "
+                    name, f"it was compiled in the lowering {found}, not {lowering}: compile it "
                     f"again, or give lowering={found!r} to train it so"
                 )  # fmt: skip
         source = LayoutSource(

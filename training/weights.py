@@ -79,7 +79,7 @@ def extend_tokenizer(tokenizer: Any, source: Any, *, add: bool) -> list[int]:
     if missing and not add:
         raise Unsupported(
             f"tokenizer {name} has no token for {', '.join(missing)}: give the tokenizer that the "
-            "data was compiled with (mvspec compile --add-tags saves it beside the shards), or "
+            "data was compiled with, which stands beside the shards where it got tags, or "
             "set add_tags: true"
         )
     if missing:

@@ -13,6 +13,8 @@ from __future__ import annotations
 import ast
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,6 +53,10 @@ PASSED_ON: dict[str, Any] = {
 """Settings of commands that hand their options, `--help` too, to another command line."""
 
 
+USAGE_ERROR: Any = typer.BadParameter.__base__
+"""Click's, which typer brings along and does not name."""
+
+
 class MvspecGroup(TyperGroup):
     """Commands by name: imported when they are asked for, and ended alike.
 
@@ -83,6 +89,10 @@ class MvspecGroup(TyperGroup):
         command.name = name
         return command
 
+    def make_context(self, *given: Any, **more: Any) -> Any:
+        with usage_in_a_line():
+            return super().make_context(*given, **more)
+
     def invoke(self, ctx: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
             # A name or a message may hold what the terminal's encoding cannot.
@@ -90,7 +100,8 @@ class MvspecGroup(TyperGroup):
                 stream.reconfigure(errors="backslashreplace")
         try:
             try:
-                return super().invoke(ctx)
+                with usage_in_a_line():
+                    return super().invoke(ctx)
             finally:
                 sys.stdout.flush()
         except KeyboardInterrupt:
@@ -114,6 +125,20 @@ class MvspecGroup(TyperGroup):
             tell(f"mvspec: {what}")
             discard_stdout()
             raise typer.Exit(2) from None
+
+
+@contextmanager
+def usage_in_a_line() -> Iterator[None]:
+    """Tell what is wrong with a command's arguments as all other errors are told."""
+    try:
+        yield
+    except USAGE_ERROR as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            raise
+        path = error.ctx.command_path if error.ctx else "mvspec"
+        said = " ".join(error.format_message().split()).rstrip(".")
+        tell(f"mvspec: {said}: `{path} --help` lists what there is")
+        raise typer.Exit(2) from None
 
 
 def summary_of(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mvspec.cli.console import plain_table, print_table, sample_bar
+from mvspec.cli.console import plain_table, print_table, sample_bar, tell
 from mvspec.cli.options import Json, Model, as_given, needs, numbers
 from mvspec.data.records import InputError
 from mvspec.data.resume import check_file, replaced
@@ -78,6 +78,31 @@ def bench(
         print(json.dumps({"about": about, "cells": [each.to_dict() for each in found]}))
     else:
         print_table(speed_table(found))
+    for line in doubts(found):
+        tell(line)
+
+
+def doubts(found: Sequence[SpeedCell]) -> list[str]:
+    """Return a line for each cell whose figure is noise: it beats the ideal, or repeats disagree.
+
+    A twentieth over the ideal, and repeats a third apart, are what a quiet machine shows too.
+    """
+    lines = []
+    for each in found:
+        low, high = each.spread
+        why = []
+        if each.speedup > 1.05 * each.degree:
+            why.append(f"{each.speedup / each.degree:.0%} of ideal cannot be")
+        if high > 4 / 3 * low:
+            why.append(f"its repeats say {low:.2f} to {high:.2f}")
+        if why and len(each.plain) < 3:
+            why.append(f"{len(each.plain)} repeat{'s' * (len(each.plain) > 1)} cannot tell noise")
+        if why:
+            lines.append(
+                f"batch {each.batch}, degree {each.degree:.2f}: {'; '.join(why)}: other work on "
+                "this machine? give more --repeats or more --tokens"
+            )
+    return lines
 
 
 def write_output(

@@ -76,9 +76,7 @@ def check(
                 print("\n".join(lines), flush=True)
     if not as_json:
         print_table(summary)
-        if first is None:
-            tell("there is no record in the input")
-        elif not (summary.ok or summary.cut) and (others := other_forms(first)):
+        if first is not None and not (summary.ok or summary.cut) and (others := other_forms(first)):
             tell(f"{first.name} is well-formed with --form {' or '.join(others)}")
     wrong = summary.left_out if fix else summary.records - summary.ok
     raise typer.Exit(1 if wrong else 0)

@@ -76,6 +76,17 @@ def progress_bar(*columns: str, **more: Any) -> Progress:
     return progress.Progress(*made, console=Console(stderr=True), **more)
 
 
+def noticed(records: Iterator[Record]) -> Iterator[Record]:
+    """Yield records, and say on stderr where a file is empty, or all of the input."""
+    record = None
+    for record in records:
+        if record.encoding == "text" and not record.size:
+            tell(f"{record.name} is empty")
+        yield record
+    if record is None:
+        tell("there is no record in the input")
+
+
 @contextmanager
 def reading_bar(records: Records, *, heads: bool = False) -> Iterator[Iterator[Record]]:
     """Give the records; a bar on stderr, where that is a terminal, shows how many are read.
@@ -84,7 +95,7 @@ def reading_bar(records: Records, *, heads: bool = False) -> Iterator[Iterator[R
         heads: as of `Records.checked`.
     """
     size = records.size if sys.stderr.isatty() else 0
-    read = records.checked(heads=heads)
+    read = noticed(records.checked(heads=heads))
     if (size is not None and size < LONG) or (size is None and sys.stdin.isatty()):
         yield read
         return

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mvspec.cli.check import report
-from mvspec.cli.console import tell
+from mvspec.cli.console import noticed, tell
 from mvspec.cli.options import Field, Form, Inputs, Lowering, OnlyRecords, apart, needs
 from mvspec.data.records import BadRecord, Fields, InputError, Record
 from mvspec.data.sources import open_records
@@ -65,7 +65,7 @@ def show(
             from mvspec.view.layout_page import write_pictures
         vocabulary = load_vocabulary(tokenizer)
     shown = (HTML_LIMIT if html else TEXT_LIMIT) if limit is None else limit or None
-    for item in selected(iter(open_records(inputs, Fields(form, field))), record):
+    for item in selected(noticed(iter(open_records(inputs, Fields(form, field)))), record):
         reading = item.read(recover=True)
         document, diagnostics = reading.document, reading.diagnostics
         if document is None:

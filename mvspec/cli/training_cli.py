@@ -6,7 +6,7 @@ import argparse
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -216,6 +216,13 @@ def _export(arguments: Sequence[str]) -> None:
     parser.add_argument("checkpoint", help="a checkpoint, or a folder: its newest whole one")
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER")
     parser.add_argument("--dtype", help="of the weights, such as bfloat16")
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(
+            f"train export: {message}; `mvspec train export --help` lists what there is"
+        )
+
+    parser.error = refuse  # type: ignore[method-assign]
     given = parser.parse_args(list(arguments))
     checkpoint = newest_checkpoint(given.checkpoint) or given.checkpoint
     export(checkpoint, given.output, given.dtype)

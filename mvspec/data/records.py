@@ -218,6 +218,9 @@ class Record:
         try:
             if self.encoding == "text":
                 kind, path, value = recognised(value) or ("text", (), value)
+                if kind == "text" and recognised(value.lstrip().partition("\n")[0]):
+                    why = "its lines are rows of JSON: name the file .jsonl, or add --field ."
+                    raise RowError("", "missing-field", why)
             else:
                 kind, path, value = found(value, self.fields, self.folder)
             return kind, path, _filled(value) if kind in ("trace", "apr") else value, None
@@ -445,15 +448,58 @@ def context_of(turns: Sequence[ChatTurn], tools: tuple[Any, ...] = ()) -> ChatCo
 
 
 def stepped(value: Any, field: str | None) -> tuple[RowPath, Any]:
-    """Return the path and the value of a field such as `result.text`; "." is the value itself."""
-    path: RowPath = ()
-    for step in field.split(".") if field and field != "." else ():
-        if not isinstance(value, dict) or step not in value:
-            has = f": there is {listed(value)}" if isinstance(value, dict) else ""
-            raise RowError("", "missing-field", f"no field {field!r}{has}")
-        value = value[step]
-        path += (step,)
-    return path, value
+    """Return the path and the value of a field; "." is the value itself.
+
+    Args:
+        field: keys with dots between them, which keys may have themselves, and numbers from 0
+            into lists: `result.text`, `choices.0.text` or `choices[0].text`.
+
+    Raises:
+        RowError: there is no such field; the message says how far there is.
+    """
+    if not field or field == ".":
+        return (), value
+    steps = re.sub(r"\[(\d+)\]", r".\1", field).split(".")
+    found = next(_walked(value, steps, ()), None)
+    if found is not None:
+        return found
+    been: list[str] = []
+    while (deeper := next(_walked(value, steps[:1], ()), None)) is not None:
+        been.append(steps.pop(0))
+        value = deeper[1]
+    at = ".".join(been)
+    if isinstance(value, dict):
+        has = f"{(at and at + ' has ') or 'there is '}{listed(value)}"
+    elif isinstance(value, list) and value:
+        last, one = len(value) - 1, f"{at}.0".lstrip(".")
+        has = f"{at or 'the row'} is a list: give a number from 0 to {last}, as {one}"
+    else:
+        has = f"{at or 'the row'} is {'an empty list' if value == [] else _kind_of(value)}"
+    raise RowError("", "missing-field", f"no field {field!r}: {has}")
+
+
+def _walked(value: Any, steps: Sequence[str], path: RowPath) -> Iterator[tuple[RowPath, Any]]:
+    """Yield every place that steps lead to; nested keys come before one key with dots in it."""
+    if not steps:
+        yield path, value
+    elif isinstance(value, dict):
+        for count in range(1, len(steps) + 1):
+            key = ".".join(steps[:count])
+            if key in value:
+                yield from _walked(value[key], steps[count:], (*path, key))
+    elif isinstance(value, list) and steps[0].isdecimal() and int(steps[0]) < len(value):
+        yield from _walked(value[int(steps[0])], steps[1:], (*path, int(steps[0])))
+
+
+def _kind_of(value: Any) -> str:
+    named = {
+        dict: "an object",
+        list: "a list",
+        bool: "a boolean",
+        type(None): "null",
+        str: "a text",
+    }
+    return named.get(type(value), "a number")
 
 
 def found(row: Any, fields: Fields, folder: str | None = None) -> Found:
@@ -485,9 +531,7 @@ def found(row: Any, fields: Fields, folder: str | None = None) -> Found:
                 return recognised(value[name], (name,)) or ("text", (name,), value[name])
         why = f"the row is an object: name the text's field with --field: there is {listed(value)}"
         raise RowError("", "missing-field", why)
-    other = {dict: "an object", list: "a list", bool: "a boolean", type(None): "null"}.get(
-        type(value), "a number"
-    )
+    other = _kind_of(value)
     where = f"field {fields.field!r} is" if path else "the row is"
     has = f": it has {listed(value)}" if isinstance(value, dict) else ""
     raise RowError("", "not-a-string", f"{where} {other}, neither a text nor a document{has}")

@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar, overload
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mvspec.errors import VerifyError
-from mvspec.shown import as_html, as_rich, as_text
+from mvspec.shown import REPR_LIMIT, as_html, as_rich, as_text, excerpt
 
 T = TypeVar("T")
 N = TypeVar("N", bound="Node")
@@ -159,6 +159,9 @@ class Node(BaseModel):
         object.__setattr__(node, "__pydantic_extra__", None)
         object.__setattr__(node, "__pydantic_private__", None)
         return node
+
+    def __repr__(self) -> str:
+        return excerpt(super().__repr__(), REPR_LIMIT)
 
     def __str__(self) -> str:
         return as_text(self)

@@ -88,7 +88,8 @@ class EvaluationSource:
             check_instructions(name for each in problems for name in each.payload["instructions"])
         if task.runs_code and (reason := refusal()):
             raise InputError(reason)
-        return Evaluation(self, task, problems[: self.limit], digest(problems))
+        end = len(problems) if self.limit is None else self.limit
+        return Evaluation(self, task, problems[:end], digest(problems), problems[end:])
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,14 @@ class Evaluation:
 
     Args:
         digest: of all problems of the data, whatever the limit.
+        beyond: problems behind the limit, which are not asked.
     """
 
     source: EvaluationSource
     task: EvaluationTask
     problems: Sequence[EvaluationProblem]
     digest: str
+    beyond: Sequence[EvaluationProblem] = ()
 
     def to_dict(self, **more: Any) -> dict[str, Any]:
         """Return what decides a run's samples."""
@@ -201,7 +204,7 @@ def grade_recorded(
     """
     names = (outputs,) if outputs is not None else evaluation.source.data
     records = open_problems(names, evaluation.source.split, Fields(field=field))
-    found = match_outputs(records, evaluation.problems)
+    found = match_outputs(records, evaluation.problems, evaluation.beyond)
     for line in found.left_out:
         tell(f"left out: {line}")
     made = hashlib.sha256(repr(found.outputs).encode(errors="surrogatepass")).hexdigest()[:16]

@@ -273,7 +273,7 @@ class MvspecLM(TemplateLM):  # type: ignore[misc]
 
 
 class GradingTimeout(Exception):
-    """What graded an answer was killed."""
+    """Grading of an answer took too long, and was killed."""
 
 
 def killable(work: Callable[[], Any], seconds: float) -> Any:

@@ -29,7 +29,11 @@ class RecordedOutputs:
     runs: dict[tuple[str, int], Record] = field(default_factory=dict)
 
 
-def match_outputs(records: Records, problems: Sequence[EvaluationProblem]) -> RecordedOutputs:
+def match_outputs(
+    records: Records,
+    problems: Sequence[EvaluationProblem],
+    beyond: Sequence[EvaluationProblem] = (),
+) -> RecordedOutputs:
     """Return the outputs of a file, by the problems that they answer.
 
     Rows name their problem by the same columns as problems do; a problem with several rows has
@@ -38,18 +42,22 @@ def match_outputs(records: Records, problems: Sequence[EvaluationProblem]) -> Re
     Args:
         records: of the file.
         problems: that are graded.
+        beyond: problems that are not: their outputs are passed over.
 
     Raises:
         InputError: no row could be used; the message says why the first was not.
     """
     found = RecordedOutputs({problem.id: [] for problem in problems})
-    by_place = {problem.place: problem.id for problem in problems}
+    by_place = {problem.place: problem.id for problem in (*problems, *beyond)}
+    passed = {problem.id for problem in beyond}
     for record in records.read():
         try:
             with record.guarded():
                 text = output_of(record)
             name = by_place.get(record.place, record.place)
             name = name if record.name == record.place else record.name
+            if name in passed:
+                continue
             if name not in found.outputs:
                 raise record.bad("no-problem", f"no problem has the id {name!r}")
         except BadRecord as error:
