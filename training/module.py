@@ -37,6 +37,7 @@ from mvspec.training.resume import (
     changed_settings,
     check_names,
     config_settings,
+    open_epoch,
     restart_epoch,
     run_settings,
 )
@@ -375,6 +376,7 @@ class LanguageModel(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep with the weights what `export` makes a folder of; Lightning calls it."""
         network = self.built()
+        open_epoch(checkpoint, self.trainer.num_training_batches)
         checkpoint[EXPORTED] = recipe(
             network.base,
             self.tokenizer,

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from difflib import get_close_matches
 from typing import Any
 
 from mvspec.errors import VerifyError
@@ -56,7 +57,7 @@ FREE = {
     ),
     "no weight depends on it": (
         "data.validation", "data.test", "data.workers", "seed_everything", "ckpt_path",
-        "weights_only", "resume_changing", "model.resume_changing", "trainer.logger",
+        "weights_only", "resume_changing", "model.resume_changing", "model.chat_template_kwargs", "trainer.logger",
         "trainer.callbacks", "trainer.limit_val_batches", "trainer.limit_test_batches",
         "trainer.limit_predict_batches", "trainer.val_check_interval",
         "trainer.check_val_every_n_epoch", "trainer.num_sanity_val_steps",
@@ -142,9 +143,11 @@ def check_names(given: str | Sequence[str]) -> tuple[str, ...]:
     known = (*COMPARED, *(name for names in FREE.values() for name in names))
     for name in names:
         if not any(_within(each, name) or _within(name, each) for each in known):
-            raise VerifyError(
-                "resume_changing", f"there is no setting {name!r}: there are {', '.join(COMPARED)}"
+            near = [each for each in known if name in each] or get_close_matches(
+                name, known, 3, 0.5
             )
+            meant = f"{' or '.join(near)}?" if near else "docs/training.md lists them"
+            raise VerifyError("resume_changing", f"there is no setting {name!r}: {meant}")
     return names
 
 
@@ -199,6 +202,20 @@ def changed_settings(
                "folder with another dirpath of checkpoints" * bool(fixed))
         )  # fmt: skip
     return set(found)
+
+
+def open_epoch(checkpoint: dict[str, Any], batches: float) -> None:
+    """Let a checkpoint that is to be saved stand inside an epoch whose batches were not all read.
+
+    Lightning counts an epoch that `max_steps` ends as done, and would leave out its rest.
+    """
+    loops = checkpoint["loops"]["fit_loop"]
+    epoch = loops["epoch_progress"]
+    read = loops["epoch_loop.batch_progress"]["current"]["ready"]
+    if 0 < read < batches and epoch["total"]["processed"] == epoch["total"]["ready"]:
+        for counts in epoch["total"], epoch["current"]:
+            counts["processed"] -= 1
+            counts["completed"] = counts["processed"]
 
 
 def begin_epoch(checkpoint: dict[str, Any]) -> None:

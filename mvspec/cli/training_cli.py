@@ -201,7 +201,7 @@ def _other_settings(message: str) -> CheckpointError:
 
 def _with_configs(arguments: Sequence[str]) -> list[str]:
     """Let `--config tiny` be the configuration of that name that comes with the package."""
-    found = list(arguments)
+    found = [each.replace("--resume-changing", "--resume_changing", 1) for each in arguments]
     for at, argument in enumerate(found[1:], 1):
         packaged = CONFIGS / f"{argument}.yaml"
         if found[at - 1] in ("--config", "-c") and not Path(argument).exists():

@@ -208,8 +208,8 @@ def test_every_difference_is_named_in_one_line(whole: tuple[Path, Steps], tmp_pa
     assert "model." not in start.partition("settings: ")[2]
     assert "data.seed" not in start
     assert "data.train was 12 rows" in start
-    with pytest.raises(VerifyError, match="resume_changing: there is no setting 'learning_rate'"):
-        LanguageModel(CONFIG, TOKENIZER, resume_changing="learning_rate")
+    with pytest.raises(VerifyError, match=r"there is no setting 'lr': model\.optimizer\.lr\?"):
+        LanguageModel(CONFIG, TOKENIZER, resume_changing="lr")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,12 @@ def test_a_finished_run_is_made_longer_on_purpose(
     constant = {"optimizer": Optimizer(lr=0.01, schedule="constant", warmup=2.0)}
     fit(tmp_path / "one", model=constant, max_epochs=1)
     two = fit(tmp_path / "on", model=constant, ckpt=tmp_path / "one" / "step=6.ckpt")
-    assert two.rows == fit(tmp_path / "two", model=constant).rows[6:]
+    whole_run = fit(tmp_path / "two", model=constant)
+    assert two.rows == whole_run.rows[6:]
+    # The rest of an epoch that `max_steps` ended comes as well.
+    fit(tmp_path / "three", model=constant, max_steps=3)
+    rest = fit(tmp_path / "rest", model=constant, ckpt=tmp_path / "three" / "step=3.ckpt")
+    assert rest.rows == whole_run.rows[3:]
 
 
 def test_data_is_what_it_holds_not_where_it_lies(compiled: Path, tmp_path: Path) -> None:
