@@ -94,6 +94,9 @@ class MvspecGroup(TyperGroup):
             return super().make_context(*given, **more)
 
     def invoke(self, ctx: Any) -> Any:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # closed by whoever started it
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         for stream in (sys.stdout, sys.stderr):
             # A name or a message may hold what the terminal's encoding cannot.
             if hasattr(stream, "reconfigure"):
