@@ -57,7 +57,8 @@ FREE = {
     ),
     "no weight depends on it": (
         "data.validation", "data.test", "data.workers", "seed_everything", "ckpt_path",
-        "weights_only", "resume_changing", "model.resume_changing", "model.chat_template_kwargs", "trainer.logger",
+        "weights_only", "resume_changing", "model.resume_changing", "model.chat_template_kwargs",
+        "trainer.logger",
         "trainer.callbacks", "trainer.limit_val_batches", "trainer.limit_test_batches",
         "trainer.limit_predict_batches", "trainer.val_check_interval",
         "trainer.check_val_every_n_epoch", "trainer.num_sanity_val_steps",
