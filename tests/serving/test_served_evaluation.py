@@ -6,6 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mvspec as mv
+from mvspec.compiler.traced import record_stages
+from mvspec.data.records import Record
+from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Sampling
 from mvspec.runtime.evaluation.evaluation import AskedSamples, EvaluationSource, run_engine
 from mvspec.runtime.evaluation.generation import AnswerGenerator, prompt_of
@@ -38,3 +42,14 @@ def test_a_grid_is_measured_against_plain_requests(engine: Any) -> None:
     cells = list(measure_grid(engine, SpeedGrid((1, 2), (2.0,), 32, 8, repeats=1)))
     assert [cell.batch for cell in cells] == [1, 2]
     assert all(cell.plain[0] > 0 and cell.parallel[0] > 0 for cell in cells)
+
+
+def test_served_runs_are_compiled_as_they_were_drawn(engine: Any, reference: Any) -> None:
+    asked = mv.document(mv.user("Go."))
+    options = Options(Sampling(temperature=1.0, seed=2), Limits(max_tokens=120))
+    served, local = (side.run(asked, options).trace for side in (engine, reference))
+    assert served.vocabulary == local.vocabulary == engine.vocabulary.fingerprint
+    rows = [Record("a:1", each.model_dump_json(exclude_none=True), "json")
+            for each in (served, local)]  # fmt: skip
+    one, other = (record_stages(each, engine.vocabulary, "multiverse").layout for each in rows)
+    assert one == other == served.layout
