@@ -611,3 +611,31 @@ def test_an_empty_page_says_so(viewer: Viewer, tmp_path: Path) -> None:
     viewer.browser.get(write(tmp_path / "empty.html", []).as_uri())
     viewer.wait("return document.getElementById('count').textContent === '0 records'")
     assert "There are no records." in viewer.text
+
+
+def test_an_answer_stands_beside_its_question_and_gold_answer(
+    viewer: Viewer, tmp_path: Path
+) -> None:
+    asked = "What is <b>2+3</b>?\n" + "Why? " * 2000
+    rows = [
+        {"format": 2, "settings": {"task": "math"}},
+        {"id": "p1", "sample": 1, "question": asked, "gold": "5", "score": 0.0, "extracted": "6",
+         "prompt": [{"role": "user", "content": asked}], "output": "It is 6."},
+        {"id": "p2", "output": "Four."},
+    ]  # fmt: skip
+    page = write(tmp_path / "run.html", rows)
+    viewer.open(page, "#2")
+    viewer.named("p1 sample 1")
+    told = viewer.run(
+        "return [...document.querySelectorAll('#asked div')]"
+        ".map((each) => [...each.children].map((part) => part.textContent))"
+    )
+    assert told == [["question", asked], ["gold", "5"], ["extracted", "6"]]
+    assert "It is 6." in viewer.text
+    # A long question scrolls, and leaves the answer its place.
+    assert viewer.one("#asked").size["height"] < 260
+    assert viewer.one("#panel").size["height"] > 200
+    viewer.open(page, "#3")
+    viewer.named("p2")
+    assert not viewer.one("#asked").is_displayed()
+    assert viewer.complaints() == []
