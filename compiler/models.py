@@ -7,8 +7,10 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from mvspec.errors import Unsupported, VerifyError
 
@@ -17,17 +19,43 @@ _FULL = {"full_attention", "attention"}
 # By model type, what no other field of the config tells.
 _NAMED = {
     **dict.fromkeys(
-        ("bamba", "falcon_h1", "falcon_mamba", "jamba", "lfm2", "lfm2_moe", "mamba", "mamba2",
-         "minimax", "nemotron_h", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2"),
+        (
+            "bamba",
+            "falcon_h1",
+            "falcon_mamba",
+            "jamba",
+            "lfm2",
+            "lfm2_moe",
+            "mamba",
+            "mamba2",
+            "minimax",
+            "nemotron_h",
+            "recurrent_gemma",
+            "rwkv",
+            "xlstm",
+            "zamba",
+            "zamba2",
+        ),
         "its layers keep a recurrent state",
     ),
     **dict.fromkeys(("bloom", "mpt"), "its ALiBi ignores position_ids"),
     **dict.fromkeys(
-        ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta",
-         "xlm-roberta-xl", "xmod"),
+        (
+            "camembert",
+            "data2vec-text",
+            "roberta",
+            "roberta-prelayernorm",
+            "xlm-roberta",
+            "xlm-roberta-xl",
+            "xmod",
+        ),
         "its positions are counted from the padding token's id",
     ),
     "blt": "it reads patches of several tokens",
+}
+_ENCODERS = {
+    "bert", "bert-generation", "big_bird", "electra", "ernie", "megatron-bert", "rembert",
+    "roc_bert",
 }  # fmt: skip
 # Fields of a config that, where they are set, say what its attention does beyond the mask.
 _FIELDS = {
@@ -44,13 +72,17 @@ _WITHOUT_MASKS = ("flash_attention", "flash_mla", "paged|")
 def check_model(model_or_config: Any) -> None:
     """Refuse a model whose attention is not decided by a mask and position ids alone.
 
+    What its config says is read; a built model is asked as well, once: two forwards of a few
+    tokens show whether paths read each other, and whether a path reads as the text that it is.
+
     Args:
         model_or_config: a transformers model or its config.
 
     Raises:
         Unsupported: sliding windows, chunked, sparse or linear attention, a recurrent state,
-            ALiBi, no position ids, RoPE whose frequencies depend on the length, or kernels that
-            take no mask; the message names the model and why.
+            ALiBi, no position ids, RoPE whose frequencies depend on the length, kernels that
+            take no mask, a model that is not causal, or any other that reads a small fork
+            otherwise; the message names the model and why.
 
     >>> from transformers import LlamaConfig
     >>> check_model(LlamaConfig())
@@ -58,7 +90,7 @@ def check_model(model_or_config: Any) -> None:
     config = _text_config(model_or_config)
     if not hasattr(config, "model_type"):
         raise Unsupported(f"{type(config).__name__} is neither a transformers model nor a config")
-    why = next(_reasons(config), None)
+    why = next(_reasons(config), None) or _misread(model_or_config)
     if why:
         kind = str(getattr(config, "model_type", "this model"))
         raise Unsupported(f"model type {kind!r}: {why}, so a custom mask would be silently wrong")
@@ -84,6 +116,8 @@ def _reasons(config: Any) -> Iterator[str]:
     kind = getattr(config, "model_type", "")
     if kind in _NAMED:
         yield _NAMED[kind]
+    if kind in _ENCODERS and not getattr(config, "is_decoder", False):
+        yield "it is not causal (is_decoder=False)"
     for field, why in _FIELDS.items():
         if getattr(config, field, None):
             yield f"{why} ({field})"
@@ -267,3 +301,95 @@ def _some(names: Iterable[str], most: int = 3) -> str:
     found = list(names)
     more = f" and {len(found) - most:,} more" if len(found) > most else ""
     return ", ".join(found[:most]) + more
+
+
+_BEFORE, _FIRST, _SECOND = 4, 8, 4
+"""Tokens of the small fork: before it, and of its two paths."""
+_asked: WeakSet[Any] = WeakSet()
+
+
+def small_fork(model: Any) -> dict[str, Any]:
+    """Return the inputs of a forward that shows whether a model reads a fork as one.
+
+    Three rows: a text of two paths; the same with other tokens in its first path; the same with
+    positions that know no fork. None of its ids is the padding token's.
+    """
+    import torch
+
+    config = _text_config(model)
+    usable = [id for id in range(min(config.vocab_size, 512)) if id != config.pad_token_id]
+    n, second = _BEFORE + _FIRST + _SECOND, _BEFORE + _FIRST
+    ids = torch.tensor([usable[7 * i % len(usable)] for i in range(n)])
+    other = ids.clone()
+    other[_BEFORE:second] = torch.tensor([usable[(5 * i + 3) % len(usable)] for i in range(_FIRST)])
+    flat = torch.arange(n)
+    forked = torch.cat([flat[:second], flat[_BEFORE : _BEFORE + _SECOND]])
+    seen = torch.ones(n, n).tril().bool()
+    seen[second:, _BEFORE:second] = False
+    dtype = _dtype(model)
+    mask = torch.zeros(n, n, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+    return {
+        "input_ids": torch.stack([ids, other, ids]),
+        "position_ids": torch.stack([forked, forked, flat]),
+        "attention_mask": mask.expand(3, 1, n, n),
+    }
+
+
+def logits_of(model: Any, **inputs: Any) -> Any:
+    """Return the logits of a forward: [batch, n, vocabulary]; what else it computes is left out."""
+    if hasattr(_text_config(model), "output_router_logits"):
+        inputs["output_router_logits"] = False  # its loss takes no 4-D mask
+    return model(**inputs, use_cache=False).logits
+
+
+def _dtype(model: Any) -> Any:
+    # Weights may be stored as whole numbers; a wrapper may not say what they stand for.
+    return getattr(model, "dtype", None) or next(model.parameters()).dtype
+
+
+@contextmanager
+def reading(model: Any) -> Iterator[None]:
+    """Let a model read additive masks where it is, without gradients and dropout, for a while."""
+    import torch
+
+    how, training = str(model.config._attn_implementation), model.training
+    try:
+        model.eval()
+        if "flex" in how:  # the layers around its attention are the same
+            model.set_attn_implementation("eager")
+        with torch.no_grad(), torch.device(next(model.parameters()).device):
+            yield
+    finally:
+        model.train(training)
+        if "flex" in how:
+            model.set_attn_implementation(how)
+
+
+def _misread(model: Any) -> str:
+    """Return how a built model misreads the small fork; "" if it does not, or is but a config."""
+    import torch
+
+    built = isinstance(model, torch.nn.Module) and not next(model.parameters()).is_meta
+    if not built or model in _asked:
+        return ""
+    second = _BEFORE + _FIRST
+    try:
+        with reading(model):
+            inputs = small_fork(model)
+            ids = inputs["input_ids"][:1]
+            fork, changed, moved = logits_of(model, **inputs)[:, second:].float()
+            # Its second path as the plain text that it is.
+            alone = torch.cat([ids[:, :_BEFORE], ids[:, second:]], 1)
+            plain = logits_of(model, input_ids=alone)[0, _BEFORE:].float()
+    except Exception as error:
+        return f"it cannot read a 4-D mask with position_ids ({' '.join(str(error).split())[:200]})"
+    size = float(plain.norm())
+    half = _dtype(model).itemsize < 4
+    if float((fork - changed).norm()) > (0.02 if half else 1e-3) * size:
+        return "its paths read each other in spite of the mask"
+    # In half precision experts may be drawn otherwise, but not where positions change nothing.
+    same = bool((fork == moved).all())
+    if float((fork - plain).norm()) > (1e-3 if not half else 0.02 if same else 0.2) * size:
+        return "it ignores position_ids" if same else "it reads a path otherwise than as plain text"
+    _asked.add(model)
+    return ""

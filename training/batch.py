@@ -38,6 +38,7 @@ class BatchTensors:
         parents: int64 [m]; of every token with loss, the flat index of the token whose logits
             predict it.
         targets: int64 [m]; the ids of the tokens with loss.
+        real: int64 [batch, n]; 1 where a token is no padding.
     """
 
     ids: Tensor
@@ -45,6 +46,7 @@ class BatchTensors:
     mask: Any
     parents: Tensor
     targets: Tensor
+    real: Tensor | None = None
 
 
 class Batch:
@@ -124,6 +126,7 @@ class Batch:
             mask=mask,
             parents=sent(parents, np.concatenate),
             targets=sent(targets, np.concatenate),
+            real=sent([layout.document_ids >= 0 for layout in self.layouts], np.stack),
         )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from mvspec.compiler.chat_template import asking
 from mvspec.compiler.models import position_limit
 from mvspec.compiler.vocabulary import fingerprint
-from mvspec.errors import VerifyError
+from mvspec.errors import Unsupported, VerifyError
 from mvspec.runtime import TorchEngine
 from mvspec.training.batch import Batch
 from mvspec.training.checkpoint import EXPORTED, WholeCheckpoints, kept_recipe, recipe
@@ -43,6 +43,7 @@ from mvspec.training.resume import (
 )
 from mvspec.training.weights import (
     LoraAdapters,
+    attentions,
     build_model,
     extend_tokenizer,
     frozen_digest,
@@ -232,13 +233,12 @@ class LanguageModel(LightningModule):
         """Build the network where it is used; Lightning calls it."""
         if self.network is not None:
             return
-        attention = self.attention or ("flex" if self._root_device().type == "cuda" else "sdpa")
         model = build_model(
             self.source,
             self.tokenizer,
             self.new_tags,
             dtype=torch_dtype(self.weights_dtype),
-            attention=ATTENTIONS[attention],
+            attention=ATTENTIONS[self._chosen_attention()],
             lora=self.lora,
             seed=self.seed,
         )
@@ -260,6 +260,19 @@ class LanguageModel(LightningModule):
             mixed = "mixed" in str(self.trainer.precision)
             parallelize(network, self._device_mesh, torch.bfloat16 if mixed else None)
         self.network = network
+
+    def _chosen_attention(self) -> str:
+        """Return the attention that was asked for, or the fastest that model and device have."""
+        config = load_config(self.source, self.tokenizer)
+        had = attentions(config)
+        fast = [each for each in had if each != "flex" or self._root_device().type == "cuda"]
+        chosen = self.attention or fast[0]
+        if chosen not in had:
+            raise Unsupported(
+                f"model type {config.model_type!r} has no attention {chosen!r}: "
+                f"use {' or '.join(had)}"
+            )
+        return chosen
 
     def _root_device(self) -> torch.device:
         attached = self._trainer is not None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
-from mvspec.compiler.models import check_model
+from mvspec.compiler.models import check_model, logits_of, reading, small_fork
 from mvspec.errors import Unsupported
 from mvspec.training.batch import BatchTensors
 from mvspec.training.loss import head_loss
@@ -72,10 +74,6 @@ AttentionInterface.register(FLEX, attend)
 AttentionMaskInterface.register(FLEX, lambda *args, **kwargs: None)
 
 
-# Fields of a config that change logits after the head.
-_AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-
-
 class LossNetwork(nn.Module):
     """The module that is sharded and compiled: it sees ids, positions, a mask, parents and targets.
 
@@ -99,17 +97,28 @@ class LossNetwork(nn.Module):
     ) -> None:
         super().__init__()
         check_model(model)
-        config = model.config.get_text_config()
-        for field in _AFTER_HEAD:
-            if getattr(config, field, None) not in (None, 1, 1.0):
-                raise Unsupported(
-                    f"model type {config.model_type!r}: its logits are changed after the head "
-                    f"({field}), so the loss would silently not be the model's"
-                )
         self.model = model
         self.loss = loss
         self.chunk = chunk
         self.kernel_options = dict(kernel_options or {})
+        self._check_loss()
+
+    def _check_loss(self) -> None:
+        """See that what the loss is made of is the model's: the head's logits, and its routers'."""
+        base = self.base
+        none = torch.zeros(0, dtype=torch.long)
+        with reading(base):
+            fork = small_fork(base)
+            whole = logits_of(base, **fork)
+            hidden, routed = self.hidden(BatchTensors(*fork.values(), none, none))
+            own = base.get_output_embeddings()(hidden)
+        if self.balanced:
+            self._balance(routed)
+        if own.shape != whole.shape or float((own - whole).norm()) > 0.02 * float(whole.norm()):
+            raise Unsupported(
+                f"model type {base.config.model_type!r}: its logits are changed after the head, "
+                "so the loss would silently not be the model's"
+            )
 
     def _apply(self, fn: Any, recurse: bool = True) -> LossNetwork:
         """Move or convert the weights; buffers that are float32 stay so.
@@ -141,17 +150,28 @@ class LossNetwork(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         """The decoder's layers."""
-        layers: nn.ModuleList = self.base.get_decoder().layers
-        return layers
+        decoder = self.base.get_decoder()
+        count = self.base.config.get_text_config().num_hidden_layers
+        found = (each for each in decoder.modules() if isinstance(each, nn.ModuleList))
+        return next(each for each in found if len(each) == count)
 
     @property
     def flex(self) -> bool:
         """Whether the model attends through FlexAttention."""
         return bool(self.base.config._attn_implementation == FLEX)
 
-    def hidden(self, inputs: BatchTensors) -> Tensor:
-        """Return the last hidden states: [batch, n, width]."""
-        options = {"kernel_options": self.kernel_options} if self.kernel_options else {}
+    @property
+    def balanced(self) -> bool:
+        """Whether the config asks for the loss of routers, which spreads tokens over experts."""
+        return bool(getattr(self.base.config.get_text_config(), "output_router_logits", False))
+
+    def hidden(self, inputs: BatchTensors) -> tuple[Tensor, Any]:
+        """Return the last hidden states: [batch, n, width], and the logits of routers."""
+        options: dict[str, Any] = {}
+        if self.kernel_options:
+            options["kernel_options"] = self.kernel_options
+        if self.balanced:
+            options["output_router_logits"] = True
         out = self.base.get_decoder()(
             input_ids=inputs.ids,
             position_ids=inputs.positions,
@@ -159,14 +179,40 @@ class LossNetwork(nn.Module):
             use_cache=False,
             **options,
         )
-        found: Tensor = out.last_hidden_state
-        return found
+        return out.last_hidden_state, getattr(out, "router_logits", None)
 
     def forward(self, inputs: BatchTensors) -> Tensor:
-        """Return the summed loss of the tokens with loss, from the logits at their parents."""
-        hidden = self.hidden(inputs).flatten(0, 1).index_select(0, inputs.parents)
+        """Return the summed loss of the tokens with loss, from the logits at their parents.
+
+        That of routers is a mean over a batch's tokens; it counts once for each with loss.
+        """
+        hidden, routed = self.hidden(inputs)
+        hidden = hidden.flatten(0, 1).index_select(0, inputs.parents)
         head = self.base.get_output_embeddings()
-        return head_loss(head, hidden, inputs.targets, chunk=self.chunk, how=self.loss)
+        loss = head_loss(head, hidden, inputs.targets, chunk=self.chunk, how=self.loss)
+        if not self.balanced:
+            return loss
+        balance, share = self._balance(routed)
+        base = self.base
+        lost = balance(routed, base.num_experts, base.num_experts_per_tok, inputs.real)
+        return loss + share * lost.to(loss) * len(inputs.targets)
+
+    def _balance(self, routed: Any) -> tuple[Any, float]:
+        """Return the model's function of its routers' logits, and the share of its loss.
+
+        Raises:
+            Unsupported: transformers has none of Mixtral's kind for it.
+        """
+        base = self.base
+        function = getattr(sys.modules[type(base).__module__], "load_balancing_loss_func", None)
+        share = getattr(base, "router_aux_loss_coef", getattr(base, "aux_loss_coef", None))
+        mixtrals = function is not None and len(signature(function).parameters) == 4
+        if not mixtrals or share is None or not routed:
+            raise Unsupported(
+                f"model type {base.config.model_type!r}: its router's loss is not of Mixtral's "
+                "kind: set output_router_logits to false in the config"
+            )
+        return function, float(share)
 
     def compile_layers(self) -> None:
         """Compile the decoder's layers: all share one graph, which is made quickly.

@@ -19,6 +19,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -141,7 +142,8 @@ class LoraAdapters:
 
     Args:
         rank, alpha, dropout: of the adapters.
-        targets: names of the layers that get one; "all-linear" is every linear layer but the head.
+        targets: names of the layers that get one; "all-linear" is every linear layer but the head
+            and the routers of experts.
     """
 
     rank: int = 16
@@ -243,6 +245,20 @@ def load_config(source: Any, tokenizer: Any) -> Any:
         return AutoConfig.from_pretrained(os.fspath(source))
 
 
+def attentions(config: Any) -> list[str]:
+    """Return how models of a config can attend, the fastest on a GPU first.
+
+    >>> from transformers import GPTJConfig
+    >>> attentions(GPTJConfig())
+    ['eager']
+    """
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    flags = {"flex": "_supports_attention_backend", "sdpa": "_supports_sdpa"}
+    # Of one that is not transformers' own nothing is known.
+    found = [name for name, flag in flags.items() if kind is None or getattr(kind, flag, False)]
+    return [*found, "eager"]
+
+
 def _config(fields: Mapping[str, Any], tokenizer: Any) -> Any:
     given = dict(fields)
     kind = given.pop("model_type", None)
@@ -255,6 +271,10 @@ def _config(fields: Mapping[str, Any], tokenizer: Any) -> Any:
         "eos_token_id": eos,
     } | given
     return AutoConfig.for_model(kind, **given)
+
+
+_ROUTER = re.compile(r"(^|\.)(\w*router\w*|gate|wg|classifier|shared_expert_gate)(\.|$)")
+"""What transformers calls the layers that draw experts; `gate_proj` is none."""
 
 
 def _adapted(model: Any, lora: LoraAdapters, new_tags: list[int]) -> Any:
@@ -274,10 +294,16 @@ def _adapted(model: Any, lora: LoraAdapters, new_tags: list[int]) -> Any:
         trainable_token_indices=tokens,
         task_type="CAUSAL_LM",
     )
+    fields = model.config.get_text_config().to_dict()
     try:
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
     except ValueError as error:
         raise Unsupported(f"lora: {str(error).partition(chr(10))[0]}") from None
+    if lora.targets == "all-linear" and any("expert" in field for field in fields):
+        for name, parameter in adapted.named_parameters():
+            if _ROUTER.search(name):  # peft adapts them, also where they are no linear layers
+                parameter.requires_grad_(False)
+    return adapted
 
 
 def frozen_digest(model: nn.Module) -> str:

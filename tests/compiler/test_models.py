@@ -150,7 +150,9 @@ TINY = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64,
 }  # fmt: skip
-KINDS = ["llama", "qwen2", "qwen3", "gemma", "olmo2", "granite", "smollm3", "stablelm", "phi"]
+KINDS = ["llama", "qwen2", "qwen3", "gemma", "olmo2", "granite", "smollm3", "stablelm", "phi",
+         "gpt2", "gptj", "codegen", "gpt_bigcode", "gpt_neox", "opt", "mixtral",
+         "olmoe"]  # fmt: skip
 
 
 def forked() -> tuple[Tensor, Tensor, Tensor]:
@@ -175,9 +177,10 @@ def alone(model: Any) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_accepted_model_obeys_mask_and_positions(kind: str) -> None:
     torch.manual_seed(0)
-    made = config(kind, **TINY, pad_token_id=0)
-    check_model(made)
+    made = config(kind, **TINY, **({"rotary_dim": 4} if kind in ("gptj", "codegen") else {}))
+    made.pad_token_id = 0
     model = LOAD(made, attn_implementation="eager").eval()
+    check_model(model)
     both, one = alone(model)
     assert torch.allclose(both, one, atol=1e-5)
 
@@ -200,6 +203,62 @@ def test_a_refused_model_would_be_silently_wrong(kind: str, fields: dict[str, An
     model = LOAD(made, attn_implementation="eager").eval()
     both, one = alone(model)
     assert not torch.allclose(both, one, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["bert", "electra", "ernie"])
+def test_a_model_that_reads_ahead_is_refused(kind: str) -> None:
+    made = config(kind, **TINY, embedding_size=32)
+    with pytest.raises(Unsupported, match=r"not causal \(is_decoder=False\)"):
+        check_model(made)
+    made.is_decoder = True
+    check_model(LOAD(made, attn_implementation="eager"))
+
+
+class Altered(transformers.LlamaForCausalLM):
+    """One whose forward does other things with what it is given; its config does not say so."""
+
+    how = ""
+
+    def forward(self, input_ids: Any, **given: Any) -> Any:  # type: ignore[override]
+        n = input_ids.shape[1]
+        if self.how == "no mask":
+            given.pop("attention_mask", None)
+        if self.how == "causal" and "attention_mask" in given:
+            ahead = torch.ones(n, n).triu(1).bool()
+            given["attention_mask"] = torch.zeros(n, n).masked_fill(ahead, -1e9)[None, None]
+        if self.how == "no positions":
+            given["position_ids"] = torch.arange(n)[None]
+        if self.how == "both ways" and "attention_mask" not in given:
+            given["attention_mask"] = torch.zeros(1, 1, n, n)
+        if self.how == "2-D masks":
+            _rows, _columns = given.get("attention_mask", input_ids).shape
+        return super().forward(input_ids, **given)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("how", "why"),
+    [
+        ("no mask", "reads a path otherwise than as plain text"),
+        ("causal", "paths read each other"),
+        ("no positions", "ignores position_ids"),
+        ("both ways", "reads a path otherwise"),
+        ("2-D masks", "cannot read a 4-D mask .*too many values to unpack"),
+    ],
+)
+def test_a_built_model_is_asked(how: str, why: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = Altered(config("llama", **TINY, initializer_range=0.3)).to(dtype).train()  # type: ignore[no-untyped-call]
+    check_model(model)
+    assert model.training
+    other = Altered(model.config).to(dtype)  # type: ignore[no-untyped-call]
+    other.load_state_dict(model.state_dict())
+    other.how = how
+    with pytest.raises(Unsupported, match=why) as refused:
+        check_model(other)
+    assert "\n" not in str(refused.value)
+    model.how = how  # it is asked once
+    check_model(model)
 
 
 def test_every_causal_model_type_is_judged() -> None:

@@ -142,7 +142,10 @@ def test_a_tokenizer_without_tags_is_refused(tmp_path: Path) -> None:
     ("model", "message"),
     [
         (MistralConfig(sliding_window=8).to_dict(), "sliding window"),
-        ({"model_type": "granite", "logits_scaling": 8.0}, "logits are changed after the head"),
+        (
+            {"model_type": "granite", "num_attention_heads": 2, "logits_scaling": 8.0},
+            "logits are changed after the head",
+        ),
         ({"model_type": "qwen2"}, "as Qwen2Tokenizer from the folder of a 'qwen2' model"),
         ({"hidden_size": 4}, "needs a model_type"),
         ({"model_type": "llama", "num_attention_heads": 3}, "is not a multiple of the number"),
@@ -197,7 +200,7 @@ def test_training_is_inference(kind: str, tmp_path: Path) -> None:
     network = module.built()
     inputs = batch.inputs(torch.device("cpu"), module.mask(batch))
     with torch.inference_mode():
-        logits = network.base.get_output_embeddings()(network.hidden(inputs))[0]
+        logits = network.base.get_output_embeddings()(network.hidden(inputs)[0])[0]
     with module.engine(max_batched_tokens=7) as engine:
         replay = engine.run(document, Options(logits=True, decode=True))
         assert replay.trace.layout == layout
@@ -530,7 +533,7 @@ def test_compiled_layers_attend_as_the_mask_says(tmp_path: Path) -> None:
         batch = Batch([BatchRow(layout, ("a",))], 256)
         with torch.no_grad():
             found, wanted = (
-                network.hidden(batch.inputs(torch.device("cpu"), module.mask(batch)))
+                network.hidden(batch.inputs(torch.device("cpu"), module.mask(batch)))[0]
                 for network, module in zip(networks, (compiled, plain), strict=True)
             )
         torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
