@@ -134,7 +134,8 @@ class CompiledDataset:
 
         def first(flags: NDArray[Any], starts: NDArray[Any], ends: NDArray[Any]) -> NDArray[Any]:
             at = np.append(np.flatnonzero(flags), len(flags))
-            return np.minimum(at[np.searchsorted(at, starts)], ends) - starts
+            found: NDArray[Any] = np.minimum(at[np.searchsorted(at, starts)], ends) - starts
+            return found
 
         return self._of_rows("layout_loss_mask", first)
 

@@ -83,10 +83,11 @@ class Collator:
 
         from mvspec.compiler.dataset import CompiledDataset
 
-        name, documents = "data", data
+        name: str = "data"
+        documents: Any = data
         if isinstance(data, str | os.PathLike):
-            name, documents = os.fspath(data), CompiledDataset(data, self.tokenizer)
-            found = documents.manifest["lowering"]
+            name, compiled = os.fspath(data), CompiledDataset(data, self.tokenizer)
+            documents, found = compiled, compiled.manifest["lowering"]
             if found != lowering:
                 raise VerifyError(
                     name, f"it was compiled in the lowering {found}, not {lowering}: compile it "
@@ -201,7 +202,8 @@ class _CountedMask(BlockMask):
         mask: Any = block_mask(layouts, device=device)
         mask.__class__ = cls
         mask._tokens = sum(int((layout.document_ids >= 0).sum()) for layout in layouts)
-        return mask
+        found: _CountedMask = mask
+        return found
 
     def to(self, device: torch.device | str) -> BlockMask:
         """Return itself: it is where the model is, and so is what its function reads."""

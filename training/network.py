@@ -110,7 +110,8 @@ class LossNetwork(nn.Module):
         with reading(base):
             fork = small_fork(base)
             whole = logits_of(base, **fork)
-            hidden, routed = self.hidden(BatchTensors(*fork.values(), none, none))
+            ids, positions, mask = fork.values()
+            hidden, routed = self.hidden(BatchTensors(ids, positions, mask, none, none))
             own = base.get_output_embeddings()(hidden)
         if self.balanced:
             self._balance(routed)
@@ -194,7 +195,7 @@ class LossNetwork(nn.Module):
             return loss
         balance, share = self._balance(routed)
         base = self.base
-        lost = balance(routed, base.num_experts, base.num_experts_per_tok, inputs.real)
+        lost: Tensor = balance(routed, base.num_experts, base.num_experts_per_tok, inputs.real)
         return loss + share * lost.to(loss) * len(inputs.targets)
 
     def _balance(self, routed: Any) -> tuple[Any, float]:

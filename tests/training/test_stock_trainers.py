@@ -22,7 +22,8 @@ from transformers import (
     TrainingArguments,
 )
 from transformers import Trainer as StockTrainer
-from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_config import SFTConfig
+from trl.trainer.sft_trainer import SFTTrainer
 from typer.testing import CliRunner
 
 import mvspec
