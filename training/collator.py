@@ -17,7 +17,7 @@ from mvspec.compiler.models import check_model, position_limit
 from mvspec.compiler.vocabulary import Vocabulary, pad_id
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.training.batch import BatchRow
-from mvspec.training.data import LayoutSource
+from mvspec.training.data import LayoutSource, adopt_template
 from mvspec.training.network import ATTENTIONS
 
 _FLEX = ("flex_attention", ATTENTIONS["flex"])
@@ -93,6 +93,9 @@ class Collator:
                     name, f"it was compiled in the lowering {found}, not {lowering}: compile it "
                     f"again, or give lowering={found!r} to train it so"
                 )  # fmt: skip
+            told = adopt_template(self.tokenizer, compiled.template)
+            if told:
+                print(f"mvspec: {name}: {told}", flush=True)
         source = LayoutSource(
             name, documents, length=length, positions=position_limit(self.model), pack=pack,
             too_long=too_long, seed=seed,

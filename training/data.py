@@ -426,6 +426,24 @@ class _Epochs:
 
 _OF_THE_ORDER = ("length", "pack", "too_long", "seed", "shuffle")
 
+
+def adopt_template(tokenizer: Any, settings: TemplateSettings | None) -> str:
+    """Let a model's chat template be rendered, from now on, as it was for its data.
+
+    Returns:
+        what to say where it goes on being rendered otherwise; else "".
+    """
+    if tokenizer is None or settings is None:
+        return ""
+    own = settings_of(tokenizer)
+    if own is None:
+        adopt(tokenizer, settings)
+    elif own.clock != settings.clock:
+        told, asked = settings.clock or "any time", own.clock or "any time"
+        return f"its prompts say it is {told}, and the model will be asked as at {asked}"
+    return ""
+
+
 Given = str | os.PathLike[str] | Sequence[Layout]
 
 
@@ -512,7 +530,9 @@ class LayoutData(LightningDataModule):
             from mvspec.compiler.dataset import CompiledDataset
 
             documents = CompiledDataset(given, self.tokenizer)
-            self._adopt(os.fspath(given), documents.template)
+            told = adopt_template(self.tokenizer, documents.template)
+            if told and (self.trainer is None or self.trainer.is_global_zero):
+                print(f"mvspec: {os.fspath(given)}: {told}", flush=True)
             name = os.fspath(given) if name == split else name
         else:
             documents = given
@@ -525,17 +545,6 @@ class LayoutData(LightningDataModule):
             too_long=self.too_long,
             seed=self.seed,
         )
-
-    def _adopt(self, name: str, settings: TemplateSettings | None) -> None:
-        """Let the model's chat template be rendered, from now on, as it was for this data."""
-        if self.tokenizer is None or settings is None:
-            return
-        own = settings_of(self.tokenizer)
-        if own is None:
-            adopt(self.tokenizer, settings)
-        elif own.clock != settings.clock and (self.trainer is None or self.trainer.is_global_zero):
-            print(f"mvspec: {name}: its prompts say it is {settings.clock or 'any time'}, and the "
-                  f"model will be asked as at {own.clock or 'any time'}", flush=True)  # fmt: skip
 
     def setup(self, stage: str) -> None:
         """Open the sets that a stage reads, so that a fault shows before the model is loaded.

@@ -192,7 +192,7 @@ def test_what_a_collator_refuses(folder: Path, capsys: pytest.CaptureFixture[str
     model = tiny()
     collator = Collator(model, TOKENIZER)
     other = compile_rows(folder.parent, "tree", "--lowering", "tree")
-    with pytest.raises(VerifyError, match="compiled with --lowering tree, not multiverse"):
+    with pytest.raises(VerifyError, match="in the lowering tree, not multiverse"):
         collator.rows(other)
     assert len(collator.rows(other, lowering="tree")) == 24
     with pytest.raises(VerifyError, match="lowering multiverse, not tree"):
