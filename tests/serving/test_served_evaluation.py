@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import mvspec as mv
-from mvspec.compiler.traced import record_stages
+from mvspec.compiler.traced import record_rows
 from mvspec.data.records import Record
 from mvspec.law.limits import Limits
 from mvspec.runtime import Options, Sampling
@@ -51,5 +51,5 @@ def test_served_runs_are_compiled_as_they_were_drawn(engine: Any, reference: Any
     assert served.vocabulary == local.vocabulary == engine.vocabulary.fingerprint
     rows = [Record("a:1", each.model_dump_json(exclude_none=True), "json")
             for each in (served, local)]  # fmt: skip
-    one, other = (record_stages(each, engine.vocabulary, "multiverse").layout for each in rows)
+    one, other = (record_rows(each, engine.vocabulary, "multiverse")[0].layout for each in rows)
     assert one == other == served.layout
