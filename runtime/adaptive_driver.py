@@ -104,6 +104,7 @@ class AdaptiveDriver:
 
     draws = True
     given = None
+    sampling = None
 
     def __init__(self, turn: AdaptiveTurn, id: int, header: Iterable[Piece] = ()) -> None:
         self._turn = turn

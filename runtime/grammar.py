@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -38,8 +38,20 @@ _LACKING = {
 _TYPES = re.ASCII | re.UNICODE | re.LOCALE
 
 # Keywords of a JSON schema that hold schemas, and those that hold them by name.
-_SCHEMAS = ("items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf")
-_NAMED = ("properties", "patternProperties", "$defs", "definitions")
+_SCHEMAS = (
+    "items", "prefixItems", "additionalProperties", "anyOf", "oneOf", "allOf", "not", "contains",
+    "propertyNames", "if", "then", "else",
+)  # fmt: skip
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
+# Formats that say what a text is for, and hold no grammar: Pydantic writes them for paths, bytes,
+# secrets and the like, and looks at the value when it is there.
+_ANNOTATIONS = {
+    "path", "file-path", "directory-path", "binary", "base64", "base64url", "base32", "password",
+    "json-string", "regex", "color", "byte", "multi-host-uri", "ipvanyaddress",
+    "ipvanyinterface", "ipvanynetwork", "ipv4interface", "ipv6interface", "ipv4network",
+    "ipv6network", "phone", "name-email",
+}  # fmt: skip
 
 
 def grammar_of(hole: Gen, lead: str) -> str:
@@ -52,7 +64,7 @@ def grammar_of(hole: Gen, lead: str) -> str:
         schema = json.loads(hole.json_schema)
         if isinstance(schema, bool):  # one allows everything, the other nothing
             schema = {} if schema else {"enum": []}
-        _close(schema)
+        _prepare(schema)
         text = "%json " + json.dumps(schema | {"x-guidance": _JSON})
         return _HEADER + (f"/{_literal(lead)}/ {text}" if lead else text)
     if hole.choices is not None:
@@ -69,12 +81,36 @@ def grammar_of(hole: Gen, lead: str) -> str:
     return f"{_HEADER}/{_literal(lead)}(?:{value})/"
 
 
-def _close(schema: dict[str, Any]) -> None:
-    """Forbid properties without a name, where a schema names some and leaves the rest open.
+def unsupported_part(hole: Gen, compiles: Callable[[str], bool]) -> str:
+    """Return where in a schema the part stands that a grammar cannot hold; "" where that is not
+    one part.
+
+    Args:
+        compiles: whether a grammar can be held.
+    """
+    schema = json.loads(hole.json_schema or "false")
+    if not isinstance(schema, dict):
+        return ""
+    shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}
+    # From the innermost on: what holds a part that fails, fails as well.
+    for pointer, part in reversed(list(_places(schema))[:1000]):
+        alone = hole.model_copy(update={"json_schema": json.dumps(shared | part)})
+        if not compiles(grammar_of(alone, "")):
+            return f" (at {pointer})"
+    return ""
+
+
+def _prepare(schema: dict[str, Any]) -> None:
+    """Leave annotations out, and forbid properties without a name, where a schema names some.
 
     What it forbids is junk to whoever wrote the schema, and small models write it without end.
     """
-    nodes = list(_schemas(schema))
+    nodes = [node for _, node in _places(schema)]
+    for node in nodes:
+        if node.get("format") in _ANNOTATIONS:
+            del node["format"]
+        elif str(node.get("format", "")).removeprefix("uuid").isdigit():  # of one version
+            node["format"] = "uuid"
     for node in nodes:
         # Schemas that hold together must allow each other's properties.
         if "allOf" in node or ("properties" in node and node.keys() & {"$ref", "anyOf", "oneOf"}):
@@ -84,18 +120,20 @@ def _close(schema: dict[str, Any]) -> None:
             node.setdefault("additionalProperties", False)
 
 
-def _schemas(schema: Any) -> Iterator[dict[str, Any]]:
-    """Yield a schema and those in it."""
+def _places(schema: Any, pointer: str = "#") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a schema and those in it, each with its JSON pointer."""
     if isinstance(schema, list):
-        for each in schema:
-            yield from _schemas(each)
+        for index, each in enumerate(schema):
+            yield from _places(each, f"{pointer}/{index}")
     elif isinstance(schema, dict):
-        yield schema
+        yield pointer, schema
         for key in _SCHEMAS:
-            yield from _schemas(schema.get(key))
+            yield from _places(schema.get(key), f"{pointer}/{key}")
         for key in _NAMED:
             named = schema.get(key)
-            yield from _schemas([*named.values()] if isinstance(named, dict) else None)
+            for name, each in named.items() if isinstance(named, dict) else ():
+                name = str(name).replace("~", "~0").replace("/", "~1")
+                yield from _places(each, f"{pointer}/{key}/{name}")
 
 
 class _Lacks(Exception):

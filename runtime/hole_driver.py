@@ -10,9 +10,9 @@ from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.law.tags import TAG
 from mvspec.runtime.budget import HoleBudget
-from mvspec.runtime.constraint import value_of
+from mvspec.runtime.constraint import REVOCABLE, Constraint, Spelling
 from mvspec.runtime.lexicon import Lexicon
-from mvspec.runtime.sampling import DrawnToken
+from mvspec.runtime.sampling import DrawnToken, Sampling
 from mvspec.runtime.thread_state import (
     Action,
     AllowedTokens,
@@ -28,6 +28,9 @@ from mvspec.runtime.thread_state import (
     WriteTokens,
 )
 from mvspec.tree.ir import Gen
+
+_RECENT = 32
+"""Tokens of a hole in which a tag in plain characters may begin: one has fewer characters."""
 
 
 class FilledHoles:
@@ -76,11 +79,17 @@ class FilledHoles:
 class HoleDriver:
     """Fills one hole.
 
+    What only one continuation is legal for is written, not drawn: names, quotes and colons of a
+    schema, the rest of a choice once it is decided. Where max_tokens would cut a constraint, the
+    cheapest ending that is known is written instead.
+
     Args:
         op: the hole, with what its tokens begin with before its value.
         before: the end of the text before it, since the last control token.
         after: the beginning of the fixed text after it.
         predicts: whether its last token has to predict what follows it: nothing is written there.
+        sampling: how its tokens are drawn.
+        shared: whether other paths read its tokens, so that none can be taken back.
         back: goes on after it.
         holes: of the request.
         lexicon: of the engine's tokenizer.
@@ -95,18 +104,22 @@ class HoleDriver:
         before: str,
         after: str,
         predicts: bool,
+        sampling: Sampling,
+        shared: bool,
         back: Driver,
         holes: FilledHoles,
         lexicon: Lexicon,
     ) -> None:
         hole = op.hole
-        constrained = hole.regex is not None or hole.choices is not None or hole.json_schema
         self.hole = hole
         self.lead = op.lead
         self.ids: list[int] = []
-        self.written = 0
-        """How many of its tokens the engine wrote."""
-        self.constraint = lexicon.constraints.open(hole, op.lead) if constrained else None
+        self.sampling = sampling
+        self.constraint = (
+            lexicon.constraints.open(hole, op.lead, revocable=not shared)
+            if hole.constraint
+            else None
+        )
         self._before = before
         self._after = after
         self._predicts = predicts
@@ -116,18 +129,28 @@ class HoleDriver:
         self._decode = lexicon.vocabulary.decode
         self._keep = KeepToken(hole.name)
         self._most = hole.max_tokens
-        self._stops = () if constrained else hole.stop
+        self._stopped = self._limited = False
         limits = holes.budget.limits
         self._bounded = limits.max_tokens is not None or limits.max_position is not None
+        self._ending = self.constraint.ending() if self.constraint else None
+        """The cheapest ending that is known."""
+        # Far from the end nobody looks whether what was begun can still be ended.
+        self._near = 2 * self._ending.cost + 32 if self._ending else 0
 
     @property
     def revocable(self) -> int:
-        """How many of the thread's last tokens a stop string or a newline may take back."""
-        return min(len(self.ids), longest_stop(self.hole.stop))
+        """How many of the thread's last tokens may be taken back: for a stop string, a newline, or
+        to be spelled again.
+        """
+        least = REVOCABLE if self.constraint else 0
+        return min(len(self.ids), max(longest_stop(self.hole.stop), least))
 
-    def advance(self, thread: ThreadState) -> Iterable[Action]:
-        """See `Driver`: the first token is drawn."""
-        return ()
+    def advance(self, thread: ThreadState) -> Iterator[Action]:
+        """See `Driver`: write what only can come first."""
+        if self.constraint is not None:
+            forced = self._forced(self._left(thread))
+            if forced.ids:
+                yield from self._write(thread, forced)
 
     def allowed(self, thread: ThreadState) -> AllowedTokens:
         """See `Driver`."""
@@ -148,11 +171,11 @@ class HoleDriver:
             # Where the pattern asks for what may not stand, such as a tag, nothing is left to
             # draw, and the hole is cut.
             ended = id in thread.refused or not bool(constraint.allowed()[id])
-        if ended:
-            return self._end(thread, newline=id in self._lexicon.closes)
         stopped = None
-        if self._stops:
-            stopped = cut_at_stop([*ids, id], self._stops, self._lexicon.vocabulary, len(self.lead))
+        if self.hole.stop and id not in self._lexicon.control:
+            stopped = self._stop_in([*ids, id])
+        if ended and stopped is None:
+            return self._end(thread, newline=id in self._lexicon.closes)
         text = thread.tail + self._lexicon.texts[id]
         if stopped is not None:
             keep, rest = stopped
@@ -171,14 +194,93 @@ class HoleDriver:
             return self._stop(thread, *stopped)
         if self._bounded and self._room(thread) <= 0:  # other paths took the last of it
             return self._run_out(thread)
-        if ids or not self.lead:
-            self._holes.drawn += 1
-        ids.append(id)
         if constraint is not None:
-            constraint.accept(id)
-        elif len(ids) < self._most:
+            return self._go_on(thread, constraint, id)
+        self._count(1)
+        ids.append(id)
+        if len(ids) < self._most:
             return self._keep
+        return self._fill_up(thread)
+
+    def _stop_in(self, ids: list[int]) -> tuple[int, str] | None:
+        """Return what `cut_at_stop` does; a constraint has to be whole before a stop string."""
+        vocabulary = self._lexicon.vocabulary
+        stopped = cut_at_stop(ids, self.hole.stop, vocabulary, len(self.lead))
+        if stopped is not None and self.constraint is not None:
+            keep, rest = stopped
+            text = self._decode(ids[:keep]) + rest
+            try:
+                self.hole.read(text.removeprefix(self.lead))
+            except VerifyError:
+                return None
+        return stopped
+
+    def _go_on(
+        self, thread: ThreadState, constraint: Constraint, id: int
+    ) -> KeepToken | Iterable[Action]:
+        """Take a token of a constraint, with what only can follow it."""
+        left = self._left(thread)
+        ending = after = None
+        if left <= self._near:
+            ending = self._ending or constraint.ending()
+        constraint.accept(id)
+        if ending is not None:
+            after = constraint.ending()
+            if ending.cost <= left and (after is None or after.cost >= left):
+                constraint.undo()
+                return self._write_ending(thread, ending)
+        self._ending = after
+        self._count(1)
+        self.ids.append(id)
+        forced = self._forced(left - 1)
+        if forced.ids:
+            return self._write(thread, forced, drawn=True)
         return self._fill_up(thread) if self._full else self._keep
+
+    def _forced(self, left: int) -> Spelling:
+        """Return what only can come next, as far as there is room, and where it makes no tag."""
+        assert self.constraint is not None
+        forced = self.constraint.forced()
+        if not forced.ids:
+            return forced
+        ids = [*self.ids[: len(self.ids) - forced.back][-_RECENT:], *forced.ids]
+        text = self._before + self._decode(ids)
+        if "<" in text and TAG.search(text + self._after):
+            return Spelling()
+        ids = [*forced.ids[: max(left + forced.back, 0)]]
+        return Spelling(ids, forced.back) if len(ids) >= forced.back else Spelling()
+
+    def _write(
+        self, thread: ThreadState, spelling: Spelling, *, drawn: bool = False
+    ) -> Iterator[Action]:
+        """Write tokens of the constraint, in the place of those that they join.
+
+        Args:
+            drawn: whether the last of its tokens was drawn now, and is not in the thread.
+        """
+        assert self.constraint is not None
+        if drawn and not spelling.back:
+            yield self._keep
+        self._count(spelling.cost)
+        self.constraint.respell(spelling)
+        self._ending = None
+        if spelling.back > drawn:
+            yield TakeBack(spelling.back - drawn)
+        if spelling.back:
+            del self.ids[-spelling.back :]
+            thread.tail = (self._before + self._decode(self.ids))[-32:]
+        self.ids += spelling.ids
+        yield WriteTokens(spelling.ids, "engine", self.hole.name)
+        if self._full:
+            yield from self._end(thread)
+
+    def _write_ending(self, thread: ThreadState, ending: Spelling) -> Iterator[Action]:
+        """End a hole, as its constraint has it, where what was drawn cannot be ended in time."""
+        if self._left(thread) < self._most - len(self.ids):
+            yield CloseByForce()
+        yield from self._write(thread, ending)
+        if not self._full:
+            yield from self._end(thread)
 
     def close(self, thread: ThreadState, cut: str) -> Iterable[Action] | None:
         """See `Driver`."""
@@ -189,14 +291,24 @@ class HoleDriver:
     @property
     def _full(self) -> bool:
         """Whether it takes no more tokens, whatever the model would say."""
-        if self.constraint is not None and self.constraint.ended:
-            return True
-        return len(self.ids) - self.written >= self.hole.max_tokens
+        ended = self.constraint is not None and self.constraint.ended
+        return ended or len(self.ids) >= self._most
+
+    def _left(self, thread: ThreadState) -> int:
+        """Return how many tokens more it takes at most."""
+        left = self._most - len(self.ids)
+        return min(left, self._room(thread)) if self._bounded else left
 
     def _room(self, thread: ThreadState) -> int:
         """Return how many tokens more the limits of the run allow the hole."""
         drawn = self._holes.drawn - bool(self.lead and not self.ids)
         return self._holes.budget.room(self.hole.name, thread.law.position, drawn)
+
+    def _count(self, more: int) -> None:
+        """Count tokens before they are in `ids`; the lead's is the plan's own."""
+        count = len(self.ids)
+        lead = bool(self.lead)
+        self._holes.drawn += more + (lead and count > 0) - (lead and count + more > 0)
 
     # How it ends
 
@@ -205,10 +317,12 @@ class HoleDriver:
         yield from self._end(thread)
 
     def _run_out(self, thread: ThreadState) -> Iterator[Action]:
+        self._limited = True
         yield CloseByForce()
         yield from self._end(thread)
 
     def _stop(self, thread: ThreadState, keep: int, rest: str) -> Iterator[Action]:
+        self._stopped = True
         yield from self._take_back(thread, keep)
         yield from self._end(thread, rest)
 
@@ -216,7 +330,7 @@ class HoleDriver:
         """Take all but the first `keep` tokens back."""
         gone = len(self.ids) - keep
         yield TakeBack(gone)
-        self._holes.drawn -= gone - bool(gone and self.lead and not keep)
+        self._count(-gone)
         del self.ids[keep:]
         thread.tail = (self._before + self._decode(self.ids))[-32:]
 
@@ -231,7 +345,8 @@ class HoleDriver:
         """
         hole, decode = self.hole, self._decode
         text = decode(self.ids)
-        if newline and self._after.startswith("\n") and text.endswith("\n") and not thread.shared:
+        ours = newline and self.constraint is None and not thread.shared
+        if ours and self._after.startswith("\n") and text.endswith("\n"):
             whole = text[:-1]
             keep = len(self.ids) - 1
             while not whole.startswith(decode(self.ids[:keep])):
@@ -248,10 +363,9 @@ class HoleDriver:
             if len(ids) > room:
                 yield CloseByForce()
             ids = ids[: min(room, hole.max_tokens - len(self.ids))]
-            self._holes.drawn += len(ids) - bool(ids and self.lead and not self.ids)
+            self._count(len(ids))
             yield WriteTokens(ids, "engine", hole.name)
             self.ids += ids
-            self.written += len(ids)
             text = decode(self.ids)
         unpredicted = thread.count and thread.logits is None and not thread.unread
         if self._predicts and unpredicted and isinstance(thread.items[-1], ThreadToken):
@@ -261,18 +375,22 @@ class HoleDriver:
 
     def _record(self, text: str) -> FillHole:
         name, holes = self.hole.name, self._holes
-        cut = self.constraint is not None and not self.constraint.complete
+        cut = self.constraint is not None and not (self.constraint.complete or self._stopped)
         holes.texts[name] = text
         if cut:
-            what = "its max_tokens" if self._full else "the limits of the run"
+            what = "what could come next would make a tag: change the text around it"
+            if self._full:
+                what = "raise its max_tokens"
+            elif self._limited:
+                what = "raise the limits of the run"
             holes.cut.add(name)
             holes.errors[name] = (
-                f"after {len(self.ids) - self.written} tokens it was cut inside its constraint, at "
-                f"{text[-40:]!r}: raise {what}"
+                f"after {len(self.ids)} tokens it was cut inside its constraint, at "
+                f"{text[-40:]!r}: {what}"
             )
         else:
             try:
-                holes.values[name] = value_of(self.hole, text, self.hole.type)
+                holes.values[name] = self.hole.read(text)
             except VerifyError as error:
                 holes.errors[name] = str(error).removeprefix(f"{error.address}: ")
         return FillHole(name, text, holes.values.get(name), cut)

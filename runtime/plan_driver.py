@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from mvspec.compiler.plan import Adaptive, ExecutionPlan, Extend, Fork, Generate, Op
 from mvspec.runtime.adaptive_driver import AdaptiveDriver, AdaptiveTurn
@@ -94,6 +95,7 @@ class PlanDriver:
 
     draws = False
     given = None
+    sampling = None
     revocable = 0
 
     def __init__(self, script: PlanScript, thread: int, above: PlanDriver | None = None) -> None:
@@ -127,6 +129,8 @@ class PlanDriver:
                         thread.tail,
                         _beginning(self._ops, script.lexicon),
                         following is not None and not written,
+                        replace(script.options.sampling, **op.hole.sampling),
+                        thread.shared,
                         self,
                         script.holes,
                         script.lexicon,
@@ -173,6 +177,7 @@ class ReplayDriver:
     """
 
     draws = True
+    sampling = None
     revocable = 0
 
     def __init__(self, ids: Iterable[int], back: Driver) -> None:

@@ -19,7 +19,7 @@ from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.options import Options
 from mvspec.runtime.plan_driver import PlanDriver, PlanScript
 from mvspec.runtime.rounds import SharedRounds
-from mvspec.runtime.sampling import DrawnToken, DrawRequest
+from mvspec.runtime.sampling import DrawnToken, DrawRequest, Sampling
 from mvspec.runtime.thread_state import (
     Action,
     AllowedTokens,
@@ -228,13 +228,17 @@ class PlanRequest:
         mask[thread.refused] = False
         return AllowedTokens(mask)
 
+    def sampling(self, thread: ThreadState) -> Sampling:
+        """Return how the next token of a thread is drawn."""
+        return thread.driver.sampling or self.options.sampling
+
     def draw_request(self, thread: ThreadState, *, masked: bool = True) -> DrawRequest:
         """Return the draw that a thread waits for.
 
         Args:
             masked: whether its logits do not yet hold what may come and what is penalised.
         """
-        sampling, given = self.options.sampling, thread.driver.given
+        sampling, given = self.sampling(thread), thread.driver.given
         if given is not None or not masked:
             return DrawRequest(sampling, thread.stream, thread.count, given=given)
         seen = () if sampling.repetition_penalty == 1.0 else list(thread.seen())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from mvspec.law.threads import LawThread
-from mvspec.runtime.sampling import DrawnToken
+from mvspec.runtime.sampling import DrawnToken, Sampling
 
 _TAIL = 32
 """Characters of a thread's tail: more than a tag has."""
@@ -128,6 +128,10 @@ class Driver(Protocol):
     @property
     def given(self) -> int | None:
         """The token that the model will have chosen, where it is known."""
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """How its tokens are drawn; None is as the run has it."""
 
     @property
     def revocable(self) -> int:

@@ -21,7 +21,8 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import TypeAdapter
+from pydantic.errors import PydanticUserError
 
 from mvspec.errors import VerifyError
 from mvspec.tree.ir import (
@@ -84,7 +85,12 @@ def gen(
     stop: str | Iterable[str] = (),
     regex: str | None = None,
     choices: Iterable[str] | None = None,
-    schema: type[BaseModel] | dict[str, Any] | str | None = None,
+    schema: Any = None,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float | None = None,
 ) -> Gen:
     """Return a hole that a runtime fills.
 
@@ -94,18 +100,21 @@ def gen(
         stop: a string or strings that end it, left out of the result.
         regex: the result matches it in full.
         choices: the result is one of them.
-        schema: a Pydantic class (the result is an instance), or a JSON schema as a dict or text.
+        schema: a type that Pydantic knows, such as a class of its models, `list[int]` or a
+            dataclass (the result is an instance); or a JSON schema as a dict or text.
+        temperature, top_p, top_k, min_p, repetition_penalty: as in `Sampling`, for this hole alone.
 
     Raises:
         VerifyError: more than one constraint, or one that cannot be read.
+
+    >>> gen("sums", schema=list[int]).json_schema
+    '{"items":{"type":"integer"},"type":"array"}'
     """
     if isinstance(choices, str):
         raise VerifyError(f"hole {name!r}", f"choices is one string: write choices=[{choices!r}]")
-    kind = schema if isinstance(schema, type) else None
-    if isinstance(schema, type):
-        if not issubclass(schema, BaseModel):
-            raise VerifyError(f"hole {name!r}", f"{schema.__name__} is no Pydantic class")
-        schema = schema.model_json_schema()
+    kind: TypeAdapter[Any] | None = None
+    if schema is not None and not isinstance(schema, dict | str):
+        kind, schema = _typed(name, schema)
     if isinstance(schema, dict):
         try:
             schema = json.dumps(schema)
@@ -118,9 +127,31 @@ def gen(
         regex=regex,
         choices=None if choices is None else tuple(choices),
         json_schema=schema,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
     )
     hole._type = kind
     return hole
+
+
+def _typed(hole: str, kind: Any) -> tuple[TypeAdapter[Any], dict[str, Any]]:
+    """Return a type of Python with its JSON schema."""
+    try:
+        adapter = kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)
+        schema = adapter.json_schema()
+    except (PydanticUserError, NameError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise VerifyError(f"hole {hole!r}", f"{kind!r} has no JSON schema: {reason}") from None
+    parts: list[Any] = [schema]
+    while parts:
+        part = parts.pop()
+        parts += part if isinstance(part, list) else part.values() if isinstance(part, dict) else ()
+        if isinstance(part, dict) and part.get("type") == "array":
+            part.pop("uniqueItems", None)  # a set is made of any list
+    return adapter, schema
 
 
 def branch(outline: str, *body: BodyPart) -> tuple[str, tuple[Node, ...]]:

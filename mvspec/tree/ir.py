@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
     Field,
     PrivateAttr,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -23,6 +25,10 @@ from mvspec.errors import VerifyError
 from mvspec.law.limits import MAX_DEPTH
 from mvspec.law.tags import TAG
 from mvspec.tree.node import Node, verify_error
+
+_AS_JSON: dict[str, Any] = {
+    "mode": "json", "by_alias": True, "exclude_unset": True, "warnings": "error"
+}  # fmt: skip
 
 LABEL = re.compile(r"[0-9]+(?:\.[0-9]+)*")
 
@@ -78,6 +84,8 @@ class Gen(Node):
         max_tokens: the most tokens that the hole may take.
         stop: strings that end the hole; not part of the result.
         regex, choices, json_schema: at most one constraint; the schema is canonical JSON text.
+        temperature, top_p, top_k, min_p, repetition_penalty: how its tokens are drawn; None is as
+            the run has it.
     """
 
     kind: Literal["gen"] = "gen"
@@ -87,12 +95,141 @@ class Gen(Node):
     regex: str | None = None
     choices: tuple[Annotated[str, Field(min_length=1)], ...] | None = None
     json_schema: str | None = None
-    _type: type[BaseModel] | None = PrivateAttr(default=None)
+    temperature: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    repetition_penalty: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    _type: TypeAdapter[Any] | None = PrivateAttr(default=None)
 
     @property
-    def type(self) -> type[BaseModel] | None:
-        """The Pydantic class of the result; it travels beside the document, not inside it."""
-        return self._type
+    def type(self) -> Any:
+        """The Python type of the result; it travels beside the document, not inside it."""
+        return None if self._type is None else self._type._type
+
+    @property
+    def constraint(self) -> str:
+        """Which constraint it has: "regex", "choices" or "json_schema"; "" for none."""
+        kinds = ("regex", "choices", "json_schema")
+        return next((kind for kind in kinds if getattr(self, kind) is not None), "")
+
+    @property
+    def sampling(self) -> dict[str, float]:
+        """How its tokens are drawn, where that is not as the run has it."""
+        names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        return {name: found for name in names if (found := getattr(self, name)) is not None}
+
+    def read(self, text: str) -> Any:
+        """Return the value of a text that fills it: of its type, what its JSON says, or the text.
+
+        A choice comes without a blank at its beginning, which is the text's and not the answer's.
+
+        Raises:
+            VerifyError: the text is not what its constraint asks for.
+
+        >>> Gen(name="cup", json_schema="{}").read('{"size": 3}')
+        {'size': 3}
+        >>> Gen(name="tone", choices=(" kind", " cold")).read(" kind")
+        'kind'
+        """
+        reason = ""
+        if self.choices is not None:
+            if text in self.choices:
+                return text.removeprefix(" ") or text
+            reason = f"none of its choices ({', '.join(map(repr, self.choices))})"
+        elif self.regex is not None:
+            if re.fullmatch(self.regex, text):
+                return text
+            reason = f"no match of its regex {self.regex!r}"
+        elif self.json_schema is None:
+            return text
+        else:
+            try:
+                return json.loads(text) if self._type is None else self._type.validate_json(text)
+            except ValidationError as error:
+                first, *rest = error.errors(include_url=False, include_input=False)
+                place = ".".join(map(str, first["loc"]))
+                reason = f"{place}: {first['msg']}" if place else first["msg"]
+                reason += f" (and {len(rest)} more)" if rest else ""
+            except (ValueError, RecursionError) as error:
+                reason = str(error)
+            reason = f"not valid: {reason}"
+        shown = text if len(text) <= 80 else f"{text[:79]}…"
+        raise VerifyError(f"hole {self.name!r}", f"its text {shown!r} is {reason}")
+
+    def write(self, value: Any) -> str:
+        """Return the text of a value that `read` returned, or that is given for one.
+
+        Raises:
+            VerifyError: the value is not what its constraint asks for.
+
+        >>> Gen(name="cup", json_schema="{}").write({"size": 3})
+        '{"size": 3}'
+        """
+        text = value
+        if self.json_schema is not None:
+            text = self._json(value)
+        elif self.choices is not None and value not in self.choices and f" {value}" in self.choices:
+            text = f" {value}"  # `read` leaves the blank out
+        if not isinstance(text, str):
+            kind = type(value).__name__
+            raise VerifyError(f"hole {self.name!r}", f"its value is a {kind}, expected a text")
+        self.read(text)
+        return text
+
+    def _json(self, value: Any) -> str:
+        """Return the JSON text of a value; a string that is such a text is taken as it is."""
+        where, kind = f"hole {self.name!r}", self._type
+        no_text: VerifyError | None = None
+        if isinstance(value, str):
+            try:
+                self._check_schema(self.read(value))
+            except VerifyError as error:
+                no_text = error
+            else:
+                return value
+        try:
+            if kind is not None:
+                try:
+                    shown = kind.dump_python(value, **_AS_JSON)
+                except ValueError:  # of another type, such as a dict for a class
+                    value = kind.validate_python(value)
+                    shown = kind.dump_python(value, **_AS_JSON)
+            else:
+                shown = value.model_dump(**_AS_JSON) if isinstance(value, BaseModel) else value
+            text = json.dumps(shown, ensure_ascii=False, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            reason = " ".join(str(error).partition(" For further")[0].split())
+            raise no_text or VerifyError(where, f"its value is no JSON: {reason[:200]}") from None
+        read = self.read(text)
+        self._check_schema(read)
+        if kind is not None and read != value:
+            raise VerifyError(
+                where,
+                f"its value does not come back from {text[:80]!r}: give its text, as in texts",
+            )
+        return text
+
+    def _check_schema(self, value: Any) -> None:
+        """Raise VerifyError where what JSON says is not what a schema without a type asks for."""
+        if self._type is not None or self.json_schema is None:
+            return
+        # Their import takes longer than all of ours.
+        from jsonschema import SchemaError
+        from jsonschema import ValidationError as Invalid
+        from jsonschema.validators import validator_for
+        from referencing import Registry
+        from referencing.exceptions import Unresolvable
+
+        schema = json.loads(self.json_schema)
+        where = f"hole {self.name!r}"
+        try:
+            # A registry of its own: none is fetched from a network.
+            validator_for(schema)(schema, registry=Registry()).validate(value)
+        except (Invalid, SchemaError) as error:
+            raise VerifyError(where, f"its value at {error.json_path}: {error.message}") from None
+        except (Unresolvable, RecursionError) as error:
+            raise VerifyError(where, f"its schema cannot be followed: {error}") from None
 
     @field_validator("regex")
     @classmethod
@@ -299,27 +436,40 @@ class Document(Node):
         """Every `Gen`, in surface order."""
         return tuple(self.walk(Gen))
 
-    def fill(self, values: dict[str, str]) -> Document:
+    def fill(self, values: Mapping[str, Any], *, check: bool = True) -> Document:
         """Return the document with the named holes replaced by text; "" removes a hole.
 
+        Args:
+            values: by name: texts, or what a result has as `values`.
+            check: whether a value has to be what its hole's constraint asks for; else it is a text.
+
         Raises:
-            VerifyError: a name is no hole of this document, a value is no text or holds a tag.
+            VerifyError: a name is no hole of this document; a value is not what its hole asks for,
+                or holds a tag.
+
+        >>> from mvspec.tree.builder import assistant, document, gen
+        >>> asked = document(assistant("So: ", gen("sums", schema=list[int])))
+        >>> asked.fill({"sums": [1, 2]}).messages[0].body[0].text
+        'So: [1, 2]'
         """
-        names = [hole.name for hole in self.holes]
-        unknown = [str(name) for name in values if name not in names]
+        holes = {hole.name: hole for hole in self.holes}
+        unknown = [str(name) for name in values if name not in holes]
         if unknown:
-            known = ", ".join(names) or "none"
+            known = ", ".join(holes) or "none"
             raise VerifyError("", f"no hole is named {', '.join(sorted(unknown))} (holes: {known})")
+        texts: dict[str, str] = {}
         for name, value in values.items():
+            empty = isinstance(value, str) and value == ""
+            texts[name] = holes[name].write(value) if check and not empty else value
             try:
-                if value != "":
-                    check_no_tag(Text.build(text=value).text)
+                if not empty:
+                    check_no_tag(Text.build(text=texts[name]).text)
             except (ValueError, VerifyError) as error:
                 raise VerifyError(f"hole {name!r}", str(error)) from None
 
         def put(node: Node) -> Node | tuple[Node, ...]:
-            if isinstance(node, Gen) and node.name in values:
-                return (Text(text=values[node.name]),) if values[node.name] else ()
+            if isinstance(node, Gen) and node.name in texts:
+                return (Text(text=texts[node.name]),) if texts[node.name] else ()
             return node
 
         return self.map(put)

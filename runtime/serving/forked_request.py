@@ -333,7 +333,7 @@ class ForkedRequest:
         self.run = run
         self.response = response
         self.number = number
-        self.seeded = seeded and not run.options.sampling.greedy
+        self.seeded = seeded
         self.no_slots = torch.empty(0, dtype=torch.int64, device=self.kv.rows.device)
         self.prefix_req: Any = None
         self.removed: set[int] = set()
@@ -351,6 +351,11 @@ class ForkedRequest:
     def is_over(self) -> bool:
         """Whether nothing of it counts any more."""
         return self.response.over or bool(self.aborted)
+
+    def draws(self, state: ThreadState) -> bool:
+        """Whether a thread's token is drawn from its random stream here, and not by SGLang."""
+        both = self.run.options.sampling, self.run.sampling(state)
+        return self.seeded and not all(sampling.greedy for sampling in both)
 
     # Its threads
 

@@ -92,7 +92,8 @@ class LogitsProcessor:
             scores: [batch, size], as `apply` has left them.
             rows: of the batch, and the threads that draw there.
         """
-        seeded = [each for each in rows if each[1].sampling and each[1].request.seeded]
+        drawing = (each for each in rows if each[1].sampling)
+        seeded = [each for each in drawing if each[1].request.draws(each[1].state)]
         if not seeded:
             return None
         index = upload([row for row, _ in seeded], scores.device)
@@ -111,7 +112,7 @@ class LogitsProcessor:
         ids[index] = choose_ids(scores, wanted).to(ids.dtype)
 
     def _penalise(self, scores: Tensor, at: int, thread: ThreadKV) -> None:
-        penalty = thread.request.run.options.sampling.repetition_penalty
+        penalty = thread.request.run.sampling(thread.state).repetition_penalty
         if penalty == 1.0:
             return
         row = scores[at]

@@ -20,7 +20,6 @@ from mvspec.errors import Diagnostic, LimitExceeded, MvspecError, Unsupported, V
 from mvspec.events import Event, Forked, HoleFilled, Joined, PathEnded, TakenBack, Written
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.forms.untagged import UNTAGGED
-from mvspec.runtime.constraint import value_of
 from mvspec.runtime.options import Options
 from mvspec.runtime.protocol import Capabilities, check_ids
 from mvspec.runtime.request import PlanRequest
@@ -304,7 +303,7 @@ def _values(
         if hole.name not in texts or hole.name in errors:
             continue
         try:
-            values[hole.name] = value_of(hole, texts[hole.name], hole.type)
+            values[hole.name] = hole.read(texts[hole.name])
         except VerifyError as error:
             errors[hole.name] = str(error).removeprefix(f"{error.address}: ")
     return values, errors

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from bpe import CONTROL, copy, small_tokenizer, untagged_tokenizer
 from hypothesis import example, given
@@ -23,7 +25,7 @@ from mvspec import gen
 from mvspec.compiler import Vocabulary
 from mvspec.errors import Unsupported, VerifyError
 from mvspec.law.tags import Tag
-from mvspec.runtime.constraint import Constraints, value_of
+from mvspec.runtime.constraint import Constraints
 
 # Tokens and state
 
@@ -155,28 +157,40 @@ class Even(BaseModel):
 
 def test_a_value_is_what_the_hole_promises() -> None:
     hole = gen("x", schema=Even)
-    assert value_of(hole, '{"n": 2}', Even) == Even(n=2)
-    assert value_of(hole, '{"n": 3}', None) == {"n": 3}
-    assert value_of(gen("x", regex="[0-9]"), "3", None) == "3"
-    assert value_of(gen("x", choices=["{}"]), "{}", None) == "{}"
+    assert hole.read('{"n": 2}') == Even(n=2)
+    assert gen("x", schema=Even.model_json_schema()).read('{"n": 3}') == {"n": 3}
+    assert gen("x", regex="[0-9]").read("3") == "3"
+    assert gen("x", choices=["{}", "[]"]).read("{}") == "{}"
+    assert gen("x", schema=dict[str, list[int]]).read('{"a": [1]}') == {"a": [1]}
 
 
 @pytest.mark.parametrize(
-    ("text", "model", "reason"),
+    ("text", "schema", "reason"),
     [
         ('{"n": 3}', Even, "n: Value error, n is odd"),
         ('{"n": ', Even, "Invalid JSON: EOF"),
-        ('{"n": ', None, "Expecting value"),
-        ("1" * 5000, None, "digits"),
-        ("[" * 10**6, None, "recursion"),
+        ('{"n": ', "{}", "Expecting value"),
+        ("1" * 5000, "{}", "digits"),
+        ("[" * 10**6, "{}", "recursion"),
         ("", Even, "Invalid JSON"),
+        ('["a"]', list[int] | None, "Input should be"),
     ],
 )
-def test_a_value_that_does_not_validate_names_its_hole(
-    text: str, model: type[BaseModel] | None, reason: str
-) -> None:
-    with pytest.raises(VerifyError, match=f"hole 'x': its text does not validate: .*{reason}"):
-        value_of(gen("x", schema=Even), text, model)
+def test_a_value_that_does_not_validate_names_its_hole(text: str, schema: Any, reason: str) -> None:
+    with pytest.raises(VerifyError, match=f"hole 'x': its text .* is not valid: .*{reason}"):
+        gen("x", schema=schema).read(text)
+
+
+@pytest.mark.parametrize(
+    ("hole", "text", "reason"),
+    [
+        (gen("x", choices=["a", "b"]), "c", r"'c' is none of its choices \('a', 'b'\)"),
+        (gen("x", regex="[0-9]+"), "1a", "'1a' is no match of its regex"),
+    ],
+)
+def test_a_text_against_its_constraint_is_no_value(hole: Any, text: str, reason: str) -> None:
+    with pytest.raises(VerifyError, match=reason):
+        hole.read(text)
 
 
 def test_a_documents_holes_are_checked_as_they_are() -> None:

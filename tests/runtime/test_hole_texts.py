@@ -250,7 +250,7 @@ def test_a_hole_without_a_value_says_why() -> None:
     with pytest.raises(VerifyError, match=r"^hole 'refused': its text .* number: .*odd"):
         result["refused"]
     # The document holds what was written, and the record says which hole was cut.
-    assert result.document == document.fill(dict(result.texts))
+    assert result.document == document.fill(dict(result.texts), check=False)
     assert {each.name: each.cut for each in result.trace.holes} == {
         "refused": False,
         "cut": True,

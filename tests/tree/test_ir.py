@@ -348,7 +348,7 @@ def test_fill_says_which_hole_it_cannot_fill(value: Any) -> None:
     ("make", "message"),
     [
         (lambda: mvspec.gen("a", choices="abc"), "one string"),
-        (lambda: mvspec.gen("a", schema=int), "int is no Pydantic class"),  # type: ignore[arg-type]
+        (lambda: mvspec.gen("a", schema=5), "5 has no JSON schema"),
         (lambda: mvspec.gen("a", schema={"x": "\ud800"}), "surrogate"),
         (lambda: mvspec.parallel("ab"), "write branch"),  # type: ignore[arg-type]
         (lambda: mvspec.assistant(["a"]), "not a list"),  # type: ignore[arg-type]
@@ -376,7 +376,7 @@ def test_equal_trees_hash_alike(message: Message) -> None:
 
 @given(documents())
 def test_filling_every_hole_leaves_none(document: Document) -> None:
-    filled = document.fill({hole.name: "x" for hole in document.holes})
+    filled = document.fill({hole.name: "x" for hole in document.holes}, check=False)
     assert not filled.holes
     said = sum(len(node.text) for node in document.walk(Text))
     assert sum(len(node.text) for node in filled.walk(Text)) == said + len(document.holes)
