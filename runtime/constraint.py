@@ -37,8 +37,11 @@ REVOCABLE = 8
 _FEW = 64
 """Allowed tokens up to which each is looked at."""
 
-_ENDING = b'}]"aA,0123456789ntf{[-: .@/'
+_ENDING = b'}]"aA,0123456789ntf{[-: .@/~'
 """What ends JSON soonest, in this order: closings, fillers of a text, the next part, values."""
+
+_QUOTE, _TEXT = b'"~'
+"""What ends a text, and what stands in JSON inside a text alone."""
 
 _BEAM = 12
 """States of a constraint that are looked at side by side for its cheapest ending."""
@@ -445,8 +448,17 @@ class GrammarConstraint:
             return Spelling()
         wide = self._hole.regex is not None
         text = self._cheapest(_BEAM) if wide else self._cheapest(1) or self._cheapest(_BEAM)
+        if text is None:
+            return None
+        of_byte, tokens = self._tokens.of_byte, self._tokens.tokens
         drawn = self._drawn[-REVOCABLE:] if self._revocable else ()
-        return None if text is None else self._spell(drawn, text)
+        spelling = self._spell(drawn, text)
+        written = sum(len(tokens[id]) for id in spelling.ids)
+        taken = sum(len(tokens[id]) for id in drawn[len(drawn) - spelling.back :])
+        if written - taken == len(text):
+            return spelling
+        # It begins inside a character, which bytes alone can end.
+        return Spelling([of_byte[byte] for byte in text]) if {*text} <= of_byte.keys() else None
 
     def _cheapest(self, beam: int) -> bytes | None:
         """Return what ends it, looking at so many states at a time; None where nothing was found.
@@ -470,6 +482,8 @@ class GrammarConstraint:
                 if matcher.is_accepting():
                     return text
                 fits = [id for id in candidates if matcher.validate_tokens([id])]
+                if of_byte.get(_TEXT) in fits and of_byte.get(_QUOTE) in fits:
+                    fits.insert(0, of_byte[_QUOTE])  # inside a text a bracket ends nothing
                 if not fits:
                     bias = np.frombuffer(matcher.compute_logit_bias(), np.uint8)[: self._size]
                     fits = np.flatnonzero(bias)[:1].tolist()
@@ -485,26 +499,25 @@ class GrammarConstraint:
         """Return the tokens of bytes as the tokenizer writes them behind those that were drawn.
 
         Where it has a token that holds some of both, the drawn ones that it holds are replaced.
+        What ends inside a character is left out.
         """
         tokens = self._tokens.tokens
-        sizes = [len(tokens[id]) for id in drawn]
         whole = b"".join(tokens[id] for id in drawn) + text
+        at = len(whole) - len(text)
         try:
-            ids = self._tokens(whole.decode())
-        except UnicodeDecodeError as error:  # it ends, or begins, inside a character
-            if drawn and error.start < sum(sizes):
-                return self._spell((), text)
-            if error.start == 0:
-                return Spelling()
-            return self._spell(drawn, text[: error.start - sum(sizes)])
+            said = whole.decode()
+        except UnicodeDecodeError as error:
+            if error.start < at:  # what was drawn begins, or ends, inside a character
+                return self._spell((), text) if drawn else Spelling()
+            said = whole[: error.start].decode()
+        ids = self._tokens(said)
         ends = [0, *accumulate(len(tokens[id]) for id in ids)]
-        if ends[-1] != len(whole):  # a tokenizer that writes something else
+        if ends[-1] != len(said.encode()):  # a tokenizer that writes something else
             return Spelling()
-        at = sum(sizes)
         back = 0
         while at not in ends:
             back += 1
-            at -= sizes[-back]
+            at -= len(tokens[drawn[-back]])
         return Spelling(ids[ends.index(at) :], back)
 
     def respell(self, spelling: Spelling) -> None:

@@ -192,12 +192,9 @@ def run_live(
 
 def jsonable(result: Result) -> dict[str, Any]:
     """Return what `mvspec run --json` prints."""
-    from pydantic import BaseModel
+    from pydantic_core import to_jsonable_python
 
-    values = {
-        name: value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-        for name, value in result.values.items()
-    }
+    values = to_jsonable_python(dict(result.values))
     document = None if result.document is None else json.loads(result.document.to_json())
     return {
         "values": values,

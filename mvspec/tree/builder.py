@@ -43,9 +43,53 @@ from mvspec.tree.node import Node
 BodyPart = str | Node
 
 
-def document(*messages: Message) -> Document:
-    """Return a conversation of these messages."""
-    return Document.build(messages=messages)
+def document(*messages: Message, describe: bool = False) -> Document:
+    """Return a conversation of these messages.
+
+    Args:
+        describe: whether the user's message before an assistant's turn tells the model what is
+            asked of the turn's holes: their schemas, choices and patterns.
+
+    Raises:
+        VerifyError: no user's message stands before holes that are to be described.
+
+    >>> asked = document(user("How many?"), assistant(gen("n", regex="[0-9]+")), describe=True)
+    >>> print(asked.messages[0].body[0].text)
+    How many?
+    <BLANKLINE>
+    Answer with a text that matches the regular expression [0-9]+
+    """
+    made = Document.build(messages=messages)
+    return _described(made) if describe else made
+
+
+def _described(made: Document) -> Document:
+    messages = list(made.messages)
+    asked: int | None = None
+    for index, each in enumerate(made.messages):
+        if each.role == "user":
+            asked = index
+        holes = [hole for hole in each.walk(Gen) if hole.constraint]
+        if not holes:
+            continue
+        if asked is None:
+            raise VerifyError(
+                "describe", "no user's message before the holes: begin with user(...)"
+            )
+        told = [
+            ("Answer" if len(holes) == 1 else f"Answer {hole.name}") + f" with {_asked(hole)}"
+            for hole in holes
+        ]
+        messages[asked] = message("user", *messages[asked].body, "\n\n" + "\n".join(told))
+    return Document.build(messages=tuple(messages))
+
+
+def _asked(hole: Gen) -> str:
+    if hole.choices is not None:
+        return "one of: " + ", ".join(choice.strip() for choice in hole.choices)
+    if hole.regex is not None:
+        return f"a text that matches the regular expression {hole.regex}"
+    return f"JSON of this schema: {hole.json_schema}"
 
 
 def message(role: Role, *body: BodyPart) -> Message:

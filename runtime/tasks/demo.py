@@ -19,15 +19,15 @@ Kind regards, Peter Horvat"""
 _QUESTIONS = (
     ("Who writes", "The letter was written by", mvspec.gen("writer", 12, stop=[".", "\n"])),
     ("What was bought", "The customer bought", mvspec.gen("product", 16, stop=[".", "\n"])),
-    ("What it cost", "In euros, the price was", mvspec.gen("price", 8, regex=" [0-9]{1,4}")),
+    ("What it cost", "In euros, the price was ", mvspec.gen("price", 8, regex="[0-9]{1,4}")),
     ("What is wrong", "The problem is that", mvspec.gen("problem", 32, stop=[".", "\n"])),
     ("What was tried", "To fix it, the customer", mvspec.gen("tried", 24, stop=[".", "\n"])),
     ("What is wanted", "The customer would like", mvspec.gen("wish", 24, stop=[".", "\n"])),
     ("By when", "It is needed before", mvspec.gen("date", 16, stop=[".", "\n"])),
     (
         "The tone",
-        "The tone of the letter is",
-        mvspec.gen("tone", 6, choices=[" polite", " angry", " neutral"]),
+        "The tone of the letter is ",
+        mvspec.gen("tone", 6, choices=["polite", "angry", "neutral"]),
     ),
 )
 
@@ -39,8 +39,8 @@ document = mvspec.document(
             conclusion=[
                 "The shop should now",
                 mvspec.gen("verdict", 40, stop=[".", "\n"]),
-                ". Urgency:",
-                mvspec.gen("urgency", 6, choices=[" low", " medium", " high"]),
+                ". Urgency: ",
+                mvspec.gen("urgency", 6, choices=["low", "medium", "high"]),
             ],
         )
     ),
