@@ -196,16 +196,19 @@ def turn_message(turn: ChatTurn, body: Callable[[str, str], Iterable[Node]]) -> 
     return Message.build(role="assistant", body=inside)
 
 
-def document(*messages: Message | Mapping[str, Any]) -> Document:
+def document(*messages: Message | Mapping[str, Any], describe: bool = False) -> Document:
     """Return a conversation of these messages.
 
     Args:
         messages: made with `user(...)`, `assistant(...)` and so on, or messages of a chat as
             objects of role and content; an assistant's content is in the form multiverse.
+        describe: whether the user's message before an assistant's turn tells the model what is
+            asked of the turn's holes: their schemas, choices and patterns.
 
     Raises:
         ParseError: a content is malformed.
-        VerifyError: a message has no text, or a field that nobody knows.
+        VerifyError: a message has no text, or a field that nobody knows; no user's message stands
+            before holes that are to be described.
 
     >>> made = document({"role": "user", "content": "2 + 2?"}, builder.assistant("4"))
     >>> [message.role for message in made.messages]
@@ -220,4 +223,4 @@ def document(*messages: Message | Mapping[str, Any]) -> Document:
         if isinstance(each, Mapping):
             (turn,) = chat_turns([each], first=number)
             made[number] = turn_message(turn, body)
-    return builder.document(*made)  # type: ignore[arg-type]
+    return builder.document(*made, describe=describe)  # type: ignore[arg-type]
