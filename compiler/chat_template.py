@@ -93,9 +93,7 @@ def asking(tokenizer: Any, arguments: Mapping[str, Any] | None, *, freeze: bool 
             )
     if named is not None:
         return tokenizer
-    clock = (
-        datetime.now().isoformat(timespec="seconds") if freeze and has_clock(tokenizer) else None
-    )
+    clock = _now() if freeze and has_clock(tokenizer) else None
     if not given and clock is None:
         return tokenizer
     return with_settings(tokenizer, TemplateSettings(given, clock))
