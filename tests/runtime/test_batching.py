@@ -298,7 +298,9 @@ def test_an_id_that_no_token_has_is_refused_before_it_meets_others(bad: Any) -> 
     results = engine.run_many([hole("A", 5), refuses(bad)], return_errors=True)
     assert results[0].values == alone
     assert isinstance(results[1], Unsupported)
-    assert list(engine.follow(going))[-1].result.values == alone  # type: ignore[attr-defined]
+    *_, last = engine.follow(going)
+    assert isinstance(last, Finished)
+    assert last.result.values == alone
 
 
 EXTEND = {"op": "extend", "thread": 0, "author": "prompt"}

@@ -42,7 +42,10 @@ def weights(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
 
 
 def bytes_of(change: Callable[[bytes], bytes], name: str = FILE) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_bytes(change((folder / name).read_bytes()))
+    def changed(folder: Path) -> None:
+        (folder / name).write_bytes(change((folder / name).read_bytes()))
+
+    return changed
 
 
 def without(*words: str) -> Callable[[Path], None]:
