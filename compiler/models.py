@@ -186,9 +186,8 @@ def load_weights(source: str | os.PathLike[str], **arguments: Any) -> Any:
     if os.path.isdir(name):
         check_weights(Path(name))
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            name, output_loading_info=True, **arguments
-        )
+        load: Any = AutoModelForCausalLM.from_pretrained
+        model, found = load(name, output_loading_info=True, **arguments)
     except MemoryError:
         raise
     except Exception as error:  # of safetensors, pickle, torch and the hub

@@ -226,8 +226,8 @@ class Record:
             return kind, path, _filled(value) if kind in ("trace", "apr") else value, None
         except RowError as missing:
             return "unread", (), "", not_a_document(missing)
-        except Exception as error:
-            return "unread", (), "", crash(error)
+        except Exception as failure:
+            return "unread", (), "", crash(failure)
 
     # Reading
 

@@ -350,7 +350,7 @@ def test_a_mask_that_leaves_nothing_ends_its_request_alone() -> None:
     how = Options(Sampling(1.0), Limits(max_tokens=8))
     documents = [hole(letter, 5) for letter in "ABC"]
     wanted = engine.run_many(documents, how)
-    requests = [engine.prepare(each, how, str(n)) for n, each in enumerate(documents)]
+    requests: list[Any] = [engine.prepare(each, how, str(n)) for n, each in enumerate(documents)]
     real = requests[1].draw_request
     none = torch.zeros(engine.lexicon.size, dtype=torch.bool)
     requests[1].draw_request = lambda thread: real(thread)._replace(allowed=none)
