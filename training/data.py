@@ -215,7 +215,7 @@ class LayoutSource:
                 first = int(long.argmax())
                 raise LimitExceeded(
                     f"{self.names(first)[0]}: {lengths[first]} tokens, more than {limit}: "
-                    "raise length, or use too_long: truncate or drop"
+                    "use too_long: truncate or drop, or a model or length with room"
                 )
             what = "dropped" if too_long == "drop" else "truncated"
             self.notes.append(f"{long.sum():,} documents longer than {limit} are {what}")
