@@ -55,7 +55,10 @@ def check(
     for output in (fix, log_path(fix)) if fix else ():
         apart(output, inputs, "--fix")
     policy = FixPolicy.of(fix, recover, max_repairs, drop)
-    if any(any(Path(name).glob("shard-*.arrow")) for name in inputs):
+    compiled = [name for name in inputs if any(Path(name).glob("shard-*.arrow"))]
+    if compiled:
+        if len(compiled) < len(inputs):
+            raise InputError(f"{compiled[0]}: a compiled data set: check it by itself")
         if fix:
             raise InputError(f"--fix {fix}: a compiled data set is made again, not repaired")
         raise typer.Exit(check_compiled(inputs, as_json))

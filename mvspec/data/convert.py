@@ -110,7 +110,14 @@ def put(row: Any, path: RowPath, value: Any) -> Any:
     """Return a row with another value at a path; the row stays as it was."""
     if not path:
         return value
-    made = json.loads(row) if isinstance(row, str) else row.copy()
-    inside = row[path[0]] if len(path) > 1 else None
-    made[path[0]] = put(inside, path[1:], value)
+    while isinstance(row, str):
+        row = json.loads(row)
+    made = row.copy()
+    inside = row.get(path[0]) if isinstance(row, dict) else row[path[0]]
+    found = put(inside, path[1:], value)
+    # A column of texts keeps JSON as text: without --field no object is looked for there.
+    packed = isinstance(inside, str) and inside.lstrip()[:1] in ("{", "[", '"')
+    if packed and path[0] in COLUMNS["text"] and not isinstance(found, str):
+        found = json.dumps(found)
+    made[path[0]] = found
     return made

@@ -112,6 +112,19 @@ PARTS = {
     "a message": json.dumps(json.loads(DOCUMENT)["messages"][1]),
     "named": json.dumps({"id": "x", "n": 3, "messages": CHAT})[:-3],
 }
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+def test_a_packed_row_is_written_as_it_was(kind: str, tmp_path: Path) -> None:
+    rows, fixed = tmp_path / "rows.jsonl", tmp_path / "fixed.jsonl"
+    rows.write_text(json.dumps({"id": "a", "output": WHOLE[kind]}) + "\n", "utf-8")
+    words = ["check", str(rows), "--recover", "--fix", str(fixed)]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    (found,) = open_records([str(fixed)])
+    assert found.document == DOCUMENTS[0]
+    assert isinstance((found.row or {})["output"], str)
+
+
 WORDS = ['{"a": 1}', '["x", "y"]', "{x} and [y]", '{"messages": 3', "[1, 2]\n", '{"role": "king"}']
 
 
