@@ -37,7 +37,7 @@ REVOCABLE = 8
 _FEW = 64
 """Allowed tokens up to which each is looked at."""
 
-_ENDING = b'}]"aA,0123456789ntf{[-: .@/~'
+_ENDING = b'}]"aA,0123456789ntf{[-: .@/~\n\t\r'
 """What ends JSON soonest, in this order: closings, fillers of a text, the next part, values."""
 
 _QUOTE, _TEXT = b'"~'

@@ -180,6 +180,7 @@ def test_a_schema_and_a_regex_end_in_time(seed: int, temperature: float) -> None
             mv.branch("a", "A: ", mv.gen("note", 60, schema=Note)),
             mv.branch("b", "B: ", mv.gen("words", 12, regex="([a-z]+ )*[a-z]+\\.")),
             mv.branch("c", "C: ", mv.gen("many", 8, schema=list[str])),
+            mv.branch("d", "D: ", mv.gen("line", 8, regex=r"[^\n]+\n")),
         )
     )
     result = engine.run(document, Options(Sampling(temperature, seed=seed)))

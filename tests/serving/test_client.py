@@ -9,7 +9,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import pytest
@@ -109,6 +109,52 @@ def test_a_schema_gives_an_instance_of_its_class(engine: Any, reference: Any) ->
             assert isinstance(found["count"], Count)
             return
     raise AssertionError("no seed filled the hole")
+
+
+class Verdict(BaseModel):
+    """A schema whose names, quotes and colons are forced."""
+
+    winner: Literal["SQLite", "Postgres"]
+    confident: bool
+    sizes: list[int] = Field(max_length=2)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
+def test_what_is_forced_takes_no_draw_on_a_server_either(
+    engine: Any, reference: Any, temperature: float
+) -> None:
+    choices = ["the sum is five", "the product is six"]
+    document = mv.document(
+        mv.user("Well?"),
+        mv.assistant(
+            mv.parallel(
+                mv.branch("One", "As JSON: ", mv.gen("verdict", 80, schema=Verdict)),
+                mv.branch("Two", "So ", mv.gen("pick", 20, choices=choices)),
+                mv.branch("Three", "At ", mv.gen("at", 20, regex="[0-9]{2} o'clock sharp")),
+                conclusion=["Then ", mv.gen("calm", 6, temperature=0.0)],
+            )
+        ),
+    )
+    for seed in range(3):
+        options = Options(Sampling(temperature, seed=seed))
+        found, wanted = engine.run(document, options), reference.run(document, options)
+        assert not found.errors
+        assert found["pick"] in choices
+        assert found["verdict"].winner in ("SQLite", "Postgres")
+        assert (found.trace.ids, found.trace.authors) == (wanted.trace.ids, wanted.trace.authors)
+        assert found.trace.position_ids == wanted.trace.position_ids
+        assert all(
+            (logprob is None) == (author != "model")
+            for logprob, author in zip(found.trace.logprobs, found.trace.authors, strict=True)
+        )
+        pick = next(hole for hole in found.trace.holes if hole.name == "pick")
+        assert found.trace.authors[pick.start : pick.stop].count("model") == 1
+        again = engine.run(found.trace.plan, Options(decode=True)).trace
+        assert again.ids == found.trace.ids
+    hot = mv.document(mv.user("Well?"), mv.assistant("A:", mv.gen("hot", 8, temperature=9.0)))
+    by_seed = [engine.run(hot, Options(Sampling(seed=seed))) for seed in range(3)]
+    assert len({each["hot"] for each in by_seed}) > 1
+    assert by_seed[0].trace.ids == reference.run(hot, Options(Sampling(seed=0))).trace.ids
 
 
 def test_adaptive_turns_are_those_of_the_other_engine(engine: Any, reference: Any) -> None:
