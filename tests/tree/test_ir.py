@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import PurePosixPath
 from typing import Any
 
 import pytest
 from hypothesis import given
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from strategies import documents, turns
 
 import mvspec
@@ -380,3 +381,64 @@ def test_filling_every_hole_leaves_none(document: Document) -> None:
     assert not filled.holes
     said = sum(len(node.text) for node in document.walk(Text))
     assert sum(len(node.text) for node in filled.walk(Text)) == said + len(document.holes)
+
+
+class _Part(BaseModel):
+    at: PurePosixPath
+    sizes: list[int]
+
+
+@pytest.mark.parametrize(
+    ("hole", "text"),
+    [
+        (mvspec.gen("x", schema=list[int]), "[1, 2]"),
+        (mvspec.gen("x", schema=dict[str, list[bool]]), '{"é": [true]}'),
+        (mvspec.gen("x", schema=_Part), '{"at": "/a/b", "sizes": [3]}'),
+        (mvspec.gen("x", schema=int | None), "null"),
+        (mvspec.gen("x", schema=str), '"5"'),
+        (mvspec.gen("x", schema={"type": "object", "required": ["a"]}), '{"a": 1.5}'),
+        (mvspec.gen("x", regex="[0-9]+"), "12"),
+        (mvspec.gen("x", choices=[" yes", " no"]), " no"),
+    ],
+)
+def test_fill_takes_values_back(hole: mvspec.Gen, text: str) -> None:
+    document = mvspec.document(mvspec.assistant("So:", hole))
+    filled = document.fill({"x": hole.read(text)})
+    assert filled == document.fill({"x": text}) == mvspec.document(mvspec.assistant("So:", text))
+
+
+@pytest.mark.parametrize(
+    ("hole", "value", "message"),
+    [
+        (mvspec.gen("x", schema=list[int]), ["a"], "valid integer"),
+        (mvspec.gen("x", schema=list[int]), "[1, ", "not valid"),
+        (mvspec.gen("x", schema={"items": {"type": "integer"}}), [1, "b"], r"\$\[1\]: 'b' is not"),
+        (mvspec.gen("x", schema="{}"), {1, 2}, "no JSON"),
+        (mvspec.gen("x", schema={"$ref": "https://example.com/x"}), 1, "cannot be followed"),
+        (mvspec.gen("x", schema=SecretStr), SecretStr("s"), "does not come back"),
+        (mvspec.gen("x", regex="[0-9]+"), "1a", "no match of its regex"),
+        (mvspec.gen("x", choices=["a"]), "b", "none of its choices"),
+    ],
+)
+def test_fill_checks_constraints(hole: mvspec.Gen, value: Any, message: str) -> None:
+    document = mvspec.document(mvspec.assistant("So:", hole))
+    with pytest.raises(mvspec.VerifyError, match=f"hole 'x': .*{message}"):
+        document.fill({"x": value})
+
+
+def test_a_document_tells_the_model_what_is_asked() -> None:
+    turn = mvspec.assistant(
+        "A ",
+        mvspec.gen("a", choices=["x", "y"]),
+        mvspec.gen("b", schema=list[int]),
+        mvspec.gen("c"),
+    )
+    asked = mvspec.document(mvspec.user("Well?"), turn, describe=True)
+    (text,) = asked.messages[0].walk(Text)
+    assert text.text == (
+        "Well?\n\nAnswer a with one of: x, y\n"
+        'Answer b with JSON of this schema: {"items":{"type":"integer"},"type":"array"}'
+    )
+    assert asked.messages[1] == turn
+    with pytest.raises(mvspec.VerifyError, match="begin with user"):
+        mvspec.document(turn, describe=True)
