@@ -45,7 +45,7 @@ PLACES = [
     ("stats", "mvspec.cli.stats:measure"),
     ("convert", "mvspec.data.convert:render"),
     ("convert", "mvspec.data.convert:output_row"),
-    ("compile", "mvspec.compiler.traced:compile_stages"),
+    ("compile", "mvspec.compiler.traced:compile_rows"),
     ("emit", "mvspec.cli.print_stages:segments_of"),
 ]
 
