@@ -80,7 +80,7 @@ def test_the_line_that_names_settings_changes_nothing_else() -> None:
 
 def test_compiled_and_asked_with_arguments() -> None:
     tokenizer = chat_tokenizer(ASKS)
-    how = {"chat_template_kwargs": {"mode": "fast"}}
+    how: dict[str, Any] = {"chat_template_kwargs": {"mode": "fast"}}
     assert prompt(tokenizer, **how).startswith("Mode fast. Hi\n")
     assert prompt(tokenizer).startswith("Hi\n")
     assert tokenizer.chat_template == ASKS
