@@ -395,7 +395,7 @@ class TemplatedChat:
                     "what the chat template writes behind an answer depends on what that says: "
                     f"{apart(whole[-len(behind) - 8 :], behind)}"
                 )
-        eos = getattr(self._tokenizer, "eos_token", None)
+        eos: str = getattr(self._tokenizer, "eos_token", None) or ""
         added = self._tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
         controls = {each.content for each in added if each.special or each.content == eos}
         ends = {eos} if eos in controls and eos in behind else controls
