@@ -226,7 +226,8 @@ class HoleDriver:
         constraint.accept(id)
         if ending is not None:
             after = constraint.ending()
-            if ending.cost <= left and (after is None or after.cost >= left):
+            fits = ending.cost <= left and not self._makes_tag(ending)
+            if fits and (after is None or after.cost >= left):
                 constraint.undo()
                 return self._write_ending(thread, ending)
         self._ending = after
@@ -243,12 +244,16 @@ class HoleDriver:
         forced = self.constraint.forced()
         if not forced.ids:
             return forced
-        ids = [*self.ids[: len(self.ids) - forced.back][-_RECENT:], *forced.ids]
-        text = self._before + self._decode(ids)
-        if "<" in text and TAG.search(text + self._after):
+        if self._makes_tag(forced):
             return Spelling()
         ids = [*forced.ids[: max(left + forced.back, 0)]]
         return Spelling(ids, forced.back) if len(ids) >= forced.back else Spelling()
+
+    def _makes_tag(self, spelling: Spelling) -> bool:
+        """Whether the text around the hole would hold a tag in plain characters."""
+        ids = [*self.ids[: len(self.ids) - spelling.back][-_RECENT:], *spelling.ids]
+        text = self._before + self._decode(ids)
+        return "<" in text and TAG.search(text + self._after) is not None
 
     def _write(
         self, thread: ThreadState, spelling: Spelling, *, drawn: bool = False
