@@ -114,7 +114,7 @@ class Gen(Node):
         return next((kind for kind in kinds if getattr(self, kind) is not None), "")
 
     @property
-    def sampling(self) -> dict[str, float]:
+    def sampling(self) -> dict[str, Any]:
         """How its tokens are drawn, where that is not as the run has it."""
         names = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
         return {name: found for name in names if (found := getattr(self, name)) is not None}
