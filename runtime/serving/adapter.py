@@ -6,9 +6,12 @@ With kv_pool.py, sglang_req.py, logprobs.py and hooks.py all contact with SGLang
 from __future__ import annotations
 
 import copy
+import time
 from array import array
 from collections.abc import Iterable, Sequence
 from typing import Any
+
+import torch
 
 from mvspec.runtime.serving.kv_pool import KVPool
 from mvspec.runtime.serving.sglang_req import is_thread, req_classes, thread_of
@@ -39,6 +42,9 @@ class SchedulerAdapter:
 
             parts = get_parallel()
         self.is_first: bool = parts.attn_tp_rank == 0
+        several = scheduler.tp_group.world_size > 1
+        self._ranks: Any = scheduler.tp_cpu_group if several else None
+        self._now = 0.0
         self._chunks: set[int] = set()
         """Of the forward under way: ids of requests that do not read the end of their prompt."""
 
@@ -50,11 +56,32 @@ class SchedulerAdapter:
             return None
         return {"model_name": str(args.served_model_name or args.model_path)}
 
+    def clock(self) -> float:
+        """Return the seconds by which deadlines are told, the same on every rank of a step."""
+        return self._now if self._ranks is not None else time.perf_counter()
+
+    def read_clock(self) -> None:
+        """Take the time of the first rank, if there are several; all of them come here at once.
+
+        Each by its own clock, they would pass a deadline in different steps, and wait for each
+        other for ever.
+        """
+        if self._ranks is not None:
+            told = torch.tensor([time.perf_counter()], dtype=torch.float64)
+            torch.distributed.broadcast(told, group=self._ranks, group_src=0)
+            self._now = float(told)
+
     @property
     def queue(self) -> list[Any]:
         """The requests that wait for their prefill; to be changed in place."""
         found: list[Any] = self.scheduler.waiting_queue
         return found
+
+    def newest(self) -> list[Any]:
+        """Return what was queued last: to be prefilled, and to wait for a grammar."""
+        grammars = getattr(self.scheduler, "grammar_manager", self.scheduler)
+        queues = (self.queue, getattr(grammars, "grammar_queue", ()))
+        return [queue[-1] for queue in queues if queue]
 
     def most_new_tokens(self, client_req: Any) -> int:
         """Return how many tokens a request may write: one row holds all of them in the end."""
@@ -138,6 +165,9 @@ class SchedulerAdapter:
         logprobs = client_req.return_logprob
         sampling = copy.copy(client_req.sampling_params)
         sampling.max_new_tokens = budget
+        # What is masked is minus infinity, and that divided by infinity is not a number: a
+        # temperature that float32 does not hold would end the server.
+        sampling.temperature = min(sampling.temperature, 1e30)
         # Structure and penalties are the plugin's matter.
         sampling.stop_strs, sampling.stop_regex_strs = [], []
         sampling.repetition_penalty = 1.0

@@ -49,8 +49,8 @@ def has_tags(tokenizer: Any) -> bool:
     return all(tag.value in held for tag in Tag)
 
 
-def adaptive_payload(recv: Any, limits: Limits, tags: Set[int]) -> PlanPayload | None:
-    """Return how a request forks by itself; None where it runs plain.
+def adaptive_payload(recv: Any, limits: Limits, tags: Set[int]) -> PlanPayload | str:
+    """Return how a request forks by itself, or why it runs plain: "" where nobody would miss it.
 
     Args:
         recv: as SGLang's scheduler receives it.
@@ -61,25 +61,24 @@ def adaptive_payload(recv: Any, limits: Limits, tags: Set[int]) -> PlanPayload |
         Unsupported: its prompt has tags, whose law only a plan says.
     """
     if recv.rid.startswith(_HEALTH_CHECK) or recv.input_ids is None:
-        return None
+        return ""
     if not tags.isdisjoint(recv.input_ids):
         raise Unsupported(
             "the prompt's ids hold tags, and only a plan says what they mean: send messages to "
             "/v1/chat/completions, text (where tags are plain characters), or a plan"
         )
-    sampling = recv.sampling_params
+    # SGLang itself asks for no token where it only wants a prompt in its cache.
+    if recv.sampling_params.max_new_tokens == 0:
+        return ""
     try:
         hooks.check_request(recv, unasked=True)
-    except MvspecError:
-        return None
-    # SGLang itself asks for no token where it only wants a prompt in its cache.
-    if sampling.max_new_tokens == 0 or (sampling.stop_strs and sampling.no_stop_trim):
-        return None
+    except MvspecError as error:
+        return str(error)
     return PlanPayload(unasked=True, options=adaptive_options(recv, limits))
 
 
 def adaptive_options(recv: Any, limits: Limits) -> Options:
-    """Return SGLang's own sampling fields as options.
+    """Return SGLang's own sampling fields as options; its stop strings are `ClientResponse`'s.
 
     Args:
         recv: with sampling parameters that SGLang has normalised.
@@ -95,7 +94,6 @@ def adaptive_options(recv: Any, limits: Limits) -> Options:
         top_k=0 if greedy or given.top_k >= 1 << 30 else given.top_k,
         min_p=given.min_p,
         repetition_penalty=given.repetition_penalty,
-        stop=tuple(stop for stop in given.stop_strs or () if stop),
         seed=seed,
         logprobs=min(recv.top_logprobs_num or 0, 100) if recv.return_logprob else 0,
     )

@@ -11,6 +11,7 @@ from mvspec.compiler.plan import ExecutionPlan
 from mvspec.errors import LimitExceeded, MvspecError, Unsupported, VerifyError
 from mvspec.events import Event
 from mvspec.runtime.options import Options
+from mvspec.runtime.serving.delta_stream import DELTAS
 from mvspec.runtime.serving.protocol import (
     KEY,
     PlanPayload,
@@ -83,7 +84,7 @@ class ClientRequest:
                 "max_new_tokens": None,
                 # A stream in any case, since only a stream says what kind of error ended it.
                 "stream_interval": 1 if live else _SELDOM,
-                "custom_params": {KEY: payload.model_dump_json()},
+                "custom_params": {KEY: payload.model_dump_json(), DELTAS: True},
             },
         }
 

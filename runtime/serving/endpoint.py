@@ -28,6 +28,10 @@ _PROBE = "".join(tag.value for tag in Tag) + "Let me see:\n\n1.2: été, 答案,
 """What two tokenizers are compared by."""
 
 
+class ServerGone(MvspecError):
+    """A server could not be reached, or went away."""
+
+
 class HttpEndpoint:
     """A server of SGLang.
 
@@ -40,6 +44,11 @@ class HttpEndpoint:
     def __init__(self, url: str, *, api_key: str | None = None, timeout: float = 600.0) -> None:
         if not url.startswith(("http://", "https://")):
             raise Unsupported(f"{url!r} is no URL of a server: it begins with http:// or https://")
+        if url.rstrip("/").endswith("/v1"):
+            raise Unsupported(
+                f"{url!r} is the address of OpenAI's API: plans go to the server itself, "
+                f"{url.rstrip('/').removesuffix('/v1')!r}"
+            )
         self.url = self.name = url.rstrip("/")
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._settings: dict[str, Any] = {
@@ -119,7 +128,7 @@ class HttpEndpoint:
             what = f"{self.url!r} is no URL: {error}"
         else:
             return
-        raise MvspecError(what)
+        raise ServerGone(what)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[Send]:

@@ -22,7 +22,7 @@ from mvspec.forms.untagged import UNTAGGED
 from mvspec.runtime.options import Options
 from mvspec.runtime.protocol import Engine, Runnable, plan_for
 from mvspec.runtime.serving.client_request import ClientRequest
-from mvspec.runtime.serving.endpoint import HttpEndpoint, LocalEndpoint
+from mvspec.runtime.serving.endpoint import HttpEndpoint, LocalEndpoint, Send, ServerGone
 from mvspec.runtime.serving.protocol import served_capabilities
 from mvspec.trace import Result
 
@@ -40,6 +40,8 @@ class SGLangEngine(Engine):
         timeout: seconds that the server may be silent.
         max_requests: how many requests of one call are sent at once.
         chat_template_kwargs: the chat template's own arguments, as `enable_thinking`.
+        retries: how often a request is sent again where the server went away, or could not be
+            reached, before it answered anything; the waits between double from one second.
 
     Raises:
         MvspecError: the server cannot be reached, or is none of SGLang.
@@ -55,6 +57,7 @@ class SGLangEngine(Engine):
         timeout: float = 600.0,
         max_requests: int = 256,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        retries: int = 0,
     ) -> None:
         self.endpoint: HttpEndpoint | LocalEndpoint
         if isinstance(server, str):
@@ -67,8 +70,11 @@ class SGLangEngine(Engine):
             raise VerifyError("server", f"a {kind} is neither a URL nor a sglang.Engine")
         if max_requests < 1:
             raise VerifyError("max_requests", f"{max_requests} is not at least 1")
+        if retries < 0:
+            raise VerifyError("retries", f"{retries} is negative")
         self.max_requests = max_requests
         self.tokenizer = asking(tokenizer or self._load(), chat_template_kwargs)
+        self.retries = retries
         tagged = has_tags(self.tokenizer)
         self.vocabulary = Vocabulary.of(self.tokenizer, tagged=tagged)
         self.syntax: Syntax = MULTIVERSE if tagged else UNTAGGED
@@ -153,19 +159,35 @@ class SGLangEngine(Engine):
 
             async def one(request: ClientRequest) -> None:
                 try:
-                    async with limit:
-                        if not request.dropped:
-                            async with aclosing(send(request.body)) as chunks:
-                                async for chunk in chunks:
-                                    request.put(chunk)
-                                    if request.error:  # leaving ends it on the server
-                                        break
+                    async with limit, aclosing(self._chunks(send, request)) as chunks:
+                        async for chunk in chunks:
+                            request.put(chunk)
+                            if request.error:  # leaving ends it on the server
+                                break
                 except Exception as error:
                     request.put(error)
                 finally:
                     request.put(None)
 
             await asyncio.gather(*map(one, requests))
+
+    async def _chunks(
+        self, send: Send, request: ClientRequest
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Yield the chunks of an answer; what was not answered at all may be sent again."""
+        for attempt in range(self.retries + 1):
+            answered = False
+            try:
+                if not request.dropped:
+                    async with aclosing(send(request.body)) as chunks:
+                        async for chunk in chunks:
+                            answered = True
+                            yield chunk
+                return
+            except ServerGone:
+                if answered or attempt == self.retries:
+                    raise
+            await asyncio.sleep(2.0**attempt)
 
     def advance(self, request: ClientRequest) -> None:
         """See `Engine`."""
@@ -174,7 +196,10 @@ class SGLangEngine(Engine):
     async def follow_async(self, request: ClientRequest) -> AsyncGenerator[Event, None]:
         """See `Engine`; an engine of this process answers in the loop that awaits."""
         try:
-            async with self.endpoint.session() as send, aclosing(send(request.body)) as chunks:
+            async with (
+                self.endpoint.session() as send,
+                aclosing(self._chunks(send, request)) as chunks,
+            ):
                 async for chunk in chunks:
                     request.take(chunk)
                     while request.events:

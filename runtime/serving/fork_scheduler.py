@@ -136,7 +136,8 @@ class ForkScheduler:
     @property
     def live_threads(self) -> int:
         """How many threads have not ended."""
-        return sum(len(request.run.active) for request in self.requests.values())
+        going_on = (each.run for each in self.requests.values() if not each.response.over)
+        return sum(len(run.active) for run in going_on)
 
     def state(self) -> dict[str, Any]:
         """Return the sums, and what each request waits for."""
@@ -170,9 +171,11 @@ class ForkScheduler:
         most = adapter.most_new_tokens(client_req)
         options = asked.options_within(most)
         self.capabilities.check(plan, options)
+        if options.limits.max_seconds is not None:
+            adapter.read_clock()
         run = PlanRequest(
             asked.name, plan, options, self.lexicon, SlotCounter(), adapter.context,
-            quiet=not asked.live,
+            quiet=not asked.live, clock=adapter.clock,
         )  # fmt: skip
         sampling.max_new_tokens = min(most, asked.bound(plan, options))
         response = ClientResponse(adapter, client_req, run, asked, self.counters)
@@ -237,6 +240,8 @@ class ForkScheduler:
 
     def schedule(self, batches: Sequence[Any]) -> None:
         """Let threads leave their rows, fork and join, and take them out of SGLang's batches."""
+        if any(each.run.options.limits.max_seconds is not None for each in self.requests.values()):
+            self.adapter.read_clock()
         self.budget.waiting = []
         removed: set[int] = set()
         with self.adapter.kv.freeing():

@@ -64,6 +64,7 @@ class ThreadKV:
         prefill_tokens: what its next prefill reads.
         prefilling: whether its prefill has not been sampled yet.
         sampling: whether the token that is being sampled for it counts.
+        model_logprob: of that token, where a plain client is told another one.
         paths: those of its block that have slots.
     """
 
@@ -78,6 +79,7 @@ class ThreadKV:
         self.prefill_tokens: list[ThreadToken] = []
         self.prefilling = False
         self.sampling = False
+        self.model_logprob: float | None = None
         self.paths: list[ThreadKV] = []
         self._read: list[int] = []
         """For each item of `state` that was read: a token's number, or that it is a block."""
@@ -271,9 +273,12 @@ class ThreadKV:
         """Let its thread take the token that was sampled for it."""
         self.sampling = False
         at, items = len(self._read), self.state.items
-        self.request.run.take(self.state, draw)
+        told, own, self.model_logprob = draw.logprob, self.model_logprob, None
+        self.request.run.take(self.state, draw if own is None else draw._replace(logprob=own))
         self._forget()
         item = items[at] if at < len(items) and len(self._read) == at else None
+        if own is not None and told is not None and isinstance(item, ThreadToken):
+            self.request.response.client_logprobs[item.slot] = told
         # Refused, or an end that leaves no token: then what the server reads next is nothing.
         self._decoded = item if isinstance(item, ThreadToken) and item.id == draw.id else None
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from packaging.version import Version
 
+from mvspec.compiler.models import check_model
 from mvspec.errors import Unsupported
 
 OLDEST, NEWEST = Version("0.5.16"), Version("0.5.23")
@@ -67,6 +68,11 @@ HOOKS = {
         "before",
         f"{_PARTS}.output_streamer.SchedulerOutputStreamer.stream_output",
         ("reqs", "return_logprob"),
+    ),
+    "wait": HookTarget(
+        "around",
+        "sglang.srt.managers.tokenizer_manager.TokenizerManager._wait_one_response",
+        ("obj", "request"),
     ),
     "count": HookTarget(
         "after",
@@ -186,7 +192,8 @@ def check_server(scheduler: Any, *, adaptive: bool = False) -> None:
         adaptive: whether requests fork by themselves.
 
     Raises:
-        Unsupported: by the name of the flag.
+        Unsupported: by the name of the flag, or why no mask and positions decide what the model's
+            attention reads.
     """
     args = scheduler.server_args
 
@@ -203,7 +210,7 @@ def check_server(scheduler: Any, *, adaptive: bool = False) -> None:
             args.enable_priority_scheduling and args.max_queued_requests is not None
         ),
         "prefill and decode on different servers": args.disaggregation_mode != "null",
-        "sliding windows": getattr(scheduler, "is_hybrid_swa", False),
+        "sliding windows": getattr(scheduler, "is_hybrid_swa", False) or _windows(scheduler),
         "state-space layers": getattr(scheduler, "is_hybrid_ssm", False),
         "multimodal positions": _has_mrope(scheduler),
         "an encoder": getattr(scheduler.model_config, "is_encoder_decoder", False),
@@ -213,6 +220,13 @@ def check_server(scheduler: Any, *, adaptive: bool = False) -> None:
         "--tokenizer-worker-num above 1": adaptive and (given("--tokenizer-worker-num") or 1) > 1,
     }
     _refuse(refused)
+    check_model(scheduler.model_config.hf_config)
+
+
+def _windows(scheduler: Any) -> bool:
+    """Whether a layer of the model that runs attends within a window: SGLang counts it in slots."""
+    layers = scheduler.tp_worker.model_runner.model.modules()
+    return any((getattr(layer, "sliding_window_size", None) or -1) > 0 for layer in layers)
 
 
 def _refuse(refused: Mapping[str, Any]) -> None:
@@ -266,6 +280,8 @@ def check_request(recv: Any, *, unasked: bool = False) -> None:
         **{name: getattr(recv, name, None) for name in _REFUSED_FIELDS},
         **{name: getattr(sampling, name, None) for name in _REFUSED_SAMPLING},
     }
+    if unasked:  # `ClientResponse` looks for them in the answer
+        del refused["stop_token_ids"]
     _refuse(refused)
 
 

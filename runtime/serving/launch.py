@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mvspec.compiler.chat_template import asking
-from mvspec.compiler.models import check_weights
+from mvspec.compiler.models import check_model, check_weights
 from mvspec.compiler.vocabulary import Vocabulary, load_tokenizer, save_tokenizer
 from mvspec.data.records import InputError
 from mvspec.errors import MvspecError, Unsupported, VerifyError
@@ -48,8 +48,7 @@ class ServerLaunch:
         adaptive: Limits | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        found = importlib.util.find_spec("sglang")
-        if found is None or not found.submodule_search_locations:
+        if importlib.util.find_spec("sglang") is None:
             raise InputError("serve needs SGLang beside mvspec: pip install 'mvspec[sglang]'")
         given = _given(flags)
         for name in ("--model-path", "--model"):
@@ -78,6 +77,7 @@ class ServerLaunch:
                 check_weights(Path(model))
             except VerifyError as error:
                 raise InputError(f"the model {error}") from None
+            _check_config(model)
         self.notes: list[str] = []
         tokenizer = self._checked(given.get("--tokenizer-path", model), adaptive)
         asked = asking(tokenizer, chat_template_kwargs)
@@ -89,10 +89,6 @@ class ServerLaunch:
             save_tokenizer(asked, Path(folder))
             flags = [*flags, "--tokenizer-path", folder]
         self.command = [sys.executable, "-m", "sglang.launch_server", "--model-path", model, *flags]
-        incremental = "--incremental-streaming-output"
-        if incremental not in given and _streams_deltas(Path(found.submodule_search_locations[0])):
-            # Else every chunk of a stream repeats all that came before it.
-            self.command.append(incremental)
         self.environment = {**os.environ, "MVSPEC": "require"}
         self.environment.pop(ADAPTIVE_LIMITS, None)
         if adaptive is not None:
@@ -123,6 +119,21 @@ class ServerLaunch:
         os.execvpe(self.command[0], self.command, self.environment)
 
 
+def _check_config(folder: str) -> None:
+    """Refuse a model before it is loaded; of one that only SGLang knows, the server itself says.
+
+    Raises:
+        Unsupported: no mask and positions decide what its attention reads.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError):
+        return
+    check_model(config)
+
+
 def _given(flags: Sequence[str]) -> dict[str, str]:
     """Return the flags with their values, "" for a switch.
 
@@ -137,9 +148,3 @@ def _given(flags: Sequence[str]) -> dict[str, str]:
         following = "" if equals or index + 1 == len(flags) else flags[index + 1]
         found[name.replace("_", "-")] = value or ("" if following[:2] == "--" else following)
     return found
-
-
-def _streams_deltas(package: Path) -> bool:
-    """Whether all endpoints of this SGLang can stream what is new alone."""
-    chat = package / "srt" / "entrypoints" / "openai" / "serving_chat.py"
-    return chat.is_file() and "incremental_streaming_output" in chat.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Logprobs of sampled tokens: read from SGLang's requests, and put there under the model itself."""
+"""Logprobs of sampled tokens: read from SGLang's requests, and put there for threads."""
 
 from __future__ import annotations
 
@@ -29,24 +29,39 @@ def sampled(reqs: Iterable[Any]) -> Iterator[tuple[Any, DrawnToken]]:
         yield thread, DrawnToken(req.output_ids[-1], logprob, top)
 
 
-def put_model_logprobs(
-    logits: Any, rows: Sequence[int], index: Tensor, raw: Tensor, ids: Tensor
+def put_logprobs(
+    logits: Any, rows: Sequence[tuple[int, Any]], index: Tensor, raw: Tensor, ids: Tensor
 ) -> None:
-    """Replace the logprobs of rows by those under the model itself.
+    """Replace the logprobs of threads: under the model itself, or as a plain client expects them.
+
+    A plain client gets those after temperature, as from any server of SGLang; its threads keep the
+    model's beside them.
 
     Args:
         logits: what SGLang answers with.
+        rows: of the batch, and the threads that draw there.
         index: the same rows, on the device.
         raw: float [rows, vocabulary]: the model's own logits.
         ids: what was sampled for the whole batch.
     """
     if logits.next_token_logprobs is None:
         return
+    drawn = ids[index].to(torch.int64)[:, None]
     logprobs = torch.log_softmax(raw, dim=-1)
-    chosen = logprobs.gather(1, ids[index].to(torch.int64)[:, None])[:, 0]
+    tempered = [thread.request.response.tempered for _, thread in rows]
+    if any(tempered):
+        own = logprobs.gather(1, drawn)[:, 0].tolist()
+        divide = [
+            thread.request.client_req.sampling_params.temperature if each else 1.0
+            for each, (_, thread) in zip(tempered, rows, strict=True)
+        ]
+        logprobs = torch.log_softmax(raw / raw.new_tensor(divide)[:, None], dim=-1)
+        for each, value, (_, thread) in zip(tempered, own, rows, strict=True):
+            thread.model_logprob = value if each else None
+    chosen = logprobs.gather(1, drawn)[:, 0]
     logits.next_token_logprobs[index] = chosen.to(logits.next_token_logprobs.dtype)
     values = logits.next_token_top_logprobs_val
-    for at, row in enumerate(rows):
+    for at, (row, _) in enumerate(rows):
         count = len(values[row]) if values else 0
         if count:
             top = logprobs[at].topk(count)

@@ -6,7 +6,9 @@ would let a user's text hold live ones.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from typing import Any
@@ -22,6 +24,11 @@ from mvspec.runtime.serving.adaptive_requests import has_tags
 from mvspec.runtime.serving.protocol import KEY, PlanPayload
 from mvspec.tree.builder import message
 from mvspec.tree.ir import Document, Message
+
+_RENDERED = {"messages", "tools", "tool_choice", "chat_template_kwargs", "response_format"}
+"""Fields of a chat whose texts may come into its prompt."""
+
+_MOST_CHOICES = 1024
 
 
 class OpenAIFrontend:
@@ -40,7 +47,8 @@ class OpenAIFrontend:
     # Prompts as text
 
     def prompt(self, manager: Any, request: Any, *args: Any, **kw: Any) -> None:
-        """Let tags in a prompt's text be plain characters."""
+        """Let tags in a prompt's text be plain characters, and n choices of one seed differ."""
+        _seed_each_choice(request)
         text = getattr(request, "text", None)
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, list) or not all(isinstance(each, str) for each in texts):
@@ -68,19 +76,21 @@ class OpenAIFrontend:
         except MvspecError as error:
             raise ValueError(str(error)) from None
         vocabulary = self._vocabulary(tokenizer)
+        as_text = _history(raw) == "text"
         contents = [_content(each) for each in request.messages]
-        if vocabulary is None or not TAG.search(request.model_dump_json()):
+        if vocabulary is None or not TAG.search(request.model_dump_json(include=_RENDERED)):
             return original(serving, request, raw)
         marked = request.model_copy(deep=True)
         for each in marked.messages:
             each.content = ""
-        if TAG.search(marked.model_dump_json()):
+        if TAG.search(marked.model_dump_json(include=_RENDERED)):
             raise ValueError("tags may stand in the text of messages only: not in tools or names")
         last = request.messages[-1] if request.messages else None
         goes_on = request.continue_final_message and last is not None and last.role == "assistant"
         if goes_on and TAG.search(contents[-1]):
             raise ValueError("continue_final_message does not work with tags in that message")
-        document = Document(messages=tuple(_turns(request.messages, contents)))
+        turns = _turns(request.messages, contents, as_text=as_text)
+        document = Document(messages=tuple(turns))
         rendering = _Rendering(partial(original, serving, marked, raw), marked, vocabulary)
         law = copy(vocabulary)
         law.source = rendering
@@ -131,8 +141,63 @@ def _content(each: Any) -> str:
     return " ".join(part.text for part in content if getattr(part, "type", "") == "text")
 
 
-def _turns(messages: Sequence[Any], contents: Sequence[str]) -> Iterator[Message]:
+def _history(raw: Any) -> str:
+    """Return how a chat's client wants earlier turns read: "strict", or "text" where they fail.
+
+    The client says so in a field that SGLang's own model of a request leaves out.
+
+    Raises:
+        ValueError: it says something else.
+    """
+    body: bytes = getattr(raw, "_body", None) or b""
+    told = json.loads(body).get(KEY) if f'"{KEY}"'.encode() in body else None
+    if told is None:
+        return "strict"
+    if not isinstance(told, Mapping) or set(told) - {"history"}:
+        raise ValueError(f'{KEY} is an object with "history" in it, not {json.dumps(told)[:80]}')
+    asked = told.get("history", "strict")
+    if asked not in ("strict", "text"):
+        raise ValueError(f'{KEY}.history is "strict" or "text", not {json.dumps(asked)[:80]}')
+    return str(asked)
+
+
+def _seed_each_choice(request: Any) -> None:
+    """Give each of n choices a seed of its own, which follows from the request's and its number.
+
+    SGLang would send n requests with the one seed, and these would draw the same tokens.
+    """
+    params = getattr(request, "sampling_params", None)
+    prompts = request.text if getattr(request, "text", None) is not None else request.input_ids
+    if not isinstance(params, dict) or KEY in (params.get("custom_params") or ()) or not prompts:
+        return
+    count, seed = params.get("n"), params.get("sampling_seed")
+    if not (isinstance(count, int) and isinstance(seed, int) and 1 < count <= _MOST_CHOICES):
+        return
+    each = [prompts] if isinstance(prompts, str) or isinstance(prompts[0], int) else prompts
+    every = [prompt for prompt in each for _ in range(count)]
+    if request.text is not None:
+        request.text = every
+    else:
+        request.input_ids = every
+    request.sampling_params = [
+        params | {"n": 1, "sampling_seed": seed if not number else _mixed(seed, number)}
+        for _ in each
+        for number in range(count)
+    ]
+
+
+def _mixed(seed: int, number: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest, "big")
+
+
+def _turns(
+    messages: Sequence[Any], contents: Sequence[str], *, as_text: bool = False
+) -> Iterator[Message]:
     """Yield the turns of a chat; an assistant's text that holds tags is a tree.
+
+    Args:
+        as_text: whether one that does not parse is plain characters.
 
     Raises:
         ValueError: it does not parse.
@@ -148,8 +213,12 @@ def _turns(messages: Sequence[Any], contents: Sequence[str]) -> Iterator[Message
             try:
                 yield parse(text, name=f"messages[{index}].content").messages[0]
             except ParseError as error:
+                if as_text:
+                    yield message("user", text)
+                    continue
                 raise ValueError(
-                    f"an assistant's text with tags has to be well-formed: {error}"
+                    f"an assistant's text with tags has to be well-formed: {error}; with "
+                    f'"{KEY}": {{"history": "text"}} in the request it is read as plain characters'
                 ) from None
 
 

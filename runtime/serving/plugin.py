@@ -21,7 +21,7 @@ from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.limits import Limits
 from mvspec.runtime.lexicon import Lexicon
 from mvspec.runtime.protocol import check_ids
-from mvspec.runtime.serving import hooks
+from mvspec.runtime.serving import delta_stream, hooks
 from mvspec.runtime.serving.adapter import SchedulerAdapter
 from mvspec.runtime.serving.adaptive_requests import (
     adaptive_limits,
@@ -31,7 +31,7 @@ from mvspec.runtime.serving.adaptive_requests import (
 )
 from mvspec.runtime.serving.fork_scheduler import ForkScheduler
 from mvspec.runtime.serving.logits_processor import LogitsProcessor, upload
-from mvspec.runtime.serving.logprobs import put_model_logprobs, sampled
+from mvspec.runtime.serving.logprobs import put_logprobs, sampled
 from mvspec.runtime.serving.openai_frontend import OpenAIFrontend
 from mvspec.runtime.serving.prometheus import PrometheusMetrics
 from mvspec.runtime.serving.protocol import KEY, PlanPayload
@@ -120,8 +120,11 @@ class SGLangPlugin:
         """Admit a request that forks where the server would queue a plain one."""
         self.begin(scheduler)
         asked = self._asked(recv)
-        if asked is None:
-            return original(scheduler, recv, *args, **kw)
+        if isinstance(asked, str):
+            out = original(scheduler, recv, *args, **kw)
+            if asked:
+                self._tell_plain(scheduler, recv.rid, asked)
+            return out
         if isinstance(asked, MvspecError):
             hooks.make_plain(recv)
         before = len(scheduler.waiting_queue)
@@ -141,8 +144,8 @@ class SGLangPlugin:
             self._decline(scheduler, client_req, error)
         return out
 
-    def _asked(self, recv: Any) -> PlanPayload | MvspecError | None:
-        """Return how a request forks, or why it cannot; None where it is a plain one."""
+    def _asked(self, recv: Any) -> PlanPayload | MvspecError | str:
+        """Return how a request forks, an error where it cannot; text where it runs plain: why."""
         custom = getattr(recv.sampling_params, "custom_params", None)
         forks, limits = self.forks, self._adaptive
         try:
@@ -150,7 +153,7 @@ class SGLangPlugin:
                 check_ids(recv.input_ids or (), forks.lexicon.size, "input_ids")
             if not isinstance(custom, dict) or KEY not in custom:
                 if forks is None or limits is None or not forks.lexicon.vocabulary.tagged:
-                    return None
+                    return ""
                 return adaptive_payload(recv, limits, self._tags)
             text = custom.pop(KEY)
             if forks is None:
@@ -165,6 +168,16 @@ class SGLangPlugin:
             return error
         except Exception as error:
             return _fault(recv.rid, error)
+
+    def _tell_plain(self, scheduler: Any, rid: str, reason: str) -> None:
+        """Say that a request cannot fork, though its server's model might: nobody would see it."""
+        assert self.forks is not None
+        self.forks.counters["plain"] += 1
+        if self.forks.adapter.is_first:
+            log.info("mvspec %s", json.dumps({"rid": rid, "finish": "plain", "reason": reason}))
+        for req in self.forks.adapter.newest():
+            if req.rid == rid:
+                req.customized_info = {f"{KEY}_plain": [reason]}
 
     def _decline(self, scheduler: Any, client_req: Any, error: Exception) -> None:
         known = isinstance(error, MvspecError)
@@ -204,6 +217,7 @@ class SGLangPlugin:
         """Let threads fork and join."""
         if self.forks:
             self.forks.schedule([running_batch, last_batch])
+        self._publish()  # before the loop may go to sleep
 
     def prefill(self, original: Callable[..., Any], scheduler: Any, running_batch: Any) -> Any:
         """Prefill threads before new requests."""
@@ -217,6 +231,10 @@ class SGLangPlugin:
             return original(batch, *args, **kw)
         retracted, aborted = forks.retract(batch, [*args, *kw.values()])
         return retracted, forks.adapter.kv.new_token_ratio, aborted
+
+    def _publish(self) -> None:
+        if self.metrics is not None and self.forks is not None:
+            self.metrics.update(self.forks.live_threads)
 
     def pause(self, reqs: list[Any], **kw: Any) -> None:
         """Evict threads where a pause retracts all: the server cannot run them again."""
@@ -283,7 +301,7 @@ class SGLangPlugin:
             at, forced = upload(np.array(given).T, ids.device)
             ids.scatter_(0, at, forced.to(ids.dtype))
         if raw is not None and index is not None:
-            put_model_logprobs(logits, [row for row, _ in sampling], index, raw, ids)
+            put_logprobs(logits, sampling, index, raw, ids)
         return ids
 
     def processed(self, result: Any, scheduler: Any, batch: Any, *args: Any, **kw: Any) -> None:
@@ -291,8 +309,7 @@ class SGLangPlugin:
         if self.forks:
             self.forks.take(sampled(batch.reqs))
             self.forks.respond()
-        if self.metrics is not None and self.forks is not None:
-            self.metrics.update(self.forks.live_threads)
+        self._publish()
 
     def stream(self, streamer: Any, reqs: Any, *args: Any, **kw: Any) -> Any:
         """Keep threads from the clients: their requests are answered as a whole."""
@@ -300,6 +317,12 @@ class SGLangPlugin:
             return None  # results of threads come even after their request has gone
         shown = [req for req in reqs if not is_thread(req)]
         return (streamer, shown, *args), kw
+
+    # In the process that answers HTTP
+
+    def wait(self, original: Callable[..., Any], manager: Any, obj: Any, *args: Any) -> Any:
+        """Let the chunks of a stream hold what is new alone, where its client asks for that."""
+        return delta_stream.wait(original, manager, obj, *args)
 
     # Checks
 

@@ -11,6 +11,7 @@ COUNTED = {
     "forced": "Requests in which something was closed by force at a limit.",
     "evicted": "Requests whose KV slots were freed for others.",
     "rebuilt": "Requests whose keys and values were rebuilt after that.",
+    "plain": "Requests that ran plain, since they ask for what forks cannot do.",
     "refused": "Requests that could not be run.",
     "faults": "Requests that a fault of mvspec ended.",
 }
@@ -32,7 +33,7 @@ class PrometheusMetrics:
         from prometheus_client import Counter, Gauge
 
         self._sums = counters
-        self._told = dict.fromkeys(COUNTED, 0)
+        self._told: dict[str, float] = dict.fromkeys((*COUNTED, "live"), 0)
         self._counters = {
             name: Counter(f"mvspec_{name}", text, list(labels)).labels(**labels)
             for name, text in COUNTED.items()
@@ -54,4 +55,6 @@ class PrometheusMetrics:
             if total > self._told[name]:
                 self._counters[name].inc(total - self._told[name])
                 self._told[name] = total
-        self._live.set(live)
+        if live != self._told["live"]:
+            self._told["live"] = live
+            self._live.set(live)

@@ -321,6 +321,8 @@ class ClientResponse:
 
     Attributes:
         over: whether it was told how the request ended.
+        client_logprobs: by the token's slot, what a plain client gets where that is not the model's
+            own logprob: the one after temperature, as from any server of SGLang.
     """
 
     def __init__(
@@ -336,19 +338,34 @@ class ClientResponse:
         self.run = run
         self.payload = payload
         self.over = False
+        self.client_logprobs: dict[int, float] = {}
         self._stack: list[tuple[ThreadState, int]] = [(run.root, 0)]
         self._events: list[dict[str, Any]] = []
         self._sent = False
         self._counters = counters
+        asked = client_req.sampling_params
+        self._stops = tuple(filter(None, asked.stop_strs or ())) if payload.unasked else ()
+        self._stop_ids = frozenset(asked.stop_token_ids or ()) if payload.unasked else frozenset()
+        self._longest_stop = max((len(stop.encode()) for stop in self._stops), default=0)
 
     def begin(self) -> None:
         """Prepare the client's request for what is told of this one."""
         if not self.payload.unasked:  # empty or not, it says that this server knows of plans
             self.client_req.customized_info = {KEY: []}
+        elif self.tempered:
+            self.client_req.customized_info = {f"{KEY}_logprobs": []}
         if self.client_req.return_logprob:
             for name in ("token_logprobs", "top_logprobs", "token_ids_logprobs"):
                 setattr(self.client_req.logprob, f"input_{name}_val", [])
                 setattr(self.client_req.logprob, f"input_{name}_idx", [])
+
+    @property
+    def tempered(self) -> bool:
+        """Whether a plain client gets logprobs after temperature, and the model's beside them."""
+        asked = self.client_req.sampling_params
+        plain = self.payload.unasked and self.client_req.return_logprob
+        # The likeliest token is taken at no temperature, whatever the request says.
+        return bool(plain and asked.temperature != 1.0 and asked.top_k != 1)
 
     def grow(self) -> bool:
         """Add what is new to the client's request; say whether there is something to send."""
@@ -363,9 +380,12 @@ class ClientResponse:
             self._tell_events()
         else:
             events.clear()
-            if self.client_req.stream or self.run.finish:
+            stops = bool(self._stops or self._stop_ids)
+            if self.client_req.stream or stops or self.run.finish:
                 for tokens in self._settled():
                     self._add(tokens)
+                    if stops and self._stop(len(tokens)):
+                        break
         self._sent = self.over
         return self.over or len(self.client_req.output_ids) > before
 
@@ -376,7 +396,15 @@ class ClientResponse:
             return
         held = self.client_req.logprob
         # What was written by force is certain.
-        held.output_token_logprobs_val += [token.logprob or 0.0 for token in tokens]
+        values = [token.logprob or 0.0 for token in tokens]
+        if self.tempered:
+            self.client_req.customized_info[f"{KEY}_logprobs"] += values
+            shown = self.client_logprobs
+            values = [
+                shown.pop(token.slot, value) if isinstance(token, ThreadToken) else value
+                for token, value in zip(tokens, values, strict=True)
+            ]
+        held.output_token_logprobs_val += values
         held.output_token_logprobs_idx += ids
         if held.top_logprobs_num > 0:
             tops = [getattr(token, "top", ()) for token in tokens]
@@ -384,6 +412,46 @@ class ClientResponse:
             held.output_top_logprobs_idx += [
                 [other for other, _ in top] or [id] for top, id in zip(tops, ids, strict=True)
             ]
+
+    def _stop(self, new: int) -> bool:
+        """End a plain client's answer where a stop first stands in it, in a block or not.
+
+        Args:
+            new: how many of its last tokens were not looked at yet.
+        """
+        ids, decode = self.client_req.output_ids, self.run.lexicon.vocabulary.decode
+        first = max(len(ids) - new - self._longest_stop, 0)
+        recent = decode(ids[first:]) if self._stops else ""
+        if self._stop_ids.isdisjoint(ids[-new:] if new else ()) and not any(
+            stop in recent for stop in self._stops
+        ):
+            return False
+        matched: int | str | None = None
+        end = len(ids) - new
+        while matched is None and end < len(ids):
+            end += 1
+            text = decode(ids[first:end]) if self._stops else ""
+            found = [stop for stop in self._stops if stop in text]
+            if ids[end - 1] in self._stop_ids:
+                matched = ids[end - 1]
+            elif found:
+                matched = min(found, key=text.find)
+        self._keep(end)
+        self.run.finish = "end"
+        self.adapter.finish(self.client_req, "stop", matched=matched)
+        self.over = True
+        return True
+
+    def _keep(self, count: int) -> None:
+        """Take back what stands behind so many tokens of the answer."""
+        held, info = self.client_req.logprob, self.client_req.customized_info or {}
+        columns = [self.client_req.output_ids, *info.values()]
+        if self.client_req.return_logprob:
+            columns += [held.output_token_logprobs_val, held.output_token_logprobs_idx]
+            if held.top_logprobs_num > 0:
+                columns += [held.output_top_logprobs_val, held.output_top_logprobs_idx]
+        for column in columns:
+            del column[count:]
 
     def _settled(self) -> Iterator[list[ThreadToken]]:
         """Yield new tokens in surface order, as far as they cannot be taken back."""
@@ -423,8 +491,10 @@ class ClientResponse:
         if run.error is not None:
             self.abort(str(run.error))
             return
-        self._counters["forced"] += run.finish != "end"
         self.grow()
+        if self.over:
+            return
+        self._counters["forced"] += run.finish != "end"
         extra = None if self.payload.unasked else encode_result(result_of(run, ""), self._events)
         reason = "stop" if run.finish == "end" else "length"
         self.adapter.finish(self.client_req, reason, matched=self._matched(), extra=extra)

@@ -70,14 +70,19 @@ class Served:
 
 @contextmanager
 def serve(
-    folder: Path, log: Path, *options: str, flags: Sequence[str] = (), **more: str
+    folder: Path,
+    log: Path,
+    *options: str,
+    flags: Sequence[str] = (),
+    stock: bool = False,
+    **more: str,
 ) -> Iterator[Served]:
     """Run `mvspec serve` until the block ends, and see that it stops on Ctrl-C.
 
     Args:
         options: of `mvspec serve`, before `--`.
-        flags: of SGLang, behind those that it needs on a CPU.
         flags: of SGLang, besides `FLAGS`.
+        stock: whether SGLang's own command starts it, without the plugin.
         more: of the environment.
     """
     import httpx
@@ -86,6 +91,9 @@ def serve(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mvspec", "serve", str(folder), *options, "--"]
+    if stock:
+        command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(folder)]
+        more = {"MVSPEC": "off"} | more
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*command, *FLAGS, "--port", str(port), "--enable-metrics", *flags],

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -147,3 +149,48 @@ def test_an_answer_of_a_server_without_the_plugin_is_recognised(
             request.take(chunk)
             assert isinstance(request.error, Unsupported)
             assert "without mvspec's plugin" in str(request.error)
+
+
+def test_a_request_is_sent_again_where_nothing_was_answered(server: Served) -> None:
+    """Through a proxy that drops connections to /generate, the first two of them."""
+    host, port = server.url.removeprefix("http://").split(":")
+    left = [2]
+
+    def pass_on(one: socket.socket, other: socket.socket) -> None:
+        with suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+    def serve_one(client: socket.socket) -> None:
+        with client, suppress(OSError):
+            head = client.recv(65536)
+            if left[0] and head.startswith(b"POST /generate"):
+                left[0] -= 1
+                return
+            with socket.create_connection((host, int(port))) as behind:
+                behind.sendall(head)
+                up = threading.Thread(target=pass_on, args=(client, behind), daemon=True)
+                up.start()
+                pass_on(behind, client)
+
+    def accept(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                threading.Thread(target=serve_one, args=(client,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, args=(listener,), daemon=True).start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        document = mv.document(mv.user("Well?"), mv.assistant("So ", mv.gen("a", 3)))
+        with pytest.raises(MvspecError, match="went away"):
+            SGLangEngine(url, retries=0).run(document)
+        left[0] = 1
+        assert SGLangEngine(url, retries=1).run(document).trace.finish == "end"
+        assert not left[0]
+
+
+def test_the_address_of_openais_api_is_named(server: Served) -> None:
+    with pytest.raises(Unsupported, match=server.url):
+        SGLangEngine(f"{server.url}/v1/")

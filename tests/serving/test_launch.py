@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,52 @@ def test_flags_that_forks_do_not_work_with_are_refused_by_name(
     name = flags[0].partition("=")[0].replace("_", "-")
     with pytest.raises(Unsupported, match=name if "disagg" not in name else "one server"):
         ServerLaunch(str(folder), flags)
+
+
+WINDOWS: list[tuple[str, dict[str, Any]]] = [
+    ("Olmo3Config", {"layer_types": ["sliding_attention", "full_attention"]}),
+    ("Gemma2Config", {}),
+    ("Gemma3TextConfig", {}),
+    ("MistralConfig", {"sliding_window": 64}),
+    ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}),
+]
+
+
+def windowed(folder: Path, made: Path, name: str, more: dict[str, Any]) -> Path:
+    """A model of another type, with the tokenizer of the tests' model."""
+    import transformers
+
+    held = json.loads((folder / "config.json").read_text())
+    config = getattr(transformers, name)(
+        vocab_size=held["vocab_size"], hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=2, head_dim=16, max_position_embeddings=4096,
+        **more,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(made)
+    for path in folder.iterdir():
+        if "token" in path.name or "template" in path.name:
+            shutil.copy(path, made)
+    return made
+
+
+@pytest.mark.parametrize(("name", "more"), WINDOWS)
+def test_models_that_no_mask_decides_are_refused(
+    folder: Path, tmp_path: Path, name: str, more: dict[str, Any]
+) -> None:
+    with pytest.raises(Unsupported, match=r"sliding"):
+        ServerLaunch(str(windowed(folder, tmp_path / "model", name, more)), [])
+
+
+def test_a_server_looks_at_its_layers_itself(folder: Path, tmp_path: Path) -> None:
+    """SGLang does not list Olmo 3 as hybrid, and serves it."""
+    made = windowed(folder, tmp_path / "model", *WINDOWS[0])
+    log = tmp_path / "server.log"
+    with (
+        pytest.raises(AssertionError, match="did not come up"),
+        serve(made, log, stock=True, MVSPEC="require"),
+    ):
+        pass
+    assert "mvspec: fork and join do not work with sliding windows" in log.read_text()
 
 
 def test_what_is_started(folder: Path) -> None:
