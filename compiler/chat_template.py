@@ -246,16 +246,6 @@ def _formats(text: str) -> frozenset[str]:
 
 # Renderings
 
-_NONCE = secrets.randbelow(10**20)
-
-
-def _mark(number: int) -> str:
-    # Digits alone, which no change of letters touches.
-    return f"9{_NONCE:020}{number:06}9"
-
-
-_MARK = re.compile(f"(9{_NONCE:020}[0-9]{{6}}9)")
-
 
 class ChatShape(NamedTuple):
     """A conversation but for its contents.

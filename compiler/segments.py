@@ -213,13 +213,18 @@ class TemplatedChat:
         pieces = list(self._syntax.pieces(message))
         return None if any(p.hole for p in pieces) else "".join(p.text for p in pieces)
 
-    def _shape(self, count: int, *, generate: bool) -> ChatShape:
-        """Return the shape of the first messages: asked, or else with the answer at their end."""
+    def _shape(self, count: int, *, generate: bool, answers: bool = False) -> ChatShape:
+        """Return the shape of the first messages: asked, or else with the answer at their end.
+
+        Args:
+            answers: whether empty ones have a mark too, which some templates write otherwise.
+        """
         described = []
         for number, (message, content) in enumerate(
             zip(self.messages[:count], self._contents, strict=False)
         ):
             filled = content != "" or (number == count - 1 and not generate)
+            filled |= answers and message.role == "assistant"
             fields = json.dumps(dict(self.context.fields.get(number, {})), default=str)
             described.append((message.role, filled, fields))
         return ChatShape(tuple(described), generate)
@@ -248,8 +253,7 @@ class TemplatedChat:
             if isinstance(before, str):
                 yield -1, Segment(before, "template")
             return
-        shape = self._shape(count, generate=True)
-        cut = self._renderer.cut(shape)
+        shape, cut = self._marked(count)
         self._check_written(count, cut)
         texts = self._written(shape, cut)
         behind = -1  # the answer that the template's text stands behind
@@ -265,6 +269,17 @@ class TemplatedChat:
                 behind = piece
             elif texts[piece]:
                 yield piece, Segment(texts[piece], "outside")
+
+    def _marked(self, count: int) -> tuple[ChatShape, MarkedChat]:
+        """Return the messages before a turn, cut: at empty answers too, if they are written so."""
+        bare, whole = (self._shape(count, generate=True, answers=each) for each in (False, True))
+        cut = self._renderer.cut(bare)
+        if whole != bare:
+            with suppress(Unsupported):
+                marked = self._renderer.cut(whole)
+                if marked.filled(bare.marks) == cut.filled(bare.marks):
+                    return whole, marked
+        return bare, cut
 
     def _check_written(self, count: int, cut: MarkedChat) -> None:
         """Refuse a template that never writes a message; later turns may be asked without it."""

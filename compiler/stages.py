@@ -106,8 +106,8 @@ def compile_rows(
     for example): then it is one for each turn with loss, as a run asks for it.
 
     Args:
-        document, tokenizer, lowering, syntax, template, forced_loss, context,
-            chat_template_kwargs: as of `compile_document`.
+        document, tokenizer, lowering, syntax: as of `compile_document`.
+        template, forced_loss, context, chat_template_kwargs: as of `compile_document`.
         ended: whether turns that no template is around end with the tokenizer's end-of-text token.
 
     Raises:

@@ -548,7 +548,7 @@ async def _read_whole(response: httpx2.Response) -> None:
     if not isinstance(inner, dict):
         text = data.decode(errors="replace")
         inner = {"message": text if inner is None else str(inner), "status": ""}
-    raise errors.APIError(response.status_code, {"error": inner}, response)  # type: ignore[no-untyped-call]
+    raise errors.APIError(response.status_code, {"error": inner}, response)
 
 
 def _details(body: Any) -> list[dict[str, Any]]:

@@ -378,8 +378,7 @@ class GrammarConstraint:
     def _bias(self) -> NDArray[np.bool_]:
         bias = np.frombuffer(self._matcher.compute_logit_bias(), dtype=np.uint8)
         self._check()
-        allowed: NDArray[np.bool_] = bias[: self._size] != 0
-        return allowed
+        return bias[: self._size].astype(np.bool_)
 
     def allowed(self) -> Tensor:
         """See `Constraint`; where few may come, those alone that join nothing forced after them."""

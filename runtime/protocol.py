@@ -209,7 +209,8 @@ class Engine(Protocol):
             MvspecError: a server refuses it or goes away.
             Interrupted: Ctrl-C; `trace` is what was done so far.
         """
-        return self.run_many([document], options)[0]
+        result: Result = self.run_many([document], options)[0]
+        return result
 
     def run_many(
         self,

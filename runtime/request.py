@@ -352,8 +352,9 @@ class PlanRequest:
 
     def fail(self, error: Exception) -> None:
         """End the run with an error, such as a full cache, which is this request's alone."""
-        own = isinstance(error, MvspecError)
-        self.error = error if own else RequestFailed.of(self.name, error)
+        if not isinstance(error, MvspecError):
+            error = RequestFailed.of(self.name, error)
+        self.error = error
         self.finish = "limit"
 
     # Tokens

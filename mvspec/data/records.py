@@ -511,7 +511,8 @@ def found(row: Any, fields: Fields, folder: str | None = None) -> Found:
     Raises:
         RowError: nothing that is a record.
     """
-    if isinstance(row, dict) and row.keys() <= {"format", "settings"} and row.get("settings"):
+    head = isinstance(row, dict) and row.keys() <= {"format", "settings"}
+    if head and isinstance(row.get("settings"), dict):
         return "settings", (), row  # of an evaluation: they hold no field
     path, value = stepped(row, fields.field)
     if known := recognised(referred(value, folder), path):

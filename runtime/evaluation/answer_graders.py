@@ -44,7 +44,8 @@ def grade_mathematics(payload: Mapping[str, Any], text: str) -> GraderVerdict:
     config = LatexExtractionConfig(boxed_match_priority=0)
 
     def read(answer: str) -> list[Any]:
-        return parse(f"$\\boxed{{{answer}}}$", [config], parsing_timeout=None)
+        found: list[Any] = parse(f"$\\boxed{{{answer}}}$", [config], parsing_timeout=None)
+        return found
 
     def same(one: list[Any], other: list[Any]) -> bool:
         return bool(verify(one, other, timeout_seconds=None))

@@ -299,15 +299,16 @@ def killable(work: Callable[[], Any], seconds: float) -> Any:
     process.start()
     other.close()
     try:
-        well, found = mine.recv() if mine.poll(seconds) else (None, None)
+        answer: tuple[bool, Any] | None = mine.recv() if mine.poll(seconds) else None
     except EOFError:
-        well = found = None
+        answer = None
     finally:
         process.kill()
         process.join()
         mine.close()
-    if well is None:
+    if answer is None:
         raise GradingTimeout
+    well, found = answer
     if not well:
         raise found
     return found

@@ -169,11 +169,10 @@ def same_plainly(answer: str, given: str, same: Callable[[str, str], bool]) -> b
     False
     """
     one, other = plain_latex(answer), plain_latex(given)
-    times = _time(one), _time(other)
-    if times[0] and times[1]:
-        if not any(sure for _, sure in times if times):
+    first, second = _time(one), _time(other)
+    if first and second:
+        if not (first[1] or second[1]):
             return None
-        first, second = times
         half = 12 * 3600
         return first[0] == second[0] if first[1] and second[1] else (
             first[0] % half == second[0] % half

@@ -470,7 +470,8 @@ def test_an_answer_without_token_counts_is_as_dear_as_it_can_be(tmp_path: Path) 
     assert 0.1 < caller.budget.spent / 1e12 < 0.11
 
 
-WRONG = (None, -1, -(10**30), 0, 10**9, 10**30, "many", "-5", 1.5, True, [1], {}, float("nan"))
+LARGE = 10**30
+WRONG = (None, -1, -LARGE, 0, 10**9, LARGE, "many", "-5", 1.5, True, [1], {"n": 1}, float("nan"))
 
 
 @pytest.mark.parametrize("count", WRONG)

@@ -141,8 +141,8 @@ def written_codes() -> set[str]:
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.Call):
                 name = getattr(node.func, "id", None) or getattr(node.func, "attr", None)
-                if name in ("Diagnostic", "RowError", "diagnostic"):
-                    args = node.args[1:]  # the first is a place
+                if name in ("Diagnostic", "RowError", "diagnostic", "bad"):
+                    args = node.args[name != "bad" :]  # else the first is a place
                     given = [arg.value for arg in args if isinstance(arg, ast.Constant)]
                     codes |= {arg for arg in given if isinstance(arg, str) and CODE.fullmatch(arg)}
     return codes

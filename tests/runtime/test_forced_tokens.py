@@ -246,8 +246,12 @@ def test_a_hole_has_its_own_temperature_and_filters() -> None:
     assert len({*first}) > 1
     greedy = engine.run(ask("A:", calm))["calm"]
     hot = Options(Sampling(30.0, seed=1))
-    for name, value in (("temperature", 0.0), ("top_k", 1), ("top_p", 1e-9), ("min_p", 1.0)):
-        hole = mv.gen("calm", 6, **{name: value})
+    for hole in (
+        mv.gen("calm", 6, temperature=0.0),
+        mv.gen("calm", 6, top_k=1),
+        mv.gen("calm", 6, top_p=1e-9),
+        mv.gen("calm", 6, min_p=1.0),
+    ):
         assert engine.run(ask("A:", hole), hot)["calm"] == greedy
         again = mv.Document.from_json(ask("A:", hole).to_json())
         assert engine.run(again, hot)["calm"] == greedy
