@@ -491,8 +491,8 @@ class ClientResponse:
         if run.error is not None:
             self.abort(str(run.error))
             return
-        self.grow()
-        if self.over:
+        self.grow()  # which may end it at a stop string
+        if self._sent:
             return
         self._counters["forced"] += run.finish != "end"
         extra = None if self.payload.unasked else encode_result(result_of(run, ""), self._events)

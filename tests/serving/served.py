@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,9 @@ FLAGS = (
     "--log-level", "info", "--sleep-on-idle",
 )  # fmt: skip
 """What lets SGLang serve a small model on a CPU, exactly; one that has nothing to do takes none."""
+
+
+ENVIRONMENT = {"SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def serve(
     *options: str,
     flags: Sequence[str] = (),
     stock: bool = False,
-    **more: str,
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Served]:
     """Run `mvspec serve` until the block ends, and see that it stops on Ctrl-C.
 
@@ -83,7 +86,7 @@ def serve(
         options: of `mvspec serve`, before `--`.
         flags: of SGLang, besides `FLAGS`.
         stock: whether SGLang's own command starts it, without the plugin.
-        more: of the environment.
+        environment: what it has beside this process's.
     """
     import httpx
 
@@ -93,13 +96,13 @@ def serve(
     command = [sys.executable, "-m", "mvspec", "serve", str(folder), *options, "--"]
     if stock:
         command = [sys.executable, "-m", "sglang.launch_server", "--model-path", str(folder)]
-        more = {"MVSPEC": "off"} | more
+        environment = {"MVSPEC": "off", **(environment or {})}
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*command, *FLAGS, "--port", str(port), "--enable-metrics", *flags],
             stdout=file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "SGLANG_USE_CPU_ENGINE": "1", "OMP_NUM_THREADS": "1", **more},
+            env={**os.environ, **ENVIRONMENT, **(environment or {})},
             start_new_session=True,
         )
     served = Served(f"http://127.0.0.1:{port}", folder, log, process)

@@ -88,7 +88,8 @@ def windowed(folder: Path, made: Path, name: str, more: dict[str, Any]) -> Path:
         num_attention_heads=2, num_key_value_heads=2, head_dim=16, max_position_embeddings=4096,
         **more,
     )  # fmt: skip
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(made)
+    make: Any = transformers.AutoModelForCausalLM.from_config
+    make(config).save_pretrained(made)
     for path in folder.iterdir():
         if "token" in path.name or "template" in path.name:
             shutil.copy(path, made)
@@ -109,7 +110,7 @@ def test_a_server_looks_at_its_layers_itself(folder: Path, tmp_path: Path) -> No
     log = tmp_path / "server.log"
     with (
         pytest.raises(AssertionError, match="did not come up"),
-        serve(made, log, stock=True, MVSPEC="require"),
+        serve(made, log, stock=True, environment={"MVSPEC": "require"}),
     ):
         pass
     assert "mvspec: fork and join do not work with sliding windows" in log.read_text()

@@ -41,7 +41,7 @@ def test_random_requests_are_as_in_training(name: str, folder: Path, tmp_path: P
     more = {"SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1"}
     if name == "two ranks":
         more["SGLANG_CPU_OMP_THREADS_BIND"] = "0|1"
-    with serve(folder, tmp_path / "log", flags=SERVERS[name], **more) as served:
+    with serve(folder, tmp_path / "log", flags=SERVERS[name], environment=more) as served:
         soak = Soak(served.url, str(folder), seed=5, give_up=0.15)
         requests = 2500 if NIGHTLY else 60
         assert asyncio.run(soak.run(requests, 24)), soak.wrong
