@@ -189,7 +189,11 @@ class Constraints:
         for choice in hole.choices or ():
             if control := self._control(choice):
                 raise VerifyError(f"hole {hole.name!r}", f"the choice {choice!r} holds {control}")
-            ids = self.vocabulary.encode_outside(lead + choice)
+            ids = self._spelled(lead + choice)
+            if not ids:
+                raise VerifyError(
+                    f"hole {hole.name!r}", f"the tokenizer cannot write the choice {choice!r}"
+                )
             if len(ids) > root.most:
                 root.most, root.choice = len(ids), choice
             at = root
@@ -198,6 +202,17 @@ class Constraints:
                 at = at.following.setdefault(id, _Branch())
             at.least = 0
         return root
+
+    def _spelled(self, text: str) -> list[int]:
+        """Return the ids of a text as the tokenizer spells it, unless they write another text.
+
+        They do where an added token has the name of one that is part of a character.
+        """
+        tokens, said = self._tokens.tokens, text.encode(errors="replace")
+        for ids in (self.vocabulary.encode_outside(text), self._tokenizer.greedy_tokenize(text)):
+            if b"".join(tokens[id] for id in ids) == said:
+                return list(ids)
+        return []
 
     def _control(self, text: str) -> str:
         """Return what of a text is no text but structure, with its kind; "" for nothing."""
