@@ -6,53 +6,30 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
+from mvspec.data.columns import listed
 from mvspec.errors import Unsupported, VerifyError
 
 # Layers that see what the mask shows and nothing else.
 _FULL = {"full_attention", "attention"}
 # By model type, what no other field of the config tells.
 _NAMED = {
-    **dict.fromkeys(
-        (
-            "bamba",
-            "falcon_h1",
-            "falcon_mamba",
-            "jamba",
-            "lfm2",
-            "lfm2_moe",
-            "mamba",
-            "mamba2",
-            "minimax",
-            "nemotron_h",
-            "recurrent_gemma",
-            "rwkv",
-            "xlstm",
-            "zamba",
-            "zamba2",
-        ),
-        "its layers keep a recurrent state",
-    ),
+    **dict.fromkeys((
+        "bamba", "falcon_h1", "falcon_mamba", "jamba", "lfm2", "lfm2_moe", "mamba", "mamba2",
+        "minimax", "nemotron_h", "recurrent_gemma", "rwkv", "xlstm", "zamba", "zamba2",
+    ), "its layers keep a recurrent state"),
     **dict.fromkeys(("bloom", "mpt"), "its ALiBi ignores position_ids"),
-    **dict.fromkeys(
-        (
-            "camembert",
-            "data2vec-text",
-            "roberta",
-            "roberta-prelayernorm",
-            "xlm-roberta",
-            "xlm-roberta-xl",
-            "xmod",
-        ),
-        "its positions are counted from the padding token's id",
-    ),
+    **dict.fromkeys((
+        "camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta",
+        "xlm-roberta-xl", "xmod",
+    ), "its positions are counted from the padding token's id"),
     "blt": "it reads patches of several tokens",
-}
+}  # fmt: skip
 _ENCODERS = {
     "bert", "bert-generation", "big_bird", "electra", "ernie", "megatron-bert", "rembert",
     "roc_bert",
@@ -194,12 +171,12 @@ def load_weights(source: str | os.PathLike[str], **arguments: Any) -> Any:
         reason = " ".join(str(error).split())[:500] or type(error).__name__
         raise VerifyError("", f"{name} cannot be loaded: {reason}") from error
     if missing := sorted(found["missing_keys"]):
-        raise VerifyError("", f"{name} lacks weights of the model ({_some(missing)}): {_AGAIN}")
+        raise VerifyError("", f"{name} lacks weights of the model ({listed(missing, 3)}): {_AGAIN}")
     unknown = sorted(key for key in found["unexpected_keys"] if not _OTHER_SENSES.search(key))
     if unknown:
         raise VerifyError(
             "",
-            f"{name} holds weights that its config.json does not know ({_some(unknown)}): they "
+            f"{name} holds weights that its config.json does not know ({listed(unknown, 3)}): they "
             "are not of one model; merge an adapter first, or fetch the model again",
         )
     return model
@@ -226,16 +203,16 @@ def check_weights(folder: Path) -> None:
     else:
         return  # other formats: loading says
     if lost := sorted(name for name in files if not (folder / name).is_file()):
-        raise VerifyError(str(folder), f"lacks {_some(lost)}, which its index names: {_AGAIN}")
+        raise VerifyError(str(folder), f"lacks {listed(lost, 3)}, which its index names: {_AGAIN}")
     headers = {name: _header(folder / name) for name in sorted(files)}
     if lost := sorted(key for key, name in wanted.items() if key not in headers[name]):
-        raise VerifyError(str(folder), f"lacks weights that its index names ({_some(lost)})")
+        raise VerifyError(str(folder), f"lacks weights that its index names ({listed(lost, 3)})")
     config = _config(folder)
     kinds = {key: about["dtype"] for each in headers.values() for key, about in each.items()}
     odd = sorted(k for k, dtype in kinds.items() if k.endswith(".weight") and dtype not in _FLOATS)
     if odd and "quantization_config" not in config:
-        reason = f"{_some(odd)} is of type {kinds[odd[0]]}, and the config names no quantization"
-        raise VerifyError(str(folder), f"{reason}: {_AGAIN}")
+        reason = f"{listed(odd, 3)} is of type {kinds[odd[0]]}, and the config names no "
+        raise VerifyError(str(folder), f"{reason}quantization: {_AGAIN}")
     layers: dict[str, set[int]] = {}
     for match in filter(None, map(_LAYER.match, kinds)):
         layers.setdefault(match[1], set()).add(int(match[2]))
@@ -294,12 +271,6 @@ def _header(path: Path) -> dict[str, Any]:
         reason = f"has {size:,} bytes, and its header says {8 + length + end:,}: {_AGAIN}"
         raise VerifyError(str(path), reason)
     return header
-
-
-def _some(names: Iterable[str], most: int = 3) -> str:
-    found = list(names)
-    more = f" and {len(found) - most:,} more" if len(found) > most else ""
-    return ", ".join(found[:most]) + more
 
 
 _BEFORE, _FIRST, _SECOND = 4, 8, 4

@@ -55,8 +55,8 @@ def has_tags(tokenizer: Any) -> bool:
     >>> has_tags(Tokenizer(models.BPE()))
     False
     """
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    return all(backend.token_to_id(tag.value) is not None for tag in Tag)
+    held = tokenizer.get_vocab()
+    return all(tag.value in held for tag in Tag)
 
 
 class Vocabulary:

@@ -23,6 +23,7 @@ from mvspec.cli.options import (
     template_arguments,
 )
 from mvspec.cli.stats import counter_of
+from mvspec.data.columns import listed
 from mvspec.shown import visible
 
 if TYPE_CHECKING:
@@ -168,7 +169,7 @@ def run(
             evaluation, outputs, field, counter, name, output, tell, sample_bar
         )
         if found.missing:
-            tell(f"no output for {len(found.missing):,} problems: {_some(found.missing)}")
+            tell(f"no output for {len(found.missing):,} problems: {listed(found.missing, 5)}")
         problem = len(found.left_out) + len(found.missing)
     else:
         with needs("engine", "eval"):
@@ -256,11 +257,6 @@ def harness(context: typer.Context) -> None:
 def _unit(run: Any) -> str:
     """Return what a run counts: tokens, words or characters."""
     return str(run.settings.get("count", "tokens")).partition(" of ")[0]
-
-
-def _some(names: list[str], most: int = 5) -> str:
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def _shown(runs: list[Any], as_json: bool, plot: Path | None) -> int:

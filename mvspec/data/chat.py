@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from mvspec.data.columns import RowError
+from mvspec.data.columns import RowError, kind_of
 from mvspec.forms import parse
 from mvspec.tree import builder
 from mvspec.tree.ir import Document, Message, Role, Think
@@ -121,7 +121,7 @@ def chat_turns(
     for number, each in enumerate(messages, first):
         where = f"{name}[{number}]"
         if not isinstance(each, Mapping):
-            raise RowError(where, "not-a-document", f"it is {_kind(each)}, not a message")
+            raise RowError(where, "not-a-document", f"it is {kind_of(each)}, not a message")
         # Tables give every message every field; what is empty is not there.
         given = {key: value for key, value in each.items() if value not in (None, [], {})}
         who = given.pop("role", given.pop("from", None))
@@ -135,12 +135,12 @@ def chat_turns(
             content = ""
         text = _joined(content)
         if text is None:
-            reason = f"it is {_kind(content)}, not a string"
+            reason = f"it is {kind_of(content) if key in each else 'missing'}, not a string"
             raise RowError(f"{where}.{key}", "not-a-string", reason)
         has = [each for each in _THOUGHTS if role == "assistant" and each in given]
         thoughts = given.pop(has[0]) if has else None
         if thoughts is not None and not isinstance(thoughts, str):
-            raise RowError(where, "not-a-string", f"its {has[0]} is {_kind(thoughts)}")
+            raise RowError(where, "not-a-string", f"its {has[0]} is {kind_of(thoughts)}")
         loss = _loss(given, where)
         fields = {field: given.pop(field) for field in _TEMPLATE if field in given}
         if given:
@@ -173,11 +173,6 @@ def _loss(given: dict[str, Any], where: str) -> bool:
     if weight not in (0, 1) or not isinstance(train, bool):
         raise RowError(where, "weight", "a turn carries loss or none: weight is 0 or 1")
     return bool(weight) and train
-
-
-def _kind(value: Any) -> str:
-    kinds: dict[type, str] = {dict: "an object", list: "a list", bool: "a boolean", str: "a text"}
-    return kinds.get(type(value), "missing" if value is None else "a number")
 
 
 def turn_message(turn: ChatTurn, body: Callable[[str, str], Iterable[Node]]) -> Message:

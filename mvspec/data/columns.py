@@ -5,7 +5,8 @@ docs/cli.md shows it to people.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 from mvspec.errors import VerifyError
@@ -34,7 +35,9 @@ REASONING = {
 }
 """Columns of sequential reasoning, each with that of the answer which it comes to."""
 
-_LISTED = 8
+_KINDS: dict[type, str] = {
+    dict: "an object", list: "a list", bool: "a boolean", type(None): "null", str: "a text",
+}  # fmt: skip
 """Columns of a row that a message names."""
 
 
@@ -72,8 +75,20 @@ def plain(name: str) -> str:
     return name.lower().replace(" ", "").replace("_", "")
 
 
-def listed(row: Mapping[str, Any]) -> str:
-    """Return the first names of a row's columns, as a message lists them."""
-    names = list(map(str, row))
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return ", ".join(names[:_LISTED]) + more or "none"
+def listed(names: Collection[object], most: int = 8) -> str:
+    """Return the first of some names, such as a row's columns, as a message lists them.
+
+    >>> listed("abc", 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(map(str, islice(names, most))) + more or "none"
+
+
+def kind_of(value: object) -> str:
+    """Return what a value of JSON is, as a message calls it.
+
+    >>> kind_of([1])
+    'a list'
+    """
+    return _KINDS.get(type(value), "a number")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from mvspec.data.chat import ChatContext, ChatTurn, chat_turns, is_chat, turn_message
-from mvspec.data.columns import COLUMNS, PAIR, RowError, column, columns, listed
+from mvspec.data.columns import COLUMNS, PAIR, RowError, column, columns, kind_of, listed
 from mvspec.errors import Diagnostic, MvspecError, ParseError, Source, VerifyError
 from mvspec.forms import JSON, READABLE, parse
 from mvspec.forms.apr import APR
@@ -474,7 +474,7 @@ def stepped(value: Any, field: str | None) -> tuple[RowPath, Any]:
         last, one = len(value) - 1, f"{at}.0".lstrip(".")
         has = f"{at or 'the row'} is a list: give a number from 0 to {last}, as {one}"
     else:
-        has = f"{at or 'the row'} is {'an empty list' if value == [] else _kind_of(value)}"
+        has = f"{at or 'the row'} is {'an empty list' if value == [] else kind_of(value)}"
     raise RowError("", "missing-field", f"no field {field!r}: {has}")
 
 
@@ -489,17 +489,6 @@ def _walked(value: Any, steps: Sequence[str], path: RowPath) -> Iterator[tuple[R
                 yield from _walked(value[key], steps[count:], (*path, key))
     elif isinstance(value, list) and steps[0].isdecimal() and int(steps[0]) < len(value):
         yield from _walked(value[int(steps[0])], steps[1:], (*path, int(steps[0])))
-
-
-def _kind_of(value: Any) -> str:
-    named = {
-        dict: "an object",
-        list: "a list",
-        bool: "a boolean",
-        type(None): "null",
-        str: "a text",
-    }
-    return named.get(type(value), "a number")
 
 
 def found(row: Any, fields: Fields, folder: str | None = None) -> Found:
@@ -532,7 +521,7 @@ def found(row: Any, fields: Fields, folder: str | None = None) -> Found:
                 return recognised(value[name], (name,)) or ("text", (name,), value[name])
         why = f"the row is an object: name the text's field with --field: there is {listed(value)}"
         raise RowError("", "missing-field", why)
-    other = _kind_of(value)
+    other = kind_of(value)
     where = f"field {fields.field!r} is" if path else "the row is"
     has = f": it has {listed(value)}" if isinstance(value, dict) else ""
     raise RowError("", "not-a-string", f"{where} {other}, neither a text nor a document{has}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from mvspec.data.columns import kind_of
 from mvspec.data.records import BadRecord, InputError, Record
 from mvspec.data.sources import PATIENCE
 
@@ -87,10 +88,9 @@ class RowCondition:
         if isinstance(value, str) != isinstance(other, str) or not isinstance(
             value, int | float | str
         ):
-            kinds: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
             raise record.bad(
                 "not-comparable",
-                f"field {self.field!r} is {kinds.get(type(value), 'a number')}, and --where "
+                f"field {self.field!r} is {kind_of(value)}, and --where "
                 f"compares it by {self.comparison} with {self.text!r}",
             )
         return _COMPARED[self.comparison](value, other)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mvspec.data.columns import COLUMNS, column, listed
+from mvspec.data.columns import COLUMNS, column, kind_of, listed
 from mvspec.data.records import BadRecord, Fields, InputError, Record
 from mvspec.data.sources import Records, open_records
 from mvspec.errors import MvspecError
@@ -85,7 +85,7 @@ class ProblemColumns:
         if isinstance(found, int | float) and not isinstance(found, bool):
             return str(found)
         if not isinstance(found, str):
-            raise BadProblem(f"column {names[0]} is {_kind(found)}, not a text")
+            raise BadProblem(f"column {names[0]} is {kind_of(found)}, not a text")
         return found
 
     def items(self, *names: str) -> list[Any]:
@@ -101,13 +101,8 @@ class ProblemColumns:
             except ValueError:
                 raise BadProblem(f"column {names[0]} is a text, not a list") from None
         if not isinstance(found, list | tuple):
-            raise BadProblem(f"column {names[0]} is {_kind(found)}, not a list")
+            raise BadProblem(f"column {names[0]} is {kind_of(found)}, not a list")
         return list(found)
-
-
-def _kind(value: object) -> str:
-    kinds = {dict: "an object", list: "a list", bool: "a boolean"}
-    return kinds.get(type(value), f"a {type(value).__name__}")
 
 
 def open_problems(
@@ -173,7 +168,7 @@ def _problem(
 ) -> EvaluationProblem:
     value = record.at(".")
     if not isinstance(value, dict):
-        raise BadProblem(f"{_kind(value)}, not an object with columns")
+        raise BadProblem(f"{kind_of(value)}, not an object with columns")
     columns = ProblemColumns(value)
     question, payload = read(columns)
     if not question.strip():

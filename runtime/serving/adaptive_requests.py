@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.limits import Limits
-from mvspec.law.tags import Tag
 from mvspec.runtime.options import Options
 from mvspec.runtime.sampling import Sampling
 from mvspec.runtime.serving import hooks
@@ -41,12 +40,6 @@ def adaptive_limits() -> Limits | None:
         return Limits.model_validate_json(text)
     except ValidationError as error:
         raise verify_error(error) from None
-
-
-def has_tags(tokenizer: Any) -> bool:
-    """Whether a tokenizer of transformers has all twelve tags, so that its model may fork."""
-    held = tokenizer.get_vocab()
-    return all(tag.value in held for tag in Tag)
 
 
 def adaptive_payload(recv: Any, limits: Limits, tags: Set[int]) -> PlanPayload | str:

@@ -15,12 +15,11 @@ from typing import Any
 
 from mvspec.compiler.chat_template import check_request
 from mvspec.compiler.planning import plan_document
-from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.compiler.vocabulary import Vocabulary, has_tags
 from mvspec.errors import MvspecError, ParseError
 from mvspec.forms import parse
 from mvspec.law.tags import TAG
 from mvspec.runtime.options import Options
-from mvspec.runtime.serving.adaptive_requests import has_tags
 from mvspec.runtime.serving.protocol import KEY, PlanPayload
 from mvspec.tree.builder import message
 from mvspec.tree.ir import Document, Message

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mvspec.compiler.vocabulary import Vocabulary
+from mvspec.compiler.vocabulary import Vocabulary, has_tags
 from mvspec.errors import MvspecError, Unsupported
 from mvspec.law.limits import Limits
 from mvspec.runtime.lexicon import Lexicon
@@ -27,7 +27,6 @@ from mvspec.runtime.serving.adaptive_requests import (
     adaptive_limits,
     adaptive_options,
     adaptive_payload,
-    has_tags,
 )
 from mvspec.runtime.serving.fork_scheduler import ForkScheduler
 from mvspec.runtime.serving.logits_processor import LogitsProcessor, upload
