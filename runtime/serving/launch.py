@@ -99,7 +99,7 @@ class ServerLaunch:
         try:
             tokenizer = load_tokenizer(name)
         except MvspecError as error:
-            raise InputError(str(error).replace("--tokenizer ", "the tokenizer of ")) from None
+            raise InputError(f"the model's {error}") from None
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         missing = [tag for tag in Tag if backend.token_to_id(tag.value) is None]
         if not missing:

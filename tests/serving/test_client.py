@@ -30,6 +30,7 @@ from mvspec.runtime import (
     Written,
 )
 from mvspec.runtime.serving.client_request import ClientRequest
+from mvspec.runtime.serving.delta_stream import DELTAS
 from mvspec.runtime.serving.protocol import (
     KEY,
     PlanPayload,
@@ -314,7 +315,7 @@ def test_what_a_stream_tells_of_holes_is_never_taken_back(
         body = {
             "input_ids": ids,
             "stream": True,
-            "sampling_params": {"custom_params": {KEY: payload.model_dump_json()}},
+            "sampling_params": {"custom_params": {KEY: payload.model_dump_json(), DELTAS: True}},
         }
         sent: list[int] = []
         with httpx.stream("POST", f"{server.url}/generate", json=body, timeout=60.0) as answer:

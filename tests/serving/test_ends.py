@@ -117,7 +117,7 @@ def test_no_server_is_a_clear_error() -> None:
 
 def test_another_server_is_a_clear_error(server: Served) -> None:
     with pytest.raises(MvspecError, match=r"status 404: is it a server of SGLang"):
-        SGLangEngine(f"{server.url}/v1")
+        SGLangEngine(f"{server.url}/docs/v3")
 
 
 def test_a_plan_that_does_not_fit_says_so(engine: Any) -> None:

@@ -131,7 +131,7 @@ def test_a_model_without_tags_is_told_of(untagged: Path) -> None:
     assert "lacks <Think>, </Think>" in note
     with pytest.raises(Unsupported, match="only a model that was taught the tags forks"):
         ServerLaunch(str(untagged), [], Limits())
-    with pytest.raises(InputError, match="the tokenizer of /nowhere"):
+    with pytest.raises(InputError, match="the model's tokenizer /nowhere"):
         ServerLaunch("/nowhere", [])
 
 
