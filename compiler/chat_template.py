@@ -326,6 +326,14 @@ class ChatRenderer:
         tokens = "" if known is None else json.dumps(known, default=str)
         return cls(text, tokens, json.dumps(tools, default=str), tokenizer)
 
+    @property
+    def times(self) -> list[str]:
+        """What the template says of now, in each of its formats."""
+        found = _FIRST_LINE.match(self.text)
+        if not (clock := found and json.loads(found[1])["clock"]):
+            return []
+        return [datetime.fromisoformat(clock).strftime(each) for each in _formats(self.text)]
+
     def render(
         self,
         shape: ChatShape,

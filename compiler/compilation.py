@@ -28,7 +28,7 @@ from mvspec.compiler.dataset import (
 )
 from mvspec.compiler.layout import Layout, best_fit, concatenate
 from mvspec.compiler.lowerings import find_lowering
-from mvspec.compiler.stages import Stages
+from mvspec.compiler.stages import Stages, uses_template
 from mvspec.compiler.traced import record_rows, record_trace, trace_stages
 from mvspec.compiler.vocabulary import (
     Vocabulary,
@@ -307,12 +307,13 @@ def compile_records(
         InputError: the input, the tokenizer, the options or the folder will not do.
         LimitExceeded: a record is too long and shall not be.
     """
-    loaded = load_vocabulary(tokenizer, tags=options.tags).source
-    check(records, loaded, options)
+    vocabulary = load_vocabulary(tokenizer, tags=options.tags)
+    loaded = vocabulary.source
     try:
         asked = asking(loaded, chat_template_kwargs, freeze=True)
     except Unsupported as error:
         raise InputError(str(error)) from None
+    check(records, vocabulary.asking(chat_template_kwargs), options)
     settings = settings_of(asked) or TemplateSettings()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -340,7 +341,7 @@ def compile_records(
     return Compilation(counts, tokens, seconds, len(before), settings, ends_turns(loaded))
 
 
-def check(records: Records, tokenizer: Any, options: CompilationOptions) -> None:
+def check(records: Records, vocabulary: Vocabulary, options: CompilationOptions) -> None:
     """Refuse what would put every record into quarantine."""
     try:
         find_lowering(options.lowering)
@@ -350,7 +351,7 @@ def check(records: Records, tokenizer: Any, options: CompilationOptions) -> None
         raise InputError(f"--forced-loss: lowering {options.lowering!r} has no forced tokens' loss")
     if options.pack and options.max_length is None:
         raise InputError("--pack needs --max-length")
-    if records.fields.prompt_field and not getattr(tokenizer, "chat_template", None):
+    if records.fields.prompt_field and not uses_template(vocabulary):
         raise InputError(
             "a prompt needs a chat template: give a tokenizer's folder that has one "
             "(tokenizer_config.json), or leave the prompt out"
@@ -358,7 +359,7 @@ def check(records: Records, tokenizer: Any, options: CompilationOptions) -> None
     if next(iter(records), None) is None:
         raise InputError("the input has no record")
     check_conditions(records, options.conditions)
-    check_traces(records, Vocabulary.of(tokenizer), options)
+    check_traces(records, vocabulary, options)
 
 
 def check_traces(records: Records, vocabulary: Vocabulary, options: CompilationOptions) -> None:

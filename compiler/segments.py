@@ -7,6 +7,7 @@ so byte-pair merges never cross a place where they could not arise at inference.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -235,6 +236,14 @@ class TemplatedChat:
                 for text, mark in zip(self._contents, shape.marks, strict=False)]  # fmt: skip
 
     # What a run asks
+
+    def at_another_time(self, text: str, other: str) -> bool:
+        """Whether another prompt is this one but for what a template with a clock says of now."""
+        times = self._renderer.times
+        pattern = re.escape(text)
+        for each in sorted(times, key=len, reverse=True):
+            pattern = pattern.replace(re.escape(each), ".+")
+        return bool(times) and re.fullmatch(pattern, other, re.DOTALL) is not None
 
     def asked(self, count: int) -> list[Part]:
         """Return the prompt of the turn behind the first messages.

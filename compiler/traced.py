@@ -7,23 +7,27 @@ as far as they neither change the text nor teach a model what a runtime wrote.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from typing import Any
 
 import numpy as np
 
+from mvspec.compiler.chat_template import apart
 from mvspec.compiler.layout import Layout
 from mvspec.compiler.lowerings import UNFORCED, find_lowering, multiverse, shared
-from mvspec.compiler.segments import Segment
+from mvspec.compiler.segments import Segment, TemplatedChat
 from mvspec.compiler.stages import Stages, compile_rows, uses_template
 from mvspec.compiler.tokens import Tokens, tags_of_ids
 from mvspec.compiler.vocabulary import Vocabulary
 from mvspec.data.records import Record
 from mvspec.errors import Unsupported, VerifyError
+from mvspec.forms import find
 from mvspec.law.threads import law_of_threads
 from mvspec.shown import as_layout
 from mvspec.trace import Trace
+from mvspec.tree.ir import Message
 
 _BROKEN = "\ufffd"
 """Stands for part of a character in a token's text."""
@@ -94,7 +98,8 @@ def record_trace(record: Record, vocabulary: Vocabulary) -> Trace:
     """Return the run that a record holds.
 
     Raises:
-        BadRecord: it is no trace, holds no ids, or those of another tokenizer.
+        BadRecord: it is no trace, holds no ids or those of another tokenizer, or was asked
+            otherwise than the tokenizer's chat template asks.
         Unsupported: its prompt shall be another than it was.
     """
     for option, given in (("--prompt-field", record.fields.prompt_field),
@@ -113,7 +118,37 @@ def record_trace(record: Record, vocabulary: Vocabulary) -> Trace:
         raise record.bad("not-a-trace", str(error)) from None
     if why := _other_tokenizer(trace, vocabulary):
         raise record.bad("other-tokenizer", why)
+    told = record.value.get("document") and uses_template(vocabulary)
+    if told and (why := _other_prompt(trace, record.document.messages, vocabulary)):
+        raise record.bad("other-prompt", why)
     return trace
+
+
+def _other_prompt(trace: Trace, messages: Sequence[Message], vocabulary: Vocabulary) -> str:
+    """Return how a run was asked otherwise than the chat template asks; "" where it was not."""
+    prompt = next((i for i, each in enumerate(trace.authors) if each != "prompt"), len(trace.ids))
+    turns = [n for n, each in enumerate(messages) if n and each.role == "assistant"]
+    if not prompt or not turns:
+        return ""
+    chat = TemplatedChat(messages, vocabulary.source, find(trace.form).syntax)
+    was, texts = vocabulary.decode(trace.ids[:prompt]), []
+    for number in turns:
+        parts = [part for _, part in chat.asked(number)]
+        ids: list[int] = []
+        for part in parts:
+            outside = part.author == "outside"
+            ids += (vocabulary.encode_outside if outside else vocabulary.encode)(part.text)
+        texts.append("".join(part.text for part in parts))
+        if ids == list(trace.ids[:prompt]) or chat.at_another_time(texts[-1], was):
+            return ""
+    near = max(
+        texts,
+        key=lambda text: len([*takewhile(lambda p: p[0] == p[1], zip(text, was, strict=False))]),
+    )
+    return (
+        f"the run was asked otherwise than the chat template asks: {apart(was, near)}: use "
+        f"the tokenizer of {trace.model or 'the model that drew it'}, and the run's --template-arg"
+    )
 
 
 def _other_tokenizer(trace: Trace, vocabulary: Vocabulary) -> str:

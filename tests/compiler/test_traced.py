@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
@@ -29,6 +30,7 @@ from typer.testing import CliRunner, Result  # noqa: E402
 import mvspec as mv  # noqa: E402
 from mvspec.cli import app  # noqa: E402
 from mvspec.compiler import Layout, Vocabulary, add_tags  # noqa: E402
+from mvspec.compiler.chat_template import TemplateSettings, with_settings  # noqa: E402
 from mvspec.compiler.dataset import CompiledDataset  # noqa: E402
 from mvspec.compiler.traced import record_rows  # noqa: E402
 from mvspec.compiler.vocabulary import save_tokenizer  # noqa: E402
@@ -286,6 +288,63 @@ def test_other_lowerings_keep_the_ids(lowering: str) -> None:
     # But for the newline behind the end of turn, which is the template's.
     assert layout.loss_mask.sum() == by_rule.loss_mask.sum() - 1
     assert same(replace(layout, loss_mask=by_rule.loss_mask), by_rule)
+
+
+THINKING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n"
+    "{% if think is defined and not think %}<think></think>{% endif %}{% endif %}"
+)
+CLOCK = "It is {{ strftime_now('%H:%M:%S') }}.\n"
+
+
+def templated(template: str, clock: str | None = None, **arguments: Any) -> Any:
+    """The small tokenizer with a chat template."""
+    made = chat()
+    made.chat_template = template
+    return with_settings(made, TemplateSettings(arguments, clock))
+
+
+@pytest.mark.parametrize(
+    ("ran", "compiled_with", "differs"),
+    [
+        (templated(THINKING), templated(THINKING), ""),
+        (templated(THINKING, think=False), templated(THINKING, think=False), ""),
+        (templated(THINKING, think=False), templated(THINKING), "<think></think>' and '"),
+        (templated(THINKING), templated(THINKING, think=False), "assistant\\\\n' and '"),
+        (templated(THINKING), templated("Be brief.\n" + THINKING), "' and 'Be brief"),
+        (
+            templated(CLOCK + THINKING, "2026-01-02T03:04:05"),
+            templated(CLOCK + THINKING, "2027-11-12T13:14:15"),
+            "",
+        ),
+        (
+            templated(CLOCK + THINKING, "2026-01-02T03:04:05", think=False),
+            templated(CLOCK + THINKING, "2027-11-12T13:14:15"),
+            "It is 03:04:05",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["one", "several", "holes"])
+def test_a_run_that_was_asked_otherwise_is_no_row(
+    ran: Any, compiled_with: Any, differs: str, kind: str
+) -> None:
+    document = {
+        "one": GO,
+        "several": mv.document(mv.user("Go."), mv.assistant("So."), mv.user("And?")),
+        "holes": ask("It is ", mv.gen("x", 3), "."),
+    }[kind]
+    engine = tiny_engine(tokenizer=ran)
+    trace = engine.run(document, Options(limits=Limits(max_tokens=20))).trace
+    vocabulary = Vocabulary.of(compiled_with)
+    if not differs:
+        (stages,) = record_rows(record(row(trace)), vocabulary, "multiverse")
+        assert same(stages.layout, trace.layout)
+        return
+    with pytest.raises(BadRecord, match="the run was asked otherwise") as stop:
+        record_rows(record(row(trace)), vocabulary, "multiverse")
+    assert stop.value.entry["code"] == "other-prompt"
+    assert re.search(differs, str(stop.value.entry["reason"]))
 
 
 def test_a_trace_keeps_its_prompt() -> None:
