@@ -35,6 +35,9 @@ def numbering_warnings(
     if not unusual:
         return ()
     ordered = syntax is not None and syntax.ordered
+    if syntax is not None and ordered and syntax.loose:  # white space at tags may be another
+        pieces = (piece.text for turn in document.messages for piece in syntax.pieces(turn))
+        ordered = "".join(pieces) == source.text
     addresses = [where for where, node in document.addresses() if isinstance(node, Parallel)]
     offsets = list(_label_offsets(document, syntax)) if syntax and ordered else []
     warnings = []

@@ -405,7 +405,7 @@ def read_text(
         document, repairs = parse(text, form, recover=True, name=name)
         if repairs and repairs[0].code in ("not-a-document", "strict-only"):
             return None, repairs, False  # all of it is dropped: nobody takes that for its tree
-        return document, repairs, bool(repairs) and repairs[0].code == "cut"
+        return document, repairs, bool(repairs) and repairs[-1].code == "cut"
     try:
         return parse(text, form, name=name), (), False
     except ParseError as error:

@@ -13,6 +13,8 @@ from mvspec.forms import (
     json_form,
     multiverse,
     multiverse_prompt,
+    npr,
+    parallel_r1,
     threadweaver,
     untagged,
 )
@@ -28,6 +30,8 @@ FORMS: dict[str, Form] = {
         multiverse.FORM,
         multiverse_prompt.FORM,
         threadweaver.FORM,
+        npr.FORM,
+        parallel_r1.FORM,
         curator.FORM,
         curator_summary.FORM,
         curator_plan.FORM,

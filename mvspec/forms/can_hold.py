@@ -64,6 +64,8 @@ def check_turn(message: Message, syntax: Syntax, address: str = "") -> None:
         _refuse_beside_fence(message, syntax, address)
     if syntax.counted or syntax.max_depth < MAX_DEPTH:
         _refuse_blocks(message, syntax, address, "", 1)
+    if syntax.ordered and not syntax.written(Tag.OUTLINE):
+        _refuse_outlines(message, syntax, address)
 
 
 def hole_refusal(message: Message, hole: Gen, syntax: Syntax, address: str = "") -> Unsupported:
@@ -78,7 +80,9 @@ def hole_refusal(message: Message, hole: Gen, syntax: Syntax, address: str = "")
 
 def refusal(syntax: Syntax, address: str, why: str) -> Unsupported:
     """Return the error for a node that a form cannot hold."""
-    return Unsupported(f"form {syntax.name!r} cannot hold {address or 'the turn'}: {why}")
+    where = address or "the turn"
+    other = "or write form 'multiverse'"
+    return Unsupported(f"form {syntax.name!r} cannot hold {where}: {why}, {other}")
 
 
 def _refuse_tags(text: str, syntax: Syntax, address: str) -> None:
@@ -96,6 +100,12 @@ def _refuse_beside_fence(message: Message, syntax: Syntax, address: str) -> None
     if isinstance(first, Text) and (first.text + "\n").startswith(f"{syntax.fence}\n"):
         why = f"text that begins with {syntax.fence} reads as the fence: put it into Think"
         raise refusal(syntax, f"{address}.body[0]".lstrip("."), why)
+
+
+def _refuse_outlines(message: Message, syntax: Syntax, address: str) -> None:
+    for where, node in message.addresses(address):
+        if isinstance(node, Outline) and node.text:
+            raise refusal(syntax, where, "it says something where the form is mute: empty it")
 
 
 def _refuse_blocks(node: Node, syntax: Syntax, address: str, prefix: str, depth: int) -> None:

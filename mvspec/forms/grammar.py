@@ -64,8 +64,10 @@ def grammar(syntax: Syntax) -> str:
     names = {each: each.name if each in _NAMED else f"_{each.name}" for each in tags}
     lines = [f"start: think? {_text(Place.TURN, syntax)} TAIL?"]
     for tag in Tag:
-        if not tag.closes:
-            parts = names.get(tag), *_inside(tag, syntax), names.get(tag.partner)
+        if not tag.closes and (written_goal(syntax) or tag not in (Tag.GOAL, Tag.OUTLINE)):
+            parts = [names.get(tag), *_inside(tag, syntax), names.get(tag.partner)]
+            if tag is Tag.PARALLEL and syntax.outside:
+                parts[-2:] = parts[:-3:-1]
             lines.append(f"{tag.name.lower()}: {' '.join(part for part in parts if part)}")
     patterns = run_patterns(syntax) | {names[each]: pattern for each, pattern in tags.items()}
     for name, pattern in patterns.items():
@@ -82,7 +84,8 @@ def _inside(tag: Tag, syntax: Syntax) -> list[str]:
         (inner,) = MOVES[place]
         optional = inner is Tag.CONCLUSION and syntax.optional_join
         repeats = "+" if inner is Tag.PATH else "?" if optional else ""
-        parts.append(inner.name.lower() + repeats)
+        if inner is not Tag.GOAL or written_goal(syntax):
+            parts.append(inner.name.lower() + repeats)
         place = LEADS_TO[inner.partner]
         place = _GOES_ON.get(place, place)
     if place is Place.GOAL:
@@ -90,6 +93,11 @@ def _inside(tag: Tag, syntax: Syntax) -> list[str]:
     elif place in (Place.THINK, Place.PATH, Place.CONCLUSION):
         parts.append(_text(place, syntax))
     return parts
+
+
+def written_goal(syntax: Syntax) -> bool:
+    """Whether a form writes the outlines of a block."""
+    return bool(syntax.written(Tag.OUTLINE))
 
 
 def _text(place: Place, syntax: Syntax) -> str:
@@ -206,8 +214,10 @@ class _TreeBuilder(Transformer[Token, Document]):
         return Conclusion.trusted(body=self._body(items))
 
     def parallel(self, items: list[Any]) -> Parallel:
-        goal, *paths = items
+        goal, *paths = items if written_goal(self.syntax) else (None, *items)
         conclusion = paths.pop() if isinstance(paths[-1], Conclusion) else NO_CONCLUSION
+        if goal is None:
+            goal = self.goal([Outline.trusted(label="", text="") for _ in paths])
         labels = [outline.label for outline in goal.outlines]
         if not self.labelled and len(paths) == len(labels):
             bodies = [path.body for path in paths]

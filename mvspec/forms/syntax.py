@@ -53,6 +53,8 @@ class Syntax:
         outline_gap: the white space between an outline's tags and its line.
         path_gap: the white space between two paths.
         optional_join: whether a conclusion that is empty is not written.
+        outside: whether the conclusion stands behind `</Parallel>`, which then ends the paths.
+        loose: whether any white space is read where the form has its own; it is written as here.
         max_depth: the most levels of blocks.
         ordered: whether a text is the tree in its order, so that its length can be counted.
         fence: what stands for both tags of the reasoning, which then is the whole text.
@@ -71,6 +73,8 @@ class Syntax:
     outline_gap: str = "\n"
     path_gap: str = "\n"
     optional_join: bool = False
+    outside: bool = False
+    loose: bool = False
     max_depth: int = MAX_DEPTH
     ordered: bool = True
     fence: str = ""
@@ -134,6 +138,8 @@ class Syntax:
         """Yield what a runtime writes where the paths of a block meet."""
         if self.tagged:
             yield Piece(self.separator, None, True)
+            if self.outside:
+                yield Piece(self.written(Tag.END_PARALLEL) + self.separator, None, True)
             yield self.tag(Tag.CONCLUSION, forced=True)
             yield _FORCED_LINE
         else:
@@ -177,14 +183,15 @@ class Syntax:
 
     def _block(self, block: Parallel) -> Iterator[Piece]:
         yield self.tag(Tag.PARALLEL)
-        yield from self._apart(Tag.GOAL)
+        yield from self._apart(Tag.GOAL, first=not self.written(Tag.PARALLEL))
         for outline in block.goal.outlines:
             yield from self._apart(Tag.OUTLINE, outline.label)
             if self.tagged:
                 label = outline.label + self.label_end if self.labels == "text" else ""
-                yield Piece(self.outline_gap + label)
+                gap = self.outline_gap if self.written(Tag.OUTLINE) else ""
+                yield Piece(gap + label)
                 yield Piece(outline.text, content=True)
-                yield Piece(self.outline_gap)
+                yield Piece(gap)
             yield self.tag(Tag.END_OUTLINE, label=outline.label)
         yield from self._apart(Tag.END_GOAL)
         first = True
@@ -203,12 +210,15 @@ class Syntax:
             yield from self.join_header()
             yield from self._body(block.conclusion.body, inline=True)
             yield self.tag(Tag.END_CONCLUSION)
-        yield from self._apart(Tag.END_PARALLEL)
+        if self.outside:
+            yield Piece("", Tag.END_PARALLEL)
+        else:
+            yield from self._apart(Tag.END_PARALLEL)
         yield Piece(self.separator)
 
-    def _apart(self, tag: Tag, label: str = "") -> Iterator[Piece]:
-        """Yield a tag after its separator; a tag that is not written has none."""
-        if self.tagged and self.written(tag):
+    def _apart(self, tag: Tag, label: str = "", *, first: bool = False) -> Iterator[Piece]:
+        """Yield a tag after its separator; one that is not written, or comes first, has none."""
+        if self.tagged and self.written(tag) and not first:
             yield Piece(self.separator)
         yield self.tag(tag, label=label)
 

@@ -7,7 +7,7 @@ diagnostics, so nothing is lost silently.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -17,7 +17,7 @@ from mvspec.errors import Diagnostic, ParseError, Source
 from mvspec.forms.can_hold import check_turn, hole_refusal, only_turn
 from mvspec.forms.form import Mismatch, check_characters, document_of
 from mvspec.forms.recovery.canonical import canonical_repairs
-from mvspec.forms.recovery.edits import apply
+from mvspec.forms.recovery.edits import apply, only_space
 from mvspec.forms.recovery.transcript import AlignedRepair
 from mvspec.forms.syntax import Syntax
 from mvspec.law.tags import Tag
@@ -44,7 +44,7 @@ class TaggedForm:
     readable: ClassVar[bool] = True
 
     def parse(self, source: Source) -> Document:
-        """Read canonical text, one assistant's turn.
+        """Read one assistant's turn: canonical text, or what differs by white space at tags alone.
 
         Raises:
             ParseError: the first violation, located; its `cut` tells a prefix from a mistake.
@@ -53,17 +53,29 @@ class TaggedForm:
             return self.read(source.text)
         except Mismatch:
             first = self._first_violation(source)
+        if first is None:
+            return self._repaired(source)[0]
         raise ParseError(source, first, cut=first.code == "cut")
 
     def repair(self, source: Source) -> tuple[Document, tuple[Diagnostic, ...]]:
         """Read any text into the best tree, with every repair; never raises on a str.
 
-        Replacing each diagnostic's span by its `inserted` text gives the rendering of the tree.
+        Replacing each diagnostic's span by its `inserted` text gives the rendering of the tree;
+        where a form is loose and nothing but white space differs from it, there is none.
         """
         try:
             return self.read(source.text), ()
         except Mismatch:
-            pass
+            document, found = self._repaired(source)
+        return document, () if all(self._silent(each) for each in found) else found
+
+    def _silent(self, diagnostic: Diagnostic) -> bool:
+        """Whether a difference from canonical text is none for the form."""
+        space = only_space(diagnostic.code, diagnostic.dropped, diagnostic.inserted)
+        return self.syntax.loose and space and diagnostic.code != "cut"
+
+    def _repaired(self, source: Source) -> tuple[Document, tuple[Diagnostic, ...]]:
+        """Return the tree of a text, and every edit that makes the text canonical."""
         if self._aligned is not None:
             diagnostics, message = self._aligned.repair(source)
             return document_of(message.body), diagnostics
@@ -94,8 +106,8 @@ class TaggedForm:
         check_characters(text)
         return self._reader.read(text)
 
-    def _first_violation(self, source: Source) -> Diagnostic:
-        """Return the first violation of a text that is not canonical, in time linear in its offset.
+    def _first_violation(self, source: Source) -> Diagnostic | None:
+        """Return the first violation of a text, if it has any, in time linear in its offset.
 
         The beginning of a canonical text is canonical or cut. So where a beginning is malformed,
         its first violation is that of the text, unless it stands near the beginning's end.
@@ -106,12 +118,15 @@ class TaggedForm:
                 if first.code != "cut" and first.offset < size // 2:
                     return first
             size *= 4
-        return next(self._repairs(source))
+        return next(self._repairs(source), None)
 
     def _repairs(self, source: Source, *, whole: bool = True) -> Iterator[Diagnostic]:
-        if self._aligned is None:
-            return canonical_repairs(source, self.syntax)
-        return iter(self._aligned.repair(source, whole=whole)[0])
+        found: Iterable[Diagnostic] = (
+            canonical_repairs(source, self.syntax)
+            if self._aligned is None
+            else self._aligned.repair(source, whole=whole)[0]
+        )
+        return (each for each in found if not self._silent(each))
 
     @cached_property
     def _reader(self) -> StrictReader:

@@ -28,6 +28,7 @@ THREADWEAVER = Syntax(
     outline_gap="",
     path_gap="",
     optional_join=True,
+    loose=True,
     max_depth=1,
     positions="tree",
 )

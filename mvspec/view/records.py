@@ -15,7 +15,7 @@ from mvspec.data.check import warnings
 from mvspec.data.columns import COLUMNS
 from mvspec.data.records import Record, read_text
 from mvspec.errors import Diagnostic, MvspecError, Source, VerifyError
-from mvspec.forms import FORMS, JSON
+from mvspec.forms import FORMS, JSON, render
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.law.limits import MAX_DEPTH
 from mvspec.trace import VERSION_1, Trace
@@ -279,6 +279,8 @@ def _read(view: RecordView, texts: Sequence[str], authors: Sequence[int], form: 
             view.places = [*view.places, *[stop] * len(found)]  # what was cut lacks its end
             if document is not None and (cut or not found):
                 (message,) = document.messages
+                if not render(message, form).startswith(text):  # white space at tags is another
+                    continue
                 inside = tuple(_clipped(trees(message, syntax, start), stop))
         firm &= inside is not None
         before += len(text)

@@ -43,6 +43,11 @@ CONCLUDED = mvspec.parallel(mvspec.branch("S1: A"), conclusion="so")
 HOLE = mvspec.parallel(mvspec.branch("A", mvspec.gen("x")))
 REFUSED = (
     ("threadweaver", mvspec.assistant("x", DEEP), "body[1].paths[0].body[0]: it is a block 2 lev"),
+    ("npr", mvspec.assistant("x", DEEP), "body[1].paths[0].body[0]: it is a block 2 levels deep"),
+    ("npr", mvspec.assistant("a <step>"), "body[0]: its text holds the tag <step>"),
+    ("parallel-r1", mvspec.assistant(mvspec.parallel(mvspec.branch("", DEEP))),
+     "body[0].paths[0].body[0]: it is a block 2 levels deep"),
+    ("parallel-r1", mvspec.assistant(BLOCK), "body[0].goal.outlines[0]: it says something wh"),
     ("threadweaver", mvspec.assistant(ODD), "body[0]: its labels are 3, and the form counts 1"),
     ("threadweaver", mvspec.assistant("a <Thread>"), "body[0]: its text holds the tag <Thread>"),
     ("multiverse-prompt", mvspec.assistant("a <Path 2.1>"), "body[0]: its text holds the tag"),
@@ -82,13 +87,30 @@ SAME: tuple[Defect, ...] = (
     ("multiverse-prompt", "<Goal 1>\n", "<Goal 1>", "separator"),
     ("multiverse-prompt", "It is 5.\n", "It is 5.", "missing-newline"),
     ("multiverse-prompt", "<Parallel>\n", "", "missing-opening"),
-    ("threadweaver", "</Thread><Thread>", "</Thread>\n<Thread>", "separator"),
+    ("threadweaver", "</Thread><Thread>", "</Thread>\n<Thread>", ""),
     ("threadweaver", "</Thread><Thread>", "<Thread>", "missing-closing"),
     ("threadweaver", "</Outlines>\n", "", "missing-closing"),
     ("threadweaver", "<Outlines>\n", "", "missing-opening"),
     ("threadweaver", "2: It is 6", "3: It is 6", "wrong-label"),
-    ("threadweaver", "1: Add.", "\n1: Add.\n", "separator separator"),
-    ("threadweaver", "<Outline>1: Add.</Outline>\n", "<Outline>1: Add.</Outline>", "separator"),
+    ("threadweaver", "1: Add.", "\n1: Add.\n", ""),
+    ("threadweaver", "<Outline>1: Add.</Outline>\n", "<Outline>1: Add.</Outline>", ""),
+    ("npr", "</step>\n<step>", "<step>", "missing-closing"),
+    ("npr", "</guideline>\n", "", "missing-closing"),
+    ("npr", "<guideline>\n", "", "missing-opening"),
+    ("npr", "<guideline>\n", "<guideline>\n<guideline>\n", "stray-tag"),
+    ("npr", "<takeaway>\n", "", "missing-opening"),
+    ("npr", "</takeaway>\n", "</takeaway>\n</takeaway>\n", "stray-tag"),
+    ("npr", "2: It is 6", "1: It is 6", "wrong-label"),
+    ("npr", "</step>\n<takeaway>", "</step><takeaway>", ""),
+    ("npr", "</plan>\n<plan>", "</plan> \r\n\n<plan>", ""),
+    ("parallel-r1", "</Path>\n<Path>", "</Path> \n\n<Path>", ""),
+    ("parallel-r1", "<Parallel>\n<Path>\n", "<Parallel><Path>", ""),
+    ("parallel-r1", "</Path>\n<Path>", "<Path>", "missing-closing"),
+    ("parallel-r1", "</Parallel>\n", "", "missing-closing"),
+    ("parallel-r1", "</Parallel>\n", "</Parallel>\n</Parallel>\n", "stray-tag"),
+    ("parallel-r1", "<Parallel>\n", "<Parallel>\n<Parallel>\n", "stray-tag"),
+    ("parallel-r1", "<Parallel>\n", "", "missing-opening"),
+    ("parallel-r1", "<Summary>\n", "", "missing-opening"),
     ("threadweaver", "</think>\n\n", "</think></think>\n\n", "stray-tag"),
     ("threadweaver", "Done.\n", "Done.\n</Thread>\n", "stray-tag"),
     ("curator", "</Path>\n\n<Path>", "</Path>\n<Path>", "separator"),
@@ -106,7 +128,7 @@ def test_a_defect_is_mended(form: str, canonical: str, found: str, codes: str) -
     text = example.replace(canonical, found, 1)
     document, diagnostics = mvspec.parse(text, form, recover=True)
     assert " ".join(each.code for each in diagnostics) == codes
-    assert apply(text, diagnostics) == mvspec.render(document, form)
+    assert mvspec.render(document, form) == (apply(text, diagnostics) if codes else example)
     assert document == mvspec.parse(example, form)
 
 

@@ -28,9 +28,14 @@ def codes(diagnostics: tuple[Diagnostic, ...]) -> tuple[str, ...]:
 @pytest.mark.parametrize("trace", TRACES, ids=lambda trace: trace.name)
 def test_trace(trace: Trace) -> None:
     document, diagnostics = mvspec.parse(trace.text, recover=True)
+    assert mvspec.render(document) == trace.repaired
+    if {*trace.codes} <= {"separator", "missing-newline"}:  # a variant of the form, and no damage
+        assert diagnostics == ()
+        assert "".join(trace.text.split()) == "".join(trace.repaired.split())
+        assert mvspec.parse(trace.text) == document
+        return
     assert codes(diagnostics) == trace.codes
     assert apply(trace.text, diagnostics) == trace.repaired
-    assert mvspec.render(document) == trace.repaired
     if not trace.codes:
         assert mvspec.parse(trace.text) == document
         return
@@ -73,7 +78,7 @@ def test_a_tag_glued_to_text_is_believed(index: int) -> None:
     for text in (before, after):
         document, diagnostics = mvspec.parse(text, recover=True)
         assert mvspec.render(document) == CANONICAL
-        assert set(codes(diagnostics)) <= {"separator", "missing-newline"}
+        assert diagnostics == ()
 
 
 def test_the_whole_trace_on_one_line_keeps_its_blocks() -> None:
@@ -83,8 +88,8 @@ def test_the_whole_trace_on_one_line_keeps_its_blocks() -> None:
         assert [path.label for path in document.walk(mvspec.Path)] == [
             path.label for path in strict.walk(mvspec.Path)
         ]
-        assert set(codes(diagnostics)) <= {"separator", "missing-newline"}
-    assert any("CRLF" in each.message for each in diagnostics)
+        assert diagnostics == ()
+        assert mvspec.parse(text) == document
 
 
 MESSAGES = {
@@ -93,9 +98,7 @@ MESSAGES = {
     "<Think>\n<Parallel>\n<Go": "the text ends inside the tag <Goal>: expected al>",
     "<Goal>\n": "<Goal> stands in no block: expected <Parallel> before it",
     "a <Path> b": "<Path> stands in the text at the top level like a word: left out",
-    "<Think>\r\n": "expected a newline right after <Think>, found '\\r\\n': line ends are CRLF",
     "<Parallel>\n<Goal>\n</Goal>\n": "the goal has no outline: expected <Outline> before </Goal>",
-    "<Think>x": "expected a newline after <Think>",
 }
 
 

@@ -8,7 +8,14 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from mvspec.errors import Diagnostic, Source
-from mvspec.forms.recovery.edits import LABEL, LEAD, Code, TextEdit, left_over_tags
+from mvspec.forms.recovery.edits import (
+    LABEL,
+    LEAD,
+    Code,
+    TextEdit,
+    left_over_tags,
+    only_space,
+)
 from mvspec.forms.recovery.labels import pair_labels
 from mvspec.forms.recovery.structure import RecoveringParser, TagToken, read_structure
 from mvspec.forms.syntax import Syntax
@@ -36,13 +43,27 @@ def canonical_repairs(source: Source, syntax: Syntax) -> Iterator[Diagnostic]:
     if text is not source.text:
         edits += surrogates(source.text, edits)
     edits.sort(key=lambda edit: (edit.start, edit.end > edit.start))
+    before, after = split_at_end(text, edits, loose=syntax.loose)
+    yield from merged(source, before)
+    if after:
+        missing = "".join(edit.insert for edit in after)
+        message = cut_message(parser, after[0], missing)
+        yield source.diagnostic(len(text), "cut", message, inserted=missing)
+
+
+def split_at_end(
+    text: str, edits: list[TextEdit], *, loose: bool
+) -> tuple[list[TextEdit], list[TextEdit]]:
+    """Return edits, and those at the end of a text that is cut; none where it is malformed.
+
+    Args:
+        loose: white space before the end is no mistake.
+    """
     end = len(text)
-    if edits and all(edit.start == end for edit in edits):
-        missing = "".join(edit.insert for edit in edits)
-        message = cut_message(parser, edits[0], missing)
-        yield source.diagnostic(end, "cut", message, inserted=missing)
-        return
-    yield from merged(source, edits)
+    last = next((n for n, edit in enumerate(edits) if edit.start == end), len(edits))
+    before = edits[:last]
+    space = (only_space(edit.code, text[edit.start : edit.end], edit.insert) for edit in before)
+    return (before, edits[last:]) if not before or (loose and all(space)) else (edits, [])
 
 
 def surrogates(text: str, edits: list[TextEdit]) -> Iterator[TextEdit]:
@@ -161,7 +182,9 @@ class CanonicalWriter:
             return
         lead = 0
         tag = before.tag if before else None
-        if before:
+        if before and cut and tag in (Tag.PATH, Tag.OUTLINE) and self.label_cut(run, before):
+            lead = len(run.text)
+        elif before:
             for _ in self.syntax.after(before.tag):
                 lead = self.newline(run, lead, before.tag)
             if tag in (Tag.PATH, Tag.OUTLINE):
@@ -203,6 +226,19 @@ class CanonicalWriter:
             message = f"expected a newline right after {tag}, found {space}"
             run.replace(at, stop, "", "separator", message)
         return match.end()
+
+    def label_cut(self, run: TextRun, opening: TagToken) -> bool:
+        """Complete the label in which a text ends that has other white space before it."""
+        after = self.syntax.after(opening.tag)
+        want = after + opening.label + self.syntax.label_end
+        begun, end = run.text.strip(), len(run.text)
+        if not want[len(after) :].startswith(begun) or want.startswith(run.text):
+            return False
+        message = f"expected a newline right after {opening.tag}, found {found(run.text)}"
+        run.replace(0, end, after + begun, "separator", message)
+        missing = want[len(after + begun) :]
+        run.replace(end, end, missing, "missing-label", f"expected {missing!r}")
+        return True
 
     def label(self, run: TextRun, at: int, label: str, cut: bool) -> int:
         """An outline and a path begin with their label."""

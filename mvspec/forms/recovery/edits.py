@@ -49,6 +49,11 @@ class TextEdit(NamedTuple):
     message: str
 
 
+def only_space(code: str, dropped: str, inserted: str) -> bool:
+    """Whether an edit changes nothing but white space that is no part of an outline's line."""
+    return code != "outline-line" and "".join(dropped.split()) == "".join(inserted.split())
+
+
 def apply(text: str, diagnostics: tuple[Diagnostic, ...]) -> str:
     """Return `text` with the repairs of `diagnostics` made."""
     out: list[str] = []

@@ -21,6 +21,7 @@ _BLANK = re.compile(r"\s*+")
 _LABEL_LINE = re.compile(rf"^[ \t]*+{NUMBER}[ \t]*+:", re.MULTILINE)
 _FULL_LINE = re.compile(r"^[^\S\n]*+\S", re.MULTILINE)
 _PARTIAL_TAG = re.compile(r"</?[A-Za-z]*\Z")
+_TEXT_END = re.compile(r"\s*+(?:</?[A-Za-z]*)?\Z")
 _TAGS = {tag.value: tag for tag in Tag}
 
 
@@ -185,7 +186,9 @@ class RecoveringParser:
 
     def stands_alone(self) -> bool:
         """Whether the tag at hand stands like structure: a newline or a tag at its open side."""
-        if self.end == len(self.text) or LEAD.match(self.text, self.end):
+        if LEAD.match(self.text, self.end):
+            return True
+        if self.next_at < 0 and _TEXT_END.match(self.text, self.end):
             return True
         if self.next_at >= 0 and not self.has_text(self.end, self.next_at):
             return True

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, cast
 
 from mvspec.errors import Diagnostic, Source
-from mvspec.forms.recovery.canonical import canonical_repairs
-from mvspec.forms.recovery.edits import Code, TextEdit, apply, left_over_tags
+from mvspec.forms.recovery.canonical import canonical_repairs, split_at_end
+from mvspec.forms.recovery.edits import Code, TextEdit, apply, left_over_tags, only_space
 from mvspec.forms.syntax import Piece, Syntax
 from mvspec.law.tags import TAG, Tag
 from mvspec.tree.builder import number
@@ -32,6 +33,9 @@ _SHOWN = 60
 
 _ANY = "0"
 """The label of paths and outlines in a form that writes none: recovery pairs them as they come."""
+
+_BARE_GOAL = f"{Tag.GOAL}\n{Tag.OUTLINE}\n{_ANY}: \n{Tag.END_OUTLINE}\n{Tag.END_GOAL}\n"
+"""The goal of a block in a form that writes none; recovery adds outlines for further paths."""
 
 _LINE_END = re.compile(r"[ \t\r]*\n")
 _NUMBER = re.compile(LABEL.pattern)
@@ -113,17 +117,35 @@ class Transcript:
             closing = _CLOSING_FENCE.search(source, max(self._at, stop - 80), stop)
             stop = closing.start() if closing else stop
         marks = self._marks(stop, words)
+        bare_goal = not self.syntax.written(Tag.OUTLINE)
+        bare_block = not self.syntax.written(Tag.PARALLEL)
+        joining = False
+        end = _TagMark(stop, stop, partial[1] if partial else Tag.CONCLUSION, "", -1)
         before: Tag | None = None
         for place, mark in enumerate(marks):
             self._copy_text(mark.start, before)
-            after = marks[place + 1].tag if place + 1 < len(marks) else None
+            following = marks[place + 1] if place + 1 < len(marks) else end
+            after = following.tag if place + 1 < len(marks) else None
+            apart = self._stands_alone(mark)
+            if self.syntax.outside and mark.tag is Tag.END_PARALLEL:
+                skipped, joining = self._skipped(mark, following)
+                if skipped:
+                    continue
+            if bare_block and mark.tag is Tag.GOAL and (apart or after is Tag.OUTLINE):
+                self._write(Tag.PARALLEL if before is not Tag.GOAL else "")
             # Where labels stand in the tags no tag is around the outlines.
             first = mark.tag is Tag.OUTLINE and before not in _OUTLINES
-            if numbered and first and self._stands_alone(mark):
+            if numbered and first and apart:
                 self._write(f"{Tag.GOAL}\n")
-            self._tag(mark)
+            self._tag(mark, between=self.syntax.outside and before in (Tag.PARALLEL, Tag.END_PATH))
             if numbered and mark.tag is Tag.END_OUTLINE and after not in _OUTLINES:
                 self._write(f"{Tag.END_GOAL}\n" if after else "")
+            if bare_goal and mark.tag is Tag.PARALLEL and apart and after is not Tag.PARALLEL:
+                self._write(_BARE_GOAL)
+            if joining and mark.tag is Tag.END_CONCLUSION:
+                self._write(f"{Tag.END_PARALLEL}\n")
+            if mark.tag in (Tag.CONCLUSION, Tag.END_CONCLUSION, Tag.GOAL, Tag.PARALLEL):
+                joining = mark.tag is Tag.CONCLUSION and (bare_block or self.syntax.outside)
             before = mark.tag
         self._copy_text(stop, before)
         if closing:
@@ -134,6 +156,24 @@ class Transcript:
             self._write(partial[1].value)
             if partial[1] is Tag.OUTLINE and label[:1].isdigit():
                 self._write(f"\n{label}")
+
+    def _skipped(self, mark: _TagMark, following: _TagMark) -> tuple[bool, bool]:
+        """Pass over a `</Parallel>` before its conclusion, or before another one.
+
+        Returns:
+            (whether it was passed over, whether a conclusion was opened in its place).
+        """
+        bare = not self.source[mark.end : following.start].strip()
+        joins = following.number >= 0 and following.tag in (Tag.CONCLUSION, Tag.END_CONCLUSION)
+        if bare and following.tag in (Tag.CONCLUSION, Tag.END_PARALLEL):
+            self._at = max(self._at, following.start)
+            return True, False
+        if not joins:
+            return False, False
+        line_end = _LINE_END.match(self.source, mark.end)
+        self._at = max(self._at, line_end.end() if line_end else mark.end)
+        self._write(f"{Tag.CONCLUSION}\n")
+        return True, True
 
     def _marks(self, stop: int, words: set[int]) -> list[_TagMark]:
         """Return the tags of the form up to `stop`; those that it does not have are dropped."""
@@ -199,8 +239,12 @@ class Transcript:
         before = self.source[mark.start - 1 : mark.start]
         return before in ("", "\n", ">") or _LINE_END.match(self.source, mark.end) is not None
 
-    def _tag(self, mark: _TagMark) -> None:
-        """Write a tag with the white space and the label that the canonical form has there."""
+    def _tag(self, mark: _TagMark, *, between: bool) -> None:
+        """Write a tag with the white space and the label that the canonical form has there.
+
+        Args:
+            between: whether it can only be a path's opening if it is one.
+        """
         source, tag = self.source, mark.tag
         if tag is Tag.END_OUTLINE and not source.endswith("\n", 0, mark.start):
             self._write("\n")  # so that spaces at the end of its line are text, as the form has it
@@ -220,8 +264,8 @@ class Transcript:
             self._at, found = line_end.end(), True
         if found:
             self._write(self.canonical.after(tag))
-        if label and self._stands_alone(mark):
-            self._write(f"{label}: ")
+        if label and (between or self._stands_alone(mark)):
+            self._write(f"{label}: " if found else f"\n{label}: ")
 
 
 @dataclass(frozen=True)
@@ -250,8 +294,8 @@ class AlignedRepair:
             edits, message = self._edits(source.text)
         else:
             edits, _, message = self._attempt(source.text, None)
-        found = located(source, edits)
-        if not whole or (found and found[0].code == "cut"):
+        found = located(source, edits, loose=self.syntax.loose)
+        if not whole or (found and found[-1].code == "cut"):
             return found, message
         return self._bare_join(source) or (found, message)
 
@@ -268,24 +312,27 @@ class AlignedRepair:
         start, end = tail.span()
         head = Source(text[:start], source.name)
         edits, message = self._edits(head.text)
-        found = located(head, edits)
-        missing = found[0].inserted if found and found[0].code == "cut" else ""
-        if not missing.startswith(self.syntax.written(Tag.END_PARALLEL)):
+        found = located(head, edits, loose=self.syntax.loose)
+        missing = found[-1].inserted if found and found[-1].code == "cut" else ""
+        if not missing.lstrip().startswith(self.syntax.written(Tag.END_PARALLEL)):
             return None
         said = f"the text ends where a conclusion begins: expected {Tag.END_PARALLEL} or its text"
-        return (source.diagnostic(start, "cut", said, end=end, inserted=missing),), message
+        cut = source.diagnostic(start, "cut", said, end=end, inserted=missing)
+        return (*found[:-1], cut), message
 
     def _edits(self, text: str) -> tuple[list[TextEdit], Message]:
         """Return the edits that make a text canonical in its form, and the turn that it then is."""
         edits, _, message = self._attempt(text, None)
         end = len(text)
-        if all(edit.start == end for edit in edits):
+        if not edits or split_at_end(text, edits, loose=self.syntax.loose)[1]:
             return edits, message
         for partial in self._partial_tags(text):
-            _, rendered, completed = self._attempt(text, partial)
+            found, rendered, completed = self._attempt(text, partial)
             if rendered.startswith(text):
                 cut = TextEdit(end, end, rendered[end:], "cut", "the text ends inside a tag")
                 return [cut], completed
+            if self.syntax.loose and split_at_end(text, found, loose=True)[1]:
+                return found, completed
         return edits, message
 
     def _partial_tags(self, text: str) -> Iterator[_PartialTag]:
@@ -311,7 +358,7 @@ class AlignedRepair:
         Args:
             partial: the tag that the last characters are read as the beginning of.
         """
-        rules = replace(self.canonical, max_depth=self.syntax.max_depth)
+        rules = replace(self.canonical, max_depth=self.syntax.max_depth, loose=False)
         words: set[int] = set()
         for left in range(_PASSES, -1, -1):
             script = Transcript(text, self.syntax, self.canonical, words, partial)
@@ -331,6 +378,7 @@ class AlignedRepair:
         ]
         runs = list(_joined(list(_joined(placed, _kept(script.text, found))), script.runs))
         edits = list(_gaps(text, rendered, runs, self._reasons(script, found), self.syntax))
+        edits = _parted(text, edits) if self.syntax.loose else edits
         return edits, rendered, message
 
     @cached_property
@@ -368,19 +416,41 @@ class AlignedRepair:
         return sorted(reasons, key=lambda reason: reason[0])
 
 
-def located(source: Source, edits: Iterable[TextEdit]) -> tuple[Diagnostic, ...]:
-    """Return edits in order as diagnostics; those that all stand at the end are one: it was cut."""
+def _parted(text: str, edits: list[TextEdit]) -> list[TextEdit]:
+    """Return edits, the last one in two where it adds to the end and before that changes space."""
+    *before, last = edits or [TextEdit(0, 0, "", "cut", "")]
+    have, want, end = text[last.start : last.end], last.insert, len(text)
+    at = 0
+    for character in "".join(have.split()):
+        while want[at : at + 1].isspace():
+            at += 1
+        if not want.startswith(character, at):
+            return edits
+        at += 1
+    if have[-1:].isspace():
+        at += len(want[at:]) - len(want[at:].lstrip())
+    if not have or last.end < end or at == len(want):
+        return edits
+    space = last._replace(insert=want[:at], code="separator")
+    return [*before, *[space] * (have != want[:at]), last._replace(start=end, insert=want[at:])]
+
+
+def located(
+    source: Source, edits: list[TextEdit], *, loose: bool = False
+) -> tuple[Diagnostic, ...]:
+    """Return edits in order as diagnostics; those at the end of a text that was cut are one."""
+    edits, after = split_at_end(source.text, edits, loose=loose)
     out = [
         source.diagnostic(edit.start, edit.code, edit.message, end=edit.end, inserted=edit.insert)
         for edit in edits
     ]
     end = len(source.text)
-    if out and all(each.offset == end for each in out):
-        missing = "".join(each.inserted for each in out)
+    if after:
+        missing = "".join(edit.insert for edit in after)
         line = next((part for part in missing.split("\n") if part), "a newline")
         shown = line[:_SHOWN] + "..." * (len(line) > _SHOWN)
         message = f"the text ends: expected {shown}"
-        return (source.diagnostic(end, "cut", message, inserted=missing),)
+        out.append(source.diagnostic(end, "cut", message, inserted=missing))
     return tuple(out)
 
 
@@ -470,7 +540,8 @@ def _gaps(
                 code, message = "missing-closing", f"the text ends: expected {line}"
             same = _same_start(have, want)
             have, want = have[same:], want[same:]
-            after = _same_start(have[::-1], want[::-1])
+            last = syntax.loose and run.source == len(text)
+            after = 0 if last else _same_start(have[::-1], want[::-1])
             stop = run.source - after
             yield TextEdit(start + same, stop, want[: len(want) - after], code, message)
         at, start = run.at + run.size, run.source + run.size
@@ -486,11 +557,15 @@ def _reason(
     have: str, want: str, reasons: list[tuple[int, Code, str]], syntax: Syntax
 ) -> tuple[Code, str]:
     """Say why one place differs: as the rules did, where that holds for the form."""
+    if syntax.loose and only_space("separator", have, want):
+        return "separator", f"expected {_quoted(want)}, found {_quoted(have)}"
     silent = {*_SPACE}
     if syntax.labels == "none":
         silent |= {*_LABELS}
     if syntax.optional_join:
         silent.add("missing-conclusion")
+    if not syntax.written(Tag.OUTLINE):
+        silent.add("missing-outline")
     for _, code, said in reasons:
         if code not in silent:
             return code, said
@@ -499,7 +574,14 @@ def _reason(
         glued = any(code == "missing-newline" for _, code, _ in reasons)
         return "missing-newline" if glued else "separator", message
     plain = (re.sub("[0-9.]", "", part).split() for part in (have, want))
-    return ("wrong-label" if next(plain) == next(plain) else "separator"), message
+    if next(plain) == next(plain):
+        return "wrong-label", message
+    tags = [Counter(syntax.marker.findall(part)) for part in (have, want)]
+    if missing := next(iter(tags[1] - tags[0]), ""):
+        return ("missing-closing" if missing.startswith("</") else "missing-opening"), message
+    if tags[0] - tags[1]:
+        return "stray-tag", message
+    return "separator", message
 
 
 def _quoted(text: str) -> str:
