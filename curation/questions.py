@@ -256,7 +256,8 @@ class RetriedQuestion:
         if answer.finish == "length":
             # What was missing were tokens: the same question, and more of them.
             self._count("length", f"the answer was cut at {self.base.max_tokens} tokens")
-            self.base = replace(self.base, max_tokens=min(2 * self.base.max_tokens, LONGEST))
+            most = max(self.base.max_tokens, min(2 * self.base.max_tokens, LONGEST))
+            self.base = replace(self.base, max_tokens=most)
         elif answer.finish == "blocked":
             self.blocked += 1
             if self.blocked > 1:  # once may be chance; twice is the service's opinion

@@ -243,11 +243,13 @@ class PlanRequest:
             masked: whether its logits do not yet hold what may come and what is penalised.
         """
         sampling, given = self.sampling(thread), thread.driver.given
+        # Another number for each token that was refused: the same one would fall beside it.
+        stream = thread.stream + "'" * len(thread.refused)
         if given is not None or not masked:
-            return DrawRequest(sampling, thread.stream, thread.count, given=given)
+            return DrawRequest(sampling, stream, thread.count, given=given)
         seen = () if sampling.repetition_penalty == 1.0 else list(thread.seen())
         allowed = self.allowed(thread).mask
-        return DrawRequest(sampling, thread.stream, thread.count, allowed, seen)
+        return DrawRequest(sampling, stream, thread.count, allowed, seen)
 
     def take(self, thread: ThreadState, drawn: DrawnToken) -> bool:
         """Take a drawn token; False where it may not stand, and another has to be drawn."""

@@ -23,6 +23,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.errors import PydanticUserError
+from pydantic.json_schema import GenerateJsonSchema
 
 from mvspec.errors import VerifyError
 from mvspec.tree.ir import (
@@ -181,11 +182,21 @@ def gen(
     return hole
 
 
+class _HoleSchema(GenerateJsonSchema):
+    def decimal_schema(self, schema: Any) -> Any:
+        """A number, or a text of one: Pydantic's schema allows any text, or looks around in it."""
+        made = super().decimal_schema(schema)
+        for part in made.get("anyOf", [made]):
+            if part.get("type") == "string":
+                part["pattern"] = r"^-?[0-9]+(\.[0-9]+)?$"
+        return made
+
+
 def _typed(hole: str, kind: Any) -> tuple[TypeAdapter[Any], dict[str, Any]]:
     """Return a type of Python with its JSON schema."""
     try:
         adapter = kind if isinstance(kind, TypeAdapter) else TypeAdapter(kind)
-        schema = adapter.json_schema()
+        schema = adapter.json_schema(schema_generator=_HoleSchema)
     except (PydanticUserError, NameError, TypeError) as error:
         reason = str(error).partition("\n")[0]
         raise VerifyError(f"hole {hole!r}", f"{kind!r} has no JSON schema: {reason}") from None

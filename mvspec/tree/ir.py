@@ -153,6 +153,8 @@ class Gen(Node):
                 reason += f" (and {len(rest)} more)" if rest else ""
             except (ValueError, RecursionError) as error:
                 reason = str(error)
+            except Exception as error:  # what a validator of the user's raises, it raises
+                reason = f"its type raised {type(error).__name__}: {error}"
             reason = f"not valid: {reason}"
         shown = text if len(text) <= 80 else f"{text[:79]}…"
         raise VerifyError(f"hole {self.name!r}", f"its text {shown!r} is {reason}")

@@ -179,7 +179,10 @@ def _drawn(
     for request, thread in waiting:
         try:
             if not request.finish:
-                requests.append(request.draw_request(thread))
+                draw = request.draw_request(thread)
+                if draw.allowed is not None and not bool(draw.allowed.any()):
+                    raise RuntimeError(f"nothing may come next in thread {thread.number}")
+                requests.append(draw)
                 pairs.append((request, thread))
         except Exception as error:
             request.fail(error)

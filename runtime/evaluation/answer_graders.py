@@ -44,7 +44,8 @@ def grade_mathematics(payload: Mapping[str, Any], text: str) -> GraderVerdict:
     config = LatexExtractionConfig(boxed_match_priority=0)
 
     def read(answer: str) -> list[Any]:
-        found: list[Any] = parse(f"$\\boxed{{{answer}}}$", [config], parsing_timeout=None)
+        boxed_answer = f"$\\boxed{{{_legible(answer)}}}$"
+        found: list[Any] = parse(boxed_answer, [config], parsing_timeout=None)
         return found
 
     def same(one: list[Any], other: list[Any]) -> bool:
@@ -70,6 +71,20 @@ def grade_mathematics(payload: Mapping[str, Any], text: str) -> GraderVerdict:
         found = read(_row(text, boxes))
         right = bool(found) and same(gold, found)
     return GraderVerdict(float(right), extracted=str(found[-1]) if found else last)
+
+
+_GROUPED = re.compile(r"(?<=\d)(?:\\[,; !]|[~\u00a0\u2009\u202f]|\{,\})(?=\d{3}(?!\d))")
+_SUM = re.compile(r"(?:^|(?<=[=,;]))\s*([^=,;\\:]*[\w)}\]]\s*[-+][^=,;\\:]*[\d}\s][a-z]{1,2})\s*$")
+
+
+def _legible(answer: str) -> str:
+    """Return an answer so that math-verify reads all of it: `h + 2g` has no grams at its end.
+
+    >>> _legible("h+2g"), _legible(r"1\\,000"), _legible("5 g")
+    ('(h+2g)', '1000', '5 g')
+    """
+    answer = _GROUPED.sub("", answer).replace("\\varnothing", "\\emptyset")
+    return _SUM.sub(r"(\1)", answer)
 
 
 _BOX = re.compile(r"\\f?boxed\s*\{|\\fbox\s*\{")

@@ -159,6 +159,18 @@ def _quantity(text: str) -> tuple[str, list[tuple[str, Fraction]]] | None:
     return str(kinds.pop()), list(zip(numbers, sizes, strict=True))
 
 
+_BASED = re.compile(r"\(?([0-9a-zA-Z]+)\)?_ ?\{? ?(\d\d?) ?\}?")
+
+
+def _based(text: str) -> int | None:
+    """Return the number that is written to a base, as `1011_2`."""
+    found = _BASED.fullmatch(text)
+    try:
+        return int(found[1], int(found[2])) if found else None
+    except ValueError:  # a digit that the base lacks, or x_1
+        return None
+
+
 def same_plainly(answer: str, given: str, same: Callable[[str, str], bool]) -> bool | None:
     """Whether two times, dates, quantities, words or letters are the same; None for other answers.
 
@@ -181,6 +193,9 @@ def same_plainly(answer: str, given: str, same: Callable[[str, str], bool]) -> b
     if dates[0] and dates[1]:
         years = {date[0] for date in dates if date} - {None}
         return dates[0][1:] == dates[1][1:] and len(years) < 2
+    numbers = _based(one), _based(other)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
     letter = re.fullmatch(r"\(?([A-J])\)?\.?", one)
     chosen = re.match(r"\(?([A-J])(?:[).:]\)?(?:\s.*)?)?$", other)
     if letter and chosen:

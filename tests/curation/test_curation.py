@@ -230,6 +230,12 @@ def test_answers_that_are_none_are_told_apart(finish: str, code: str) -> None:
     assert tokens == ([32_768, 65_536] if finish == "length" else [32_768, 32_768])
 
 
+def test_a_longer_answer_is_never_asked_for_with_fewer_tokens() -> None:
+    model = Changed(group=[ModelAnswer("", "length", "MAX_TOKENS")])
+    assert curated(model.ask, CurationOptions("m", max_tokens=100_000)).code == ""
+    assert [r.max_tokens for r in model.requests if r.step == "group"] == [100_000, 100_000]
+
+
 def test_limits() -> None:
     outcome = curated(Scripted().ask, CurationOptions("m", max_paths=2, attempts=1))
     assert outcome.code == "group"

@@ -26,6 +26,25 @@ def pool() -> Iterator[Graders]:
 
 
 PAIRS = [
+    # Letters behind a number that are no unit.
+    ("2g+h", "\\boxed{h+2g}", 1.0),
+    ("h+2g", "\\boxed{2g+h}", 1.0),
+    ("h+2g", "\\boxed{h+2}", 0.0),
+    ("3m+2s", "\\boxed{2s + 3m}", 1.0),
+    ("a + m", "\\boxed{m + a}", 1.0),
+    ("3+2m", "\\boxed{2m+3}", 1.0),
+    ("3+2m", "\\boxed{5}", 0.0),
+    ("y = k - 5m", "\\boxed{y = -5m + k}", 1.0),
+    ("-5 m", "\\boxed{-5}", 1.0),
+    ("x = 5 cm", "\\boxed{5}", 1.0),
+    ("2 \\cdot 10^{-3} m", "\\boxed{0.002}", 1.0),
+    ("1011_2", "\\boxed{1011_{2}}", 1.0),
+    ("1011_2", "\\boxed{1011_3}", 0.0),
+    ("4343_6", "\\boxed{4343_{6}}", 1.0),
+    ("1011_2", "\\boxed{1101_2}", 0.0),
+    ("1000000", "\\boxed{1\\,000\\,000}", 1.0),
+    ("1000000", "\\boxed{1\\,000\\,001}", 0.0),
+    ("\\emptyset", "\\boxed{\\varnothing}", 1.0),
     ("4", "\\boxed{3}. Wait, no: \\boxed{4}", 1.0),
     ("3", "\\boxed{3}. Wait, no: \\boxed{4}", 0.0),
     ("4", "\\boxed{3}, \\boxed{4}", 1.0),

@@ -33,6 +33,7 @@ from mvspec.runtime import (  # noqa: E402
     Written,
 )
 from mvspec.runtime.engine.kv_cache import token_bytes  # noqa: E402
+from mvspec.runtime.sampling import choose_ids  # noqa: E402
 
 SAYS = {f"{name}:": name.lower() * 99 for name in "ABCDF"}
 
@@ -345,9 +346,34 @@ def test_whatever_one_request_raises_ends_it_alone(place: str) -> None:
     assert isinstance(told.value.__cause__, ZeroDivisionError)
 
 
-def test_a_mask_that_leaves_nothing_ends_its_request_alone() -> None:
+def test_what_is_drawn_after_a_refused_token_is_drawn_anew() -> None:
+    """The same random number would fall beside the token that was refused."""
     engine = tiny_engine()
-    how = Options(Sampling(1.0), Limits(max_tokens=8))
+    request = engine.prepare(hole("A", 5), Options(Sampling(1.0)), "0")
+    engine.start([request])
+    first = request.draw_request(request.root)
+    request.root.refused.append(1)
+    again = request.draw_request(request.root)
+    assert first.allowed is not None
+    assert again.allowed is not None
+    logits, four = torch.zeros(1, 4), torch.ones(4, dtype=torch.bool)
+    three = torch.tensor([True, False, True, True])
+    counts = [0] * 4
+    for seed in range(3000):
+        sampling = Sampling(1.0, seed=seed)
+        (id,) = choose_ids(logits, [first._replace(sampling=sampling, allowed=four)]).tolist()
+        if id == 1:
+            draw = again._replace(sampling=sampling, allowed=three)
+            (id,) = choose_ids(logits, [draw]).tolist()
+        counts[id] += 1
+    assert counts[1] == 0
+    assert all(900 < count < 1100 for count in (counts[0], *counts[2:]))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_mask_that_leaves_nothing_ends_its_request_alone(temperature: float) -> None:
+    engine = tiny_engine()
+    how = Options(Sampling(temperature), Limits(max_tokens=8))
     documents = [hole(letter, 5) for letter in "ABC"]
     wanted = engine.run_many(documents, how)
     requests: list[Any] = [engine.prepare(each, how, str(n)) for n, each in enumerate(documents)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Literal
 
 import pytest
@@ -256,6 +257,35 @@ def test_a_hole_without_a_value_says_why() -> None:
         "cut": True,
         "good": False,
     }
+
+
+class Broken(BaseModel):
+    """What its validator raises is no refusal."""
+
+    number: int
+
+    @field_validator("number")
+    @classmethod
+    def looks(cls, number: int) -> int:
+        raise KeyError(number)
+
+
+def test_a_validator_that_fails_costs_its_own_value_alone() -> None:
+    document = ask("A: ", mv.gen("broken", schema=Broken), " B:", mv.gen("free", 2))
+    result = scripted_engine({"A:": ' {"number": 1}', "B:": "xy"}).run(document)
+    assert result.values == {"free": "xy"}
+    assert result.texts["broken"] == '{"number": 1}'
+    with pytest.raises(VerifyError, match=r"its type raised KeyError: 1"):
+        result["broken"]
+
+
+@pytest.mark.parametrize("said", ['"soft"', '"1.50"', "2.25", '"-3"', '"1.2.3"'])
+def test_a_decimal_is_a_number_or_a_text_of_one(said: str) -> None:
+    document = ask("It costs: ", mv.gen("price", 12, schema=Decimal))
+    result = scripted_engine({"costs:": f" {said}"}).run(document)
+    assert isinstance(result["price"], Decimal)
+    if said not in ('"soft"', '"1.2.3"'):
+        assert result["price"] == Decimal(said.strip('"'))
 
 
 @pytest.mark.parametrize(
