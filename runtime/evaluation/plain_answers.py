@@ -147,8 +147,8 @@ def _quantity(text: str) -> tuple[str, list[tuple[str, Fraction]]] | None:
         units = [_unit(unit) for _, unit in parts]
     else:
         at = re.match(r"(.*[\d})]) ?([a-zA-Z$¢][^\d{]*(?:\^?\{?[23²³]\}?)?)$", text)
-        if at is None or at[1].endswith(("^", "_")):
-            return None
+        if at is None or at[1].endswith(("^", "_")) or re.search(r"[a-zA-Z)}] ?[-+]", at[1]):
+            return None  # the last one is an expression, as 3m + 2s
         at = at if _unit(at[2]) else re.match(r"(.*?[\d})]) ?([a-zA-Z].*)$", text)
         parts, units = ([(at[1], at[2])], [_unit(at[2])]) if at else ([], [])
     kinds = {unit and unit[0] for unit in units}
