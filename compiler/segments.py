@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from mvspec.compiler.chat_template import (
@@ -449,8 +450,22 @@ class TemplatedChat:
         return found
 
     def segments(self) -> list[Segment]:
-        """Return the segments of the conversation as a run comes to its end."""
-        return [each for _, each in self.through(len(self.messages) - 1)] if self.messages else []
+        """Return the segments of the conversation as a run comes to its end.
+
+        Raises:
+            Unsupported: an earlier turn has holes, and would not be asked as one alone is.
+        """
+        whole = self.through(len(self.messages) - 1) if self.messages else []
+        for number, content in enumerate(self._contents[:-1]):
+            before = [each for _, each in takewhile(lambda part, at=number: part[0] != at, whole)]
+            asked = [each for _, each in self.asked(number)] if content is None else before
+            if "".join(each.text for each in before) != "".join(each.text for each in asked):
+                raise Unsupported(
+                    f"messages[{number}] has holes, and the chat template writes earlier turns "
+                    f"anew ({rewriting(asked, before)}): run the conversation up to that turn, "
+                    "fill the document, and run it with the next turn"
+                )
+        return [each for _, each in whole]
 
     def rows(self) -> list[list[Segment]]:
         """Return the segments of the rows that teach the turns with loss.

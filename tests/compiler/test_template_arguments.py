@@ -228,3 +228,22 @@ def test_engines_ask_with_their_arguments() -> None:
         engine_of(engine, chat_template_kwargs={"mode": "slow"})
     with pytest.raises(MvspecError, match="when it is made"):
         engine_of(tiny_engine(tokenizer=tokenizer), chat_template_kwargs={"mode": "slow"})
+
+
+def test_holes_of_an_earlier_turn_are_asked_as_alone_or_refused() -> None:
+    """A template that writes a thought before the last answer alone, as Qwen3's."""
+    tokenizer = chat_tokenizer()
+    turn = "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    asked = "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}THOUGHT{% endif %}"
+    whole = "{% for m in messages %}" + turn + "{% endfor %}" + asked
+    two = mvspec.document(
+        mvspec.user("One?"), mvspec.assistant("So ", mvspec.gen("a", 3)),
+        mvspec.user("Two?"), mvspec.assistant("So ", mvspec.gen("b", 3)),
+    )  # fmt: skip
+    last = mvspec.Document(messages=(two.messages[0], mvspec.assistant("So"), *two.messages[2:]))
+    tokenizer.chat_template = whole.replace("THOUGHT", "")
+    assert len(plan_document(two, tokenizer).holes) == 2
+    tokenizer.chat_template = whole.replace("THOUGHT", "(no thought)")
+    assert len(plan_document(last, tokenizer).holes) == 1
+    with pytest.raises(Unsupported, match=r"messages\[1\] has holes"):
+        plan_document(two, tokenizer)
