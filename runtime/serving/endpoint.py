@@ -116,7 +116,10 @@ class HttpEndpoint:
         try:
             yield
         except httpx.ConnectError as error:
-            what = f"no server answers at {self.url} ({error}): start one with `mvspec serve MODEL`"
+            remedy = "start one with `mvspec serve MODEL`"
+            if "CERTIFICATE_VERIFY_FAILED" in str(error):
+                remedy = "name the certificate that it was signed with in SSL_CERT_FILE"
+            what = f"no server answers at {self.url} ({error}): {remedy}"
         except httpx.TimeoutException:
             what = f"{self.url} was silent for too long: raise timeout, or look at the server's log"
         except httpx.TransportError as error:

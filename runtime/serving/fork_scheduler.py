@@ -215,8 +215,10 @@ class ForkScheduler:
     def _end(self, request: ForkedRequest) -> None:
         if request.response.grow():
             self.adapter.send([request.client_req])
-        request.free()
-        self.forget(request)
+        try:
+            request.free()
+        finally:  # what was half freed is never freed again
+            self.forget(request)
 
     def _fail(self, request: ForkedRequest, error: Exception) -> None:
         """Let an error, or a fault of ours, end one request and not the server."""

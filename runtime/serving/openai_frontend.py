@@ -20,6 +20,7 @@ from mvspec.errors import MvspecError, ParseError
 from mvspec.forms import parse
 from mvspec.law.tags import TAG
 from mvspec.runtime.options import Options
+from mvspec.runtime.sampling import is_whole
 from mvspec.runtime.serving.protocol import KEY, PlanPayload
 from mvspec.tree.builder import message
 from mvspec.tree.ir import Document, Message
@@ -28,6 +29,9 @@ _RENDERED = {"messages", "tools", "tool_choice", "chat_template_kwargs", "respon
 """Fields of a chat whose texts may come into its prompt."""
 
 _MOST_CHOICES = 1024
+
+_GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}
+_SWITCHES = {"skip_special_tokens", "spaces_between_special_tokens"}
 
 
 class OpenAIFrontend:
@@ -46,7 +50,12 @@ class OpenAIFrontend:
     # Prompts as text
 
     def prompt(self, manager: Any, request: Any, *args: Any, **kw: Any) -> None:
-        """Let tags in a prompt's text be plain characters, and n choices of one seed differ."""
+        """Let tags in a prompt's text be plain characters, and n choices of one seed differ.
+
+        Raises:
+            ValueError: it asks for what would end the server; SGLang answers with status 400.
+        """
+        _check_fields(request, manager.model_config.vocab_size)
         _seed_each_choice(request)
         text = getattr(request, "text", None)
         texts = [text] if isinstance(text, str) else text
@@ -158,6 +167,40 @@ def _history(raw: Any) -> str:
     if asked not in ("strict", "text"):
         raise ValueError(f'{KEY}.history is "strict" or "text", not {json.dumps(asked)[:80]}')
     return str(asked)
+
+
+def _check_fields(request: Any, vocabulary: int) -> None:
+    """Refuse what SGLang itself takes, and dies of in its scheduler or detokenizer.
+
+    Raises:
+        ValueError: by the name of the field.
+    """
+    given = getattr(request, "sampling_params", None)
+    for params in given if isinstance(given, list) else [given]:
+        for name, value in params.items() if isinstance(params, dict) else ():
+            if name == "top_k" and value is not None and not is_whole(value):
+                expected = "a whole number"
+            elif name == "top_k" and value is not None and value >= 1 << 31:
+                expected = f"below {1 << 31}"
+            elif name in _GRAMMARS and not isinstance(value, str | None):
+                expected = "a string"
+            elif name == "is_normalized" and value:
+                expected = "a client's to say"
+            elif name in _SWITCHES and not isinstance(value, bool | None):
+                expected = "true or false"
+            else:
+                continue
+            raise ValueError(f"{name}: {str(value)[:80]} is not {expected}")
+    priority = getattr(request, "priority", None) or 0
+    if abs(priority) >= 1 << 31:
+        raise ValueError(f"priority: {priority} is not a number of 32 bits")
+    tops = getattr(request, "top_logprobs_num", None)
+    for top in tops if isinstance(tops, list) else [tops]:
+        if top is not None and top > vocabulary:
+            raise ValueError(
+                f"{top} likeliest tokens were asked for, and the vocabulary has {vocabulary}: ask "
+                "for fewer"
+            )
 
 
 def _seed_each_choice(request: Any) -> None:

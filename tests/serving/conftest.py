@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 # Examples in docstrings are looked for in every file: these are put elsewhere, or are commands.
-collect_ignore_glob = ["cpu/*", "install.py", "local.py", "soak.py"]
+collect_ignore_glob = ["cpu/*", "fuzz.py", "install.py", "local.py", "soak.py"]
 
 if importlib.util.find_spec("sglang") is None:
     collect_ignore_glob = ["*"]

@@ -105,7 +105,8 @@ def serve(
             env={**os.environ, **ENVIRONMENT, **(environment or {})},
             start_new_session=True,
         )
-    served = Served(f"http://127.0.0.1:{port}", folder, log, process)
+    scheme = "https" if "--ssl-certfile" in flags else "http"
+    served = Served(f"{scheme}://127.0.0.1:{port}", folder, log, process)
     try:
         until = time.monotonic() + 240
         while True:

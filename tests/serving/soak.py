@@ -67,7 +67,11 @@ class Soak:
                 sampling=Sampling(
                     temperature=draw.choice([0.0, 0.7, 1.0]), seed=draw.randint(0, 1 << 30)
                 ),
-                limits=Limits(max_tokens=draw.randint(1, 250), max_depth=draw.randint(1, 3)),
+                limits=Limits(
+                    max_tokens=draw.randint(1, 250),
+                    max_depth=draw.randint(1, 3),
+                    max_seconds=draw.choice([None, None, 0.3]),
+                ),
             )
         else:
             document = random_document(draw)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import shutil
-import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 from bpe import untagged_tokenizer
 from served import Served, serve
@@ -126,6 +126,28 @@ def test_what_is_started(folder: Path) -> None:
     assert "MVSPEC_NATIVE" not in ServerLaunch(str(folder), []).environment
 
 
+def test_the_supervisors_of_the_page(folder: Path, tmp_path: Path) -> None:
+    """Its units are systemd's, and both commands start a server."""
+    page = (Path(__file__).parents[2] / "docs" / "serving.md").read_text("utf-8")
+    blocks = re.findall(r"```text\n(.*?)```", page.partition("## A supervisor")[2], re.DOTALL)
+    unit, check, timer, image = blocks
+    started = re.findall(r"ExecStart=\S+/mvspec serve \S+ (.*)", unit)[0].split()
+    run = json.loads(re.findall(r"\nCMD (\[.*\])", image)[0])[1:]
+    for native, dashes, *flags in (started, run):
+        assert (native, dashes) == ("--native", "--")
+        assert ServerLaunch(str(folder), flags, Limits()).command[5:] == flags
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze here")
+    unit = re.sub(r"(?<=ExecStart=)\S+", "/bin/true", unit)
+    names = "mvspec.service", "mvspec-health.service", "mvspec-health.timer"
+    for name, text in zip(names, (unit, check, timer), strict=True):
+        (tmp_path / name).write_text(text)
+    found = subprocess.run(
+        ["systemd-analyze", "verify", *names], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (found.returncode, found.stderr) == (0, "")
+
+
 def test_a_model_without_tags_is_told_of(untagged: Path) -> None:
     (note,) = ServerLaunch(str(untagged), []).notes
     assert "lacks <Think>, </Think>" in note
@@ -190,11 +212,34 @@ def test_the_page_runs(server: Served, capsys: pytest.CaptureFixture[str]) -> No
     assert [len(result.texts) for result in names["several"]] == [3, 0]
 
 
-def test_a_server_without_tags_and_its_end(untagged: Path, folder: Path, tmp_path: Path) -> None:
-    """One more server: its model has no tags, nothing forks by itself, and it is killed."""
+def certificate(folder: Path) -> tuple[str, ...]:
+    """The flags of a certificate that nobody has signed."""
+    key, made = folder / "key.pem", folder / "cert.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+         "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext",
+         "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(made)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return "--ssl-keyfile", str(key), "--ssl-certfile", str(made)
+
+
+def test_a_server_without_tags_and_its_end(
+    untagged: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One more server: its model has no tags, it speaks TLS, and its scheduler hangs and dies."""
+    flags = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", flags[-1])
     block = mv.parallel(mv.branch("One", mv.gen("a", 4)), mv.branch("Two", mv.gen("b", 4)))
     document = mv.document(mv.user("Well?"), mv.assistant(block))
-    with serve(untagged, tmp_path / "server.log") as served:
+    with serve(
+        untagged, tmp_path / "server.log", flags=flags, SGLANG_HEALTH_CHECK_TIMEOUT="3"
+    ) as served:
+        assert served.url.startswith("https://")
+        with monkeypatch.context() as elsewhere:
+            elsewhere.delenv("SSL_CERT_FILE")
+            with pytest.raises(MvspecError, match="in SSL_CERT_FILE"):
+                SGLangEngine(served.url)
         assert "this server runs untagged plans" in served.log.read_text()
         engine = SGLangEngine(served.url)
         assert engine.syntax is UNTAGGED
@@ -217,13 +262,24 @@ def test_a_server_without_tags_and_its_end(untagged: Path, folder: Path, tmp_pat
             "SGLang: the plan is in form 'multiverse', and the tokenizer has no tags" in answer.text
         )
 
+        (scheduler,) = (
+            each
+            for each in psutil.Process(served.process.pid).children()
+            if "scheduler" in " ".join(each.cmdline())
+        )
+        scheduler.suspend()
+        assert httpx.get(f"{served.url}/health", timeout=30.0).status_code == 503
+        scheduler.resume()
+        assert httpx.get(f"{served.url}/health", timeout=30.0).status_code == 200
+
         long = Options(limits=Limits(max_tokens=3000))
         ask = mv.document(mv.user("Well?"))
         events = engine.stream(ask, long)
         next(events)
-        os.killpg(served.process.pid, signal.SIGKILL)
+        scheduler.kill()
         with pytest.raises(MvspecError, match=r"went away|broke off"):
             list(events)
+        assert served.process.wait(60) != 0  # a supervisor starts it again
         with pytest.raises(MvspecError, match="no server answers"):
             SGLangEngine(served.url)
 

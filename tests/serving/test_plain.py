@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fuzz import Side, fuzz
 from served import Served, serve
 
+NIGHTLY = os.environ.get("MVSPEC_PROFILE") == "nightly"
 USER = {"role": "user", "content": "Well?"}
 CHAT, GENERATE, COMPLETION = "/v1/chat/completions", "/generate", "/v1/completions"
 
@@ -255,3 +258,37 @@ def test_sums_are_current_while_a_server_idles(server: Served) -> None:
         assert answer(server, GENERATE, {"input_ids": [5], "sampling_params": params})[0] == 400
     assert refused() == before + 3
     assert server.live_threads() == 0
+
+
+def test_nothing_that_a_stock_server_survives_harms_ours(
+    others: list[Served], server: Served
+) -> None:
+    """fuzz.py in short; of 2,000 requests docs/serving.md tells."""
+    sums, wrong = fuzz(Side(server.url), Side(others[0].url), 1000 if NIGHTLY else 150, seed=5)
+    assert not wrong
+    assert sums["200"] > 20
+    assert server.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        (GENERATE, {"sampling_params": {"regex": {"a": 1}}}, "regex: "),
+        (GENERATE, {"sampling_params": {"skip_special_tokens": 7}}, "skip_special_tokens: 7"),
+        (GENERATE, {"sampling_params": [{"top_k": 1 << 32}]}, "top_k: 4294967296"),
+        (GENERATE, {"sampling_params": {"is_normalized": True}}, "is_normalized"),
+        (GENERATE, {"priority": (1 << 63) - 1}, "priority: 9223372036854775807"),
+        (GENERATE, {"return_logprob": True, "top_logprobs_num": 9999}, "9999 likeliest tokens"),
+        (COMPLETION, {"logprobs": 9999, "frequency_penalty": 1.0}, "9999 likeliest tokens"),
+        (CHAT, {"top_k": 1 << 31, "min_tokens": 1}, "top_k: 2147483648"),
+        (CHAT, {"top_k": 1 << 31, "stream": True}, "top_k: 2147483648"),
+    ],
+)
+def test_what_a_stock_server_dies_of_is_refused(
+    server: Served, path: str, body: dict[str, Any], reason: str
+) -> None:
+    prompt = {GENERATE: "text", COMPLETION: "prompt"}.get(path)
+    asked = {prompt: "Well?"} if prompt else {"messages": [USER]}
+    found = httpx.post(f"{server.url}{path}", json={"model": "m"} | asked | body, timeout=60.0)
+    assert found.status_code == 400
+    assert reason in found.text
