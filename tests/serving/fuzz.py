@@ -78,7 +78,8 @@ def lethal(body: Any) -> bool:
         return any(map(lethal, body))
     if not isinstance(body, dict):
         return False
-    return any(_kills(name, value) or lethal(value) for name, value in body.items())
+    fields = {name: value for name, value in body.items() if name != "response_format"}
+    return any(_kills(name, value) or lethal(value) for name, value in fields.items())
 
 
 def _kills(name: str, value: Any) -> bool:

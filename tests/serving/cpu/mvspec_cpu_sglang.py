@@ -48,6 +48,9 @@ class _Anything(types.ModuleType):
     def __getitem__(self, key: Any) -> Any:
         return self
 
+    def __contains__(self, key: Any) -> bool:
+        return False  # torch looks for its back ends: a search by index would never end
+
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Makes `triton` where there is none, and readies torch for `torchvision`."""
