@@ -20,7 +20,6 @@ from mvspec.errors import MvspecError, ParseError
 from mvspec.forms import parse
 from mvspec.law.tags import TAG
 from mvspec.runtime.options import Options
-from mvspec.runtime.sampling import is_whole
 from mvspec.runtime.serving.protocol import KEY, PlanPayload
 from mvspec.tree.builder import message
 from mvspec.tree.ir import Document, Message
@@ -29,6 +28,9 @@ _RENDERED = {"messages", "tools", "tool_choice", "chat_template_kwargs", "respon
 """Fields of a chat whose texts may come into its prompt."""
 
 _MOST_CHOICES = 1024
+
+_BOUNDS = {"top_k": 1 << 31, "logit_bias": 1e38}
+"""What numbers are below that SGLang makes tensors of; not a number is not."""
 
 _GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}
 _SWITCHES = {"skip_special_tokens", "spaces_between_special_tokens"}
@@ -178,29 +180,33 @@ def _check_fields(request: Any, vocabulary: int) -> None:
     given = getattr(request, "sampling_params", None)
     for params in given if isinstance(given, list) else [given]:
         for name, value in params.items() if isinstance(params, dict) else ():
-            if name == "top_k" and value is not None and not is_whole(value):
-                expected = "a whole number"
-            elif name == "top_k" and value is not None and value >= 1 << 31:
-                expected = f"below {1 << 31}"
+            if name in _BOUNDS and not all(each < _BOUNDS[name] for each in _numbers(value)):
+                expected = f"below {_BOUNDS[name]}"
             elif name in _GRAMMARS and not isinstance(value, str | None):
                 expected = "a string"
-            elif name == "is_normalized" and value:
-                expected = "a client's to say"
             elif name in _SWITCHES and not isinstance(value, bool | None):
                 expected = "true or false"
+            elif name == "is_normalized" and value:
+                expected = "a client's to say"
             else:
                 continue
             raise ValueError(f"{name}: {str(value)[:80]} is not {expected}")
-    priority = getattr(request, "priority", None) or 0
-    if abs(priority) >= 1 << 31:
-        raise ValueError(f"priority: {priority} is not a number of 32 bits")
-    tops = getattr(request, "top_logprobs_num", None)
-    for top in tops if isinstance(tops, list) else [tops]:
-        if top is not None and top > vocabulary:
-            raise ValueError(
-                f"{top} likeliest tokens were asked for, and the vocabulary has {vocabulary}: ask "
-                "for fewer"
-            )
+    if any(abs(each) >= 1 << 31 for each in _numbers(getattr(request, "priority", None))):
+        raise ValueError(f"priority: {request.priority} is not a number of 32 bits")
+    tops = _numbers(getattr(request, "top_logprobs_num", None))
+    if tops and max(tops) > vocabulary:
+        raise ValueError(
+            f"{max(tops)} likeliest tokens were asked for, and the vocabulary has {vocabulary}: "
+            "ask for fewer"
+        )
+
+
+def _numbers(value: Any) -> list[float]:
+    """Return the numbers of a field: it, or those in it."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    each = value if isinstance(value, list) else [value]
+    return [one for one in each if isinstance(one, int | float)]
 
 
 def _seed_each_choice(request: Any) -> None:

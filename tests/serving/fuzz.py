@@ -86,8 +86,11 @@ def _kills(name: str, value: Any) -> bool:
     if isinstance(value, list):
         return any(_kills(name, each) for each in value)
     number = isinstance(value, int | float) and not isinstance(value, bool)
+    if name == "logit_bias":
+        each = value.values() if isinstance(value, dict) else ()
+        return any(isinstance(one, int | float) and not one < 1e38 for one in each)
     if name == "top_k":
-        return number and value >= 1 << 31
+        return number and not value < 1 << 31
     if name in ("logprobs", "top_logprobs", "top_logprobs_num"):
         return number and value > 300
     if name == "priority":
