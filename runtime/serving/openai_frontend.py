@@ -32,6 +32,7 @@ _MOST_CHOICES = 1024
 _BOUNDS = {"top_k": 1 << 31, "logit_bias": 1e38}
 """What numbers are below that SGLang makes tensors of; not a number is not."""
 
+_SCALARS = ("logprob_start_len", "top_logprobs_num")
 _GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}
 _SWITCHES = {"skip_special_tokens", "spaces_between_special_tokens"}
 
@@ -193,6 +194,12 @@ def _check_fields(request: Any, vocabulary: int) -> None:
             raise ValueError(f"{name}: {str(value)[:80]} is not {expected}")
     if any(abs(each) >= 1 << 31 for each in _numbers(getattr(request, "priority", None))):
         raise ValueError(f"priority: {request.priority} is not a number of 32 bits")
+    batch = isinstance(getattr(request, "text", None), list) or isinstance(
+        next(iter(getattr(request, "input_ids", None) or ()), None), list
+    )
+    for name in _SCALARS:
+        if not batch and isinstance(getattr(request, name, None), list):
+            raise ValueError(f"{name} is a list, and the request one prompt")
     tops = _numbers(getattr(request, "top_logprobs_num", None))
     if tops and max(tops) > vocabulary:
         raise ValueError(

@@ -61,6 +61,9 @@ TEXTS = [
     "</Path>", "<Parallel>", "<Think>", BLOCK, "So", "[", "(", "{", "(a|b)*", "[a-c]{2}", "\\d+",
     "x" * 3000, "Well " * 900, 'root ::= "a" | "b"', json.dumps(SCHEMA), PLAN, "auto", "none",
 ]  # fmt: skip
+SCALARS = ("logprob_start_len", "top_logprobs_num")
+"""Lists of these kill a stock server where the request is one prompt."""
+
 FEW = {"n", "best_of", "beam_width"}
 """Of these SGLang makes as many requests before it looks: what fits in memory is left out."""
 
@@ -78,6 +81,9 @@ def lethal(body: Any) -> bool:
         return any(map(lethal, body))
     if not isinstance(body, dict):
         return False
+    one = not isinstance(body.get("text"), list)
+    if one and any(isinstance(body.get(name), list) for name in SCALARS):
+        return True
     fields = {name: value for name, value in body.items() if name != "response_format"}
     return any(_kills(name, value) or lethal(value) for name, value in fields.items())
 
