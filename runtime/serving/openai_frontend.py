@@ -32,6 +32,7 @@ _MOST_CHOICES = 1024
 _BOUNDS = {"top_k": 1 << 31, "logit_bias": 1e38}
 """What numbers are below that SGLang makes tensors of; not a number is not."""
 
+_JSON = str | int | float | dict
 _SCALARS = ("logprob_start_len", "top_logprobs_num")
 _GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}
 _SWITCHES = {"skip_special_tokens", "spaces_between_special_tokens"}
@@ -200,6 +201,8 @@ def _check_fields(request: Any, vocabulary: int) -> None:
     for name in _SCALARS:
         if not batch and isinstance(getattr(request, name, None), list):
             raise ValueError(f"{name} is a list, and the request one prompt")
+    if isinstance(getattr(request, "positional_embed_overrides", None), _JSON):
+        raise ValueError("positional_embed_overrides hold tensors, which no JSON is")
     tops = _numbers(getattr(request, "top_logprobs_num", None))
     if tops and max(tops) > vocabulary:
         raise ValueError(

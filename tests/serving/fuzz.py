@@ -99,6 +99,8 @@ def _kills(name: str, value: Any) -> bool:
         return number and not value < 1 << 31
     if name in ("logprobs", "top_logprobs", "top_logprobs_num"):
         return number and value > 300
+    if name == "positional_embed_overrides":
+        return isinstance(value, str | int | float | dict)
     if name == "priority":
         return number and abs(value) >= 1 << 31
     if name == "skip_special_tokens":
