@@ -184,17 +184,17 @@ class Fuzz:
             if draw.random() < 0.15:
                 params = {"max_new_tokens": 9, "custom_params": {"mvspec": self._plan()}}
                 return {"input_ids": [5, 6, 7], "sampling_params": params}
-            prompt = draw.choice([{"text": "Well?"}, {"input_ids": [5, 6, 7]},
+            prompt: dict[str, Any] = draw.choice([{"text": "Well?"}, {"input_ids": [5, 6, 7]},
                                   {"text": ["Well?", "So"]}, {"text": BLOCK}])  # fmt: skip
-            more = draw.choice([{}, {"return_logprob": True, "top_logprobs_num": 2},
+            more: dict[str, Any] = draw.choice([{}, {"return_logprob": True, "top_logprobs_num": 2},
                                 {"return_logprob": True, "logprob_start_len": 0},
                                 {"return_logprob": True, "token_ids_logprob": [1]}])  # fmt: skip
             return {"sampling_params": params, "stream": draw.random() < 0.2} | prompt | more
         settings |= {"max_tokens": draw.choice([1, 4, 12]), "stream": draw.random() < 0.2}
         settings |= draw.choice([{}, {}, {"seed": 3}, {"user": "me"}, {"min_tokens": 1}])
         if path == COMPLETION:
-            prompt = draw.choice(["Well?", ["Well?", "So"], [5, 6], [[5], [6, 7]], BLOCK])
-            return settings | {"prompt": prompt} | draw.choice([{}, {"logprobs": 2}])
+            text: Any = draw.choice(["Well?", ["Well?", "So"], [5, 6], [[5], [6, 7]], BLOCK])
+            return settings | {"prompt": text, "logprobs": draw.choice([None, 2])}
         user = {"role": "user", "content": "Well?"}
         messages = draw.choice(
             [

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from bpe import untagged_tokenizer
 from served import Served, serve
@@ -233,7 +234,10 @@ def test_a_server_without_tags_and_its_end(
     block = mv.parallel(mv.branch("One", mv.gen("a", 4)), mv.branch("Two", mv.gen("b", 4)))
     document = mv.document(mv.user("Well?"), mv.assistant(block))
     with serve(
-        untagged, tmp_path / "server.log", flags=flags, SGLANG_HEALTH_CHECK_TIMEOUT="3"
+        untagged,
+        tmp_path / "server.log",
+        flags=flags,
+        environment={"SGLANG_HEALTH_CHECK_TIMEOUT": "3"},
     ) as served:
         assert served.url.startswith("https://")
         with monkeypatch.context() as elsewhere:
@@ -262,21 +266,18 @@ def test_a_server_without_tags_and_its_end(
             "SGLang: the plan is in form 'multiverse', and the tokenizer has no tags" in answer.text
         )
 
-        (scheduler,) = (
-            each
-            for each in psutil.Process(served.process.pid).children()
-            if "scheduler" in " ".join(each.cmdline())
-        )
-        scheduler.suspend()
+        wanted = ["pgrep", "-P", str(served.process.pid), "-f", "scheduler"]
+        scheduler = int(subprocess.run(wanted, check=True, capture_output=True).stdout)
+        os.kill(scheduler, signal.SIGSTOP)
         assert httpx.get(f"{served.url}/health", timeout=30.0).status_code == 503
-        scheduler.resume()
+        os.kill(scheduler, signal.SIGCONT)
         assert httpx.get(f"{served.url}/health", timeout=30.0).status_code == 200
 
         long = Options(limits=Limits(max_tokens=3000))
         ask = mv.document(mv.user("Well?"))
         events = engine.stream(ask, long)
         next(events)
-        scheduler.kill()
+        os.kill(scheduler, signal.SIGKILL)
         with pytest.raises(MvspecError, match=r"went away|broke off"):
             list(events)
         assert served.process.wait(60) != 0  # a supervisor starts it again
