@@ -226,7 +226,10 @@ def _seed_each_choice(request: Any) -> None:
     """
     params = getattr(request, "sampling_params", None)
     prompts = request.text if getattr(request, "text", None) is not None else request.input_ids
-    if not isinstance(params, dict) or KEY in (params.get("custom_params") or ()) or not prompts:
+    if not isinstance(params, dict) or not prompts:
+        return
+    custom = params.get("custom_params")
+    if isinstance(custom, dict) and KEY in custom:
         return
     count, seed = params.get("n"), params.get("sampling_seed")
     if not (isinstance(count, int) and isinstance(seed, int) and 1 < count <= _MOST_CHOICES):

@@ -184,8 +184,9 @@ def test_without_a_plan_ids_and_likeliest_tokens_are_checked_too(server: Served)
     assert "99999, which is not in" in refused(answer)
 
 
-def test_custom_params_that_are_no_object_are_no_plan(server: Served) -> None:
-    body = {"text": "Well", "sampling_params": {"max_new_tokens": 3, "custom_params": "mvspec"}}
+@pytest.mark.parametrize("custom", ["mvspec", True, 7])
+def test_custom_params_that_are_no_object_are_no_plan(server: Served, custom: Any) -> None:
+    body = {"text": "Well", "sampling_params": {"max_new_tokens": 3, "custom_params": custom}}
     answer = httpx.post(f"{server.url}/generate", json=body, timeout=60.0)
     assert answer.status_code == 200, answer.text[:500]
     assert answer.json()["meta_info"]["completion_tokens"] <= 3
