@@ -32,7 +32,7 @@ from mvspec.runtime.serving.protocol import PlanPayload
 GENERATE, CHAT, COMPLETION = "/generate", "/v1/chat/completions", "/v1/completions"
 BLOCK = (
     "So <Parallel><Goal><Outline>1: One</Outline><Outline>2: Two</Outline></Goal>"
-    "<Path>1: It is</Path><Path>2: It was</Path><Conclusion>Both.</Conclusion></Parallel>"
+    "<Path>1: It is</Path><Path>2: It was</Path><Conclusion>Both.</Conclusion></Parallel>\n"
 )
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 PLAN = PlanPayload(
