@@ -15,6 +15,7 @@ from mvspec.data.records import InputError
 from mvspec.data.sources import is_readable
 from mvspec.errors import MvspecError
 from mvspec.forms import FORMS, READABLE
+from mvspec.forms.likeness import AUTO
 
 __all__ = [
     "READABLE",
@@ -43,7 +44,7 @@ def known_form(form: str) -> str:
     """Return `form` where it can be read; else a usage error."""
     if form in FORMS and form not in READABLE:
         raise typer.BadParameter(f"{form!r} is written, never read: use {', '.join(READABLE)}")
-    if form not in READABLE:
+    if form not in (*READABLE, AUTO):
         raise typer.BadParameter(f"{form!r} is not one of {', '.join(READABLE)}")
     return form
 
@@ -58,7 +59,7 @@ Field = Annotated[
 ]
 Form = Annotated[
     str,
-    typer.Option(help=f"Surface form: {', '.join(READABLE)}.", callback=known_form),
+    typer.Option(help=f"Surface form: {', '.join(READABLE)}; auto looks.", callback=known_form),
 ]
 OnlyRecords = Annotated[
     list[str] | None,

@@ -20,8 +20,9 @@ from typing import Any, Literal, NamedTuple
 from mvspec.data.chat import ChatContext, ChatTurn, chat_turns, is_chat, turn_message
 from mvspec.data.columns import COLUMNS, PAIR, RowError, column, columns, kind_of, listed
 from mvspec.errors import Diagnostic, MvspecError, ParseError, Source, VerifyError
-from mvspec.forms import JSON, READABLE, parse
+from mvspec.forms import FORMS, JSON, READABLE, parse
 from mvspec.forms.apr import APR
+from mvspec.forms.likeness import AUTO, likeness
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.trace import Trace, current_names
 from mvspec.tree import builder
@@ -183,7 +184,11 @@ class Record:
     @property
     def form(self) -> str:
         """The form that the text is in."""
-        return {"document": JSON, "trace": JSON, "apr": APR.name}.get(self.kind, self.fields.form)
+        form = {"document": JSON, "trace": JSON, "apr": APR.name}.get(self.kind, self.fields.form)
+        if form != AUTO:
+            return form
+        like = likeness(self.text, FORMS) if self.kind == "text" else None
+        return like.name if like and like.readable else MULTIVERSE.name
 
     @cached_property
     def _decoded(self) -> tuple[Any, Diagnostic | None]:
@@ -401,6 +406,14 @@ def read_text(
     Args:
         recover: return the best tree and every repair, not only the first violation.
     """
+    like = likeness(text, FORMS, form) if form != JSON else None
+    if form == AUTO:
+        form = like.name if like and like.readable else MULTIVERSE.name
+    if like and like.name != form and form != APR.name:
+        # Read as this form, such a text would be one without a block, or a list of repairs.
+        source = Source(text, name)
+        message = f"this is no text of form {form!r}: {like}"
+        return None, (source.diagnostic(like.offset, "other-form", message),), False
     if recover:
         document, repairs = parse(text, form, recover=True, name=name)
         if repairs and repairs[0].code in ("not-a-document", "strict-only"):

@@ -20,6 +20,7 @@ from mvspec.forms import (
 )
 from mvspec.forms.form import Form
 from mvspec.forms.json_form import JSON
+from mvspec.forms.likeness import AUTO, likeness
 from mvspec.tree.ir import Document, Message
 
 __all__ = ["FORMS", "JSON", "READABLE", "parse", "render"]
@@ -63,7 +64,8 @@ def parse(
 
     Args:
         text: the whole text.
-        form: "multiverse", "json", or another of docs/forms.md.
+        form: "multiverse", "json", or another of docs/forms.md; "auto" takes the one whose tags
+            the text has, and "multiverse" where it has none.
         recover: return the best tree and every repair, and never raise on a str.
         name: what errors call the text, such as its file.
 
@@ -80,6 +82,9 @@ def parse(
     if not isinstance(text, str):
         raise VerifyError("text", f"parse takes a str, not {type(text).__name__}: decode it first")
     source = Source(text, name)
+    if form == AUTO:
+        like = likeness(text, FORMS)
+        form = like.name if like and like.readable else multiverse.MULTIVERSE.name
     return find(form).repair(source) if recover else find(form).parse(source)
 
 

@@ -18,6 +18,7 @@ Code = Literal[
     "missing-outline",
     "missing-path",
     "not-a-document",
+    "other-form",
     "outline-line",
     "outline-order",
     "separator",
