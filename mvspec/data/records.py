@@ -22,7 +22,7 @@ from mvspec.data.columns import COLUMNS, PAIR, RowError, column, columns, kind_o
 from mvspec.errors import Diagnostic, MvspecError, ParseError, Source, VerifyError
 from mvspec.forms import FORMS, JSON, READABLE, parse
 from mvspec.forms.apr import APR
-from mvspec.forms.likeness import AUTO, likeness
+from mvspec.forms.likeness import AUTO, likeness_of
 from mvspec.forms.multiverse import MULTIVERSE
 from mvspec.trace import Trace, current_names
 from mvspec.tree import builder
@@ -187,7 +187,7 @@ class Record:
         form = {"document": JSON, "trace": JSON, "apr": APR.name}.get(self.kind, self.fields.form)
         if form != AUTO:
             return form
-        like = likeness(self.text, FORMS) if self.kind == "text" else None
+        like = likeness_of(self.text, FORMS) if self.kind == "text" else None
         return like.name if like and like.readable else MULTIVERSE.name
 
     @cached_property
@@ -406,7 +406,7 @@ def read_text(
     Args:
         recover: return the best tree and every repair, not only the first violation.
     """
-    like = likeness(text, FORMS, form) if form != JSON else None
+    like = likeness_of(text, FORMS, form) if form != JSON else None
     if form == AUTO:
         form = like.name if like and like.readable else MULTIVERSE.name
     if like and like.name != form and form != APR.name:

