@@ -184,6 +184,8 @@ def _check_fields(request: Any, vocabulary: int) -> None:
         for name, value in params.items() if isinstance(params, dict) else ():
             if name in _BOUNDS and not all(each < _BOUNDS[name] for each in _numbers(value)):
                 expected = f"below {_BOUNDS[name]}"
+            elif name in ("max_new_tokens", "min_new_tokens") and isinstance(value, float):
+                expected = "a whole number"
             elif name in _GRAMMARS and not isinstance(value, str | None):
                 expected = "a string"
             elif name in _SWITCHES and not isinstance(value, bool | None):

@@ -101,6 +101,8 @@ def _kills(name: str, value: Any) -> bool:
         return number and value > 300
     if name == "positional_embed_overrides":
         return isinstance(value, str | int | float | dict)
+    if name in ("max_new_tokens", "min_new_tokens"):
+        return isinstance(value, float)
     if name == "priority":
         return number and abs(value) >= 1 << 31
     if name == "skip_special_tokens":

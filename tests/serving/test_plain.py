@@ -281,6 +281,7 @@ def test_nothing_that_a_stock_server_survives_harms_ours(
         (GENERATE, {"sampling_params": {"logit_bias": {"5": 1e39}}}, "logit_bias: {'5': 1e+39}"),
         (GENERATE, {"logprob_start_len": [4096], "return_logprob": True}, "logprob_start_len is a"),
         (GENERATE, {"positional_embed_overrides": "a"}, "positional_embed_overrides hold"),
+        (GENERATE, {"sampling_params": {"max_new_tokens": 1.0}}, "max_new_tokens: 1.0 is not"),
         (GENERATE, {"priority": (1 << 63) - 1}, "priority: 9223372036854775807"),
         (GENERATE, {"return_logprob": True, "top_logprobs_num": 9999}, "9999 likeliest tokens"),
         (COMPLETION, {"logprobs": 9999, "frequency_penalty": 1.0}, "9999 likeliest tokens"),
