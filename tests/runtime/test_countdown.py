@@ -77,8 +77,9 @@ def test_every_form_that_can_hold_a_document_reads_what_it_writes(
         try:
             text = mvspec.render(turn, form=name)
         except Unsupported:
-            # Nested blocks, and outlines or conclusions that the steps of curation do not have.
-            assert depth > syntax.max_depth or name in ("curator-summary", "curator-plan")
+            # Nested blocks, and outlines or conclusions that a form does not have.
+            without = ("curator-summary", "curator-plan", "parallel-r1")
+            assert depth > syntax.max_depth or name in without
             continue
         if syntax.tagged:
             again = mvspec.parse(text, form=name).messages[0]

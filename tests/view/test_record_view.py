@@ -341,6 +341,8 @@ def test_any_text_has_a_view(text: str) -> None:
     # Halves of a surrogate pair that meet in JSON are one character.
     assert in_units(text, 0, units(text)) in json.loads(searched)
     repaired = apply(text, tuple(d for d in view.diagnostics if d.severity == "error"))
+    if view.verdict == "ok":  # what white space stands at its tags is a variant of the form
+        repaired = mvspec.render(mvspec.parse(text).messages[0])
     assert view.text == repaired
     assert len(view.places) == len(view.diagnostics)
     for place, each in zip(view.places, view.diagnostics, strict=True):
@@ -352,10 +354,11 @@ def test_any_text_has_a_view(text: str) -> None:
 @pytest.mark.parametrize("each", TRACES, ids=lambda each: each.name)
 def test_repairs_are_shown(each: Any) -> None:
     view = view_of(Record(each.name, each.text))
-    assert tuple(d.code for d in view.diagnostics if d.severity == "error") == each.codes
+    variant = {*each.codes} <= {"separator", "missing-newline"}
+    codes = () if variant else each.codes
+    assert tuple(d.code for d in view.diagnostics if d.severity == "error") == codes
     assert view.text == each.repaired
-    assert view.verdict == ("ok" if not each.codes else "cut" if each.codes == ("cut",)
-                             else "malformed")  # fmt: skip
+    assert view.verdict == ("ok" if not codes else "cut" if codes == ("cut",) else "malformed")
 
 
 @given(st.lists(nasty(), min_size=3, max_size=3))
