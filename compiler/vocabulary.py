@@ -10,7 +10,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
-from functools import cache, cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -303,9 +303,8 @@ class Vocabulary:
         return [index for index, text in enumerate(texts) if test(text)]
 
 
-@cache
 def load_tokenizer(name: str, *, tags: bool = False) -> Any:
-    """Load a tokenizer once in a process.
+    """Load a tokenizer, once in a process while its files stay as they are.
 
     Args:
         name: a tokenizer.json, a folder that holds one, or a name on the Hugging Face hub.
@@ -318,22 +317,36 @@ def load_tokenizer(name: str, *, tags: bool = False) -> Any:
     Raises:
         InputError: there is none, or it cannot be read.
     """
-    tokenizer = _load(name)
-    if tags:
-        add_tags(tokenizer)
-    return tokenizer
+    return _kept(*_named(name), tags)
 
 
-@cache
 def load_asking(name: str, settings: str, *, tags: bool = False) -> Any:
-    """Load a tokenizer once in a process, with a chat template that names settings.
+    """Load a tokenizer as `load_tokenizer` does, with a chat template that names settings.
 
     Args:
         name, tags: as of `load_tokenizer`.
         settings: a `TemplateSettings` as JSON.
     """
-    found = TemplateSettings(**json.loads(settings))
-    return with_settings(load_tokenizer(name, tags=tags), found)
+    return _kept(*_named(name), tags, settings)
+
+
+def _named(name: str) -> tuple[str, tuple[object, ...]]:
+    """Return a name, and where and how the files are that it names."""
+    path = Path(name)
+    files = [path] if path.is_file() else sorted(path.glob("*token*")) if path.is_dir() else []
+    files += [*path.glob("chat_template*")] if path.is_dir() else []
+    stats = [(file.name, file.stat().st_mtime_ns, file.stat().st_size) for file in files]
+    return name, (str(path.absolute()), *stats) if stats else ()
+
+
+@lru_cache(maxsize=32)
+def _kept(name: str, files: tuple[object, ...], tags: bool, settings: str = "") -> Any:
+    if settings:
+        return with_settings(_kept(name, files, tags), TemplateSettings(**json.loads(settings)))
+    tokenizer = _load(name)
+    if tags:
+        add_tags(tokenizer)
+    return tokenizer
 
 
 def _load(name: str) -> Any:

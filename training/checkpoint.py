@@ -265,7 +265,7 @@ def export(
     with tempfile.TemporaryDirectory() as written:
         for name, data in kept["tokenizer"].items():
             Path(written, name).write_bytes(data)
-        tokenizer = load_tokenizer.__wrapped__(written)
+        tokenizer = load_tokenizer(written)
     model = _adapted(kept, tokenizer, state) if kept["lora"] else _whole(kept, state)
     if kept["generation"]:
         model.generation_config = GenerationConfig.from_dict(kept["generation"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -27,6 +28,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers
 
 import mvspec
 from mvspec.compiler import Vocabulary, add_tags, compile_document
+from mvspec.compiler.vocabulary import load_tokenizer
 from mvspec.errors import Unsupported
 from mvspec.law.tags import Tag
 
@@ -240,3 +242,21 @@ def test_ids_may_have_gaps() -> None:
     assert vocabulary.label_ids == {9, 71}
     assert vocabulary.label_end_ids == {70}
     assert vocabulary.newline_ids == {9}
+
+
+def test_a_tokenizer_that_was_written_anew_is_loaded_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its name alone it would be the one of before, or of another folder."""
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    small_tokenizer().save(str(tmp_path / "a" / "tokenizer.json"))
+    untagged_tokenizer().save(str(tmp_path / "b" / "tokenizer.json"))
+    sizes = []
+    for folder in ("a", "b", "a"):
+        monkeypatch.chdir(tmp_path / folder)
+        sizes.append(load_tokenizer("tokenizer.json").get_vocab_size())
+    assert sizes[0] == sizes[2] != sizes[1]
+    assert load_tokenizer("tokenizer.json") is load_tokenizer("tokenizer.json")
+    untagged_tokenizer().save(str(tmp_path / "a" / "tokenizer.json"))
+    assert load_tokenizer("tokenizer.json").get_vocab_size() == sizes[1]

@@ -12,11 +12,12 @@ import mvspec
 from mvspec.forms import FORMS
 from mvspec.forms.recovery.edits import apply
 
+FORM = r"<!-- form: (\S+) -->\n~~~~text\n(.*?)~~~~\n"
 PAGE = Path(__file__).parents[2] / "docs" / "forms.md"
 # A fence needs a newline at its end, which a text need not have.
 EXAMPLES = {
     form: text if form in ("curator-summary", "curator-plan") else text.removesuffix("\n")
-    for form, text in re.findall(r"~~~~text (\S+)\n(.*?)~~~~\n", PAGE.read_text("utf-8"), re.DOTALL)
+    for form, text in re.findall(FORM, PAGE.read_text("utf-8"), re.DOTALL)
 }
 
 
