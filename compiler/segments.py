@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import takewhile
 from typing import Any, NamedTuple
 
 from mvspec.compiler.chat_template import (
@@ -457,7 +456,8 @@ class TemplatedChat:
         """
         whole = self.through(len(self.messages) - 1) if self.messages else []
         for number, content in enumerate(self._contents[:-1]):
-            before = [each for _, each in takewhile(lambda part, at=number: part[0] != at, whole)]
+            stop = next((at for at, (owner, _) in enumerate(whole) if owner == number), len(whole))
+            before = [each for _, each in whole[:stop]]
             asked = [each for _, each in self.asked(number)] if content is None else before
             if "".join(each.text for each in before) != "".join(each.text for each in asked):
                 raise Unsupported(

@@ -32,7 +32,7 @@ _MOST_CHOICES = 1024
 _BOUNDS = {"top_k": 1 << 31, "logit_bias": 1e38}
 """What numbers are below that SGLang makes tensors of; not a number is not."""
 
-_JSON = str | int | float | dict
+_JSON: Any = str | int | float | dict
 _SCALARS = ("logprob_start_len", "top_logprobs_num")
 _GRAMMARS = {"json_schema", "regex", "ebnf", "structural_tag"}
 _SWITCHES = {"skip_special_tokens", "spaces_between_special_tokens"}
