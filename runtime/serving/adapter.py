@@ -203,10 +203,12 @@ class SchedulerAdapter:
 
     def send(self, reqs: Iterable[Any]) -> None:
         """Send what is new of the clients' requests."""
-        reqs = list(reqs)
-        if reqs:
+        groups: dict[frozenset[str], list[Any]] = {}
+        for req in reqs:  # what is sent together all gets the fields that one of it has
+            groups.setdefault(frozenset(req.customized_info or ()), []).append(req)
+        for group in groups.values():
             self.scheduler.output_streamer.stream_output(
-                reqs, any(req.return_logprob for req in reqs)
+                group, any(req.return_logprob for req in group)
             )
 
     def refuse(self, req: Any, message: str, status: int = 400, kind: str = "") -> None:

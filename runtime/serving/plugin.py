@@ -154,7 +154,10 @@ class SGLangPlugin:
                 if forks is None or limits is None or not forks.lexicon.vocabulary.tagged:
                     return ""
                 return adaptive_payload(recv, limits, self._tags)
-            text = custom.pop(KEY)
+            text = custom[KEY]  # requests of one batch share the dictionary
+            recv.sampling_params.custom_params = {
+                name: value for name, value in custom.items() if name != KEY
+            }
             if forks is None:
                 raise Unsupported(self.reason)
             payload = PlanPayload.from_json(text)

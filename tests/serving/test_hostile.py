@@ -239,3 +239,12 @@ def test_a_refusal_is_told_in_a_stream_too(server: Served) -> None:
     assert finish["status_code"] == 400
     assert finish["err_type"] == "VerifyError"
     assert "ops" in finish["message"]
+
+
+def test_prompts_of_one_batch_each_run_the_plan(server: Served, engine: Any) -> None:
+    """SGLang gives them one dictionary of parameters."""
+    params = {"custom_params": {"mvspec": json.dumps(payload(engine))}, "max_new_tokens": 40}
+    body = {"input_ids": [[5, 6, 7], [8, 9]], "sampling_params": params}
+    found = httpx.post(f"{server.url}/generate", json=body, timeout=120.0).json()
+    assert len(found) == 2
+    assert all("mvspec" in each["meta_info"]["finish_reason"] for each in found)
