@@ -340,6 +340,8 @@ def test_any_text_has_a_view(text: str) -> None:
     assert "\n" not in searched + rest
     # Halves of a surrogate pair that meet in JSON are one character.
     assert in_units(text, 0, units(text)) in json.loads(searched)
+    if any(each.code == "other-form" for each in view.diagnostics):
+        return  # a text of another form is named, and not repaired as this one
     repaired = apply(text, tuple(d for d in view.diagnostics if d.severity == "error"))
     if view.verdict == "ok":  # what white space stands at its tags is a variant of the form
         repaired = mvspec.render(mvspec.parse(text).messages[0])
