@@ -70,6 +70,15 @@ def adaptive_payload(recv: Any, limits: Limits, tags: Set[int]) -> PlanPayload |
     return PlanPayload(unasked=True, options=adaptive_options(recv, limits))
 
 
+def seed_of(name: str) -> int:
+    """Return the seed that a name stands for, the same in every process.
+
+    >>> seed_of("7/1") == seed_of("7/1") != seed_of("7/2")
+    True
+    """
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=6).digest(), "big")
+
+
 def adaptive_options(recv: Any, limits: Limits) -> Options:
     """Return SGLang's own sampling fields as options; its stop strings are `ClientResponse`'s.
 
@@ -80,7 +89,7 @@ def adaptive_options(recv: Any, limits: Limits) -> Options:
     greedy = given.top_k == 1
     seed = given.sampling_seed
     if seed is None:  # its own, and the same in every process of the server
-        seed = int.from_bytes(hashlib.blake2b(recv.rid.encode(), digest_size=6).digest(), "big")
+        seed = seed_of(recv.rid)
     sampling = Sampling(
         temperature=0.0 if greedy else given.temperature,
         top_p=given.top_p,

@@ -6,7 +6,6 @@ would let a user's text hold live ones.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
@@ -20,6 +19,7 @@ from mvspec.errors import MvspecError, ParseError
 from mvspec.forms import parse
 from mvspec.law.tags import TAG
 from mvspec.runtime.options import Options
+from mvspec.runtime.serving.adaptive_requests import seed_of
 from mvspec.runtime.serving.protocol import KEY, PlanPayload
 from mvspec.tree.builder import message
 from mvspec.tree.ir import Document, Message
@@ -243,15 +243,10 @@ def _seed_each_choice(request: Any) -> None:
     else:
         request.input_ids = every
     request.sampling_params = [
-        params | {"n": 1, "sampling_seed": seed if not number else _mixed(seed, number)}
+        params | {"n": 1, "sampling_seed": seed if not number else seed_of(f"{seed}/{number}")}
         for _ in each
         for number in range(count)
     ]
-
-
-def _mixed(seed: int, number: int) -> int:
-    digest = hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=6).digest()
-    return int.from_bytes(digest, "big")
 
 
 def _turns(
